@@ -1,0 +1,1 @@
+"""Ways to obtain a suspect from a released model, one family a module."""

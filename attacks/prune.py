@@ -1,0 +1,79 @@
+"""Zero a stolen model's smallest weights.
+
+Source: A. Chistyakova, M. Pautov, "ActiveMark: on watermarking of visual foundation models via
+massive activations", arXiv:2510.04966, section 4.2 (unstructured l1-norm pruning of the entire
+model, 20 % and 40 %, no retraining).
+
+The paper does not say whether magnitudes are ranked over the model or within a layer, nor which
+tensors count as weights. Here `scope` chooses the first, and the second are the weights of linear
+and convolution modules, as in PyTorch's own pruning. Biases, norms, embeddings and parameters of
+other modules (the packed queries, keys and values of open_clip's attention) are left alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from bench.models import VisionModel, clone
+from bench.registry import attack
+from bench.types import Access, Context
+
+
+@attack("prune.l1")
+@dataclass(frozen=True, slots=True)
+class L1Prune:
+    """Zero the share `amount` of the backbone's weights that is smallest in magnitude.
+
+    `scope` ranks magnitudes over the whole backbone ("global") or within each layer ("layer").
+    """
+
+    amount: float = 0.2
+    scope: Literal["global", "layer"] = "global"
+
+    offers: ClassVar[Access] = Access.ALL
+    derived: ClassVar[bool] = True
+    random: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.amount < 1:
+            raise ValueError(f"amount: expected a share in [0, 1), got {self.amount}")
+
+    def run(self, victim: VisionModel, ctx: Context) -> VisionModel:
+        """Return the pruned copy; notes say the sparsity reached."""
+        model = clone(victim)
+        weights = _weights(model)
+        with torch.no_grad():
+            if self.scope == "global":
+                flat = torch.cat([weight.flatten() for weight in weights])
+                sizes = [weight.numel() for weight in weights]
+                pruned = torch.split(_without_smallest(flat, self.amount), sizes)
+            else:
+                pruned = tuple(_without_smallest(w.flatten(), self.amount) for w in weights)
+            for weight, values in zip(weights, pruned, strict=True):
+                weight.copy_(values.view_as(weight))
+        model.notes = {"sparsity": sparsity(model)}
+        return model
+
+
+def sparsity(model: VisionModel) -> float:
+    """Return the share of zeros among the weights that pruning may touch, in [0, 1]."""
+    weights = _weights(model)
+    zeros = sum(int((weight == 0).sum()) for weight in weights)
+    return zeros / sum(weight.numel() for weight in weights)
+
+
+def _weights(model: VisionModel) -> list[Tensor]:
+    # The trunk only: a classification head on top of it is the thief's own work.
+    modules = model.trunk.modules()
+    return [m.weight for m in modules if isinstance(m, nn.Linear | nn.Conv2d)]
+
+
+def _without_smallest(values: Tensor, amount: float) -> Tensor:
+    """Copy `values` (n,) with the smallest magnitudes set to zero."""
+    count = round(amount * values.numel())
+    smallest = values.abs().topk(count, largest=False, sorted=False).indices
+    return values.index_fill(0, smallest, 0.0)  # +0: multiplying by a mask would leave -0

@@ -1,0 +1,436 @@
+"""The command `bench`: run a suite, plan it, report on it, and look at what there is."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench.types import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from rich.console import Console
+
+    from bench.plan import Plan
+    from bench.suite import OwnerSettings
+
+OK, SOME_FAILED, USERS_MISTAKE = 0, 1, 2
+"""Exit statuses: all cells ok, skipped or incompatible; some cell failed; the user's mistake."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status; a user's mistake is one line on stderr."""
+    arguments = _parser().parse_args(argv)
+    try:
+        status: int = arguments.command(arguments)
+    except UserError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return USERS_MISTAKE
+    except BrokenPipeError:  # `bench list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+    except KeyboardInterrupt:
+        print("bench: interrupted; what was finished is kept, run again to go on", file=sys.stderr)
+        return 130
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="bench",
+        description="Who owns this vision foundation model? Methods crossed with attacks.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, command: object, text: str) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=text, description=text)
+        made.set_defaults(command=command)
+        return made
+
+    run = add("run", run_suite, "answer every cell of a suite and print its tables")
+    _suite(run)
+    _device(run)
+    _suite(add("plan", show_plan, "say what a run would do, what is there already, what it costs"))
+    report = add("report", show_report, "print the tables again, from the records alone")
+    report.add_argument("suite", type=Path, help="suite file, or the folder of its results")
+    report.add_argument("--results", type=Path, default=Path("results"), metavar="DIR")
+    report.add_argument("--format", choices=("terminal", "markdown", "csv"), default="terminal")
+    listing = add("list", list_known, "list methods, attacks, models or embedded data")
+    listing.add_argument("what", choices=("methods", "attacks", "models", "data"))
+    _suite(add("check", check_suite, "say line by line what a suite needs and whether it is there"))
+    profile = add("profile", profile_model, "measure the activations of every block of a model")
+    profile.add_argument("model", help="mini, timm:NAME or open_clip:NAME")
+    profile.add_argument("--weights", default="hub", help="hub (default), random or a file")
+    profile.add_argument("--pretrained", help="open_clip's tag, for weights from the hub")
+    profile.add_argument("--images", default="photos", help="photos (default) or a folder")
+    profile.add_argument(
+        "--count", type=int, default=100, help="images (default 100, as the paper)"
+    )
+    _data(profile)
+    _device(profile)
+    store = add(
+        "store", show_store, "list what the store holds; --collect frees what no suite uses"
+    )
+    store.add_argument("--results", type=Path, default=Path("results"), metavar="DIR")
+    store.add_argument(
+        "--collect",
+        nargs="+",
+        type=Path,
+        metavar="SUITE",
+        help="remove every artefact that none of these suites uses",
+    )
+    _data(store)
+    return parser
+
+
+def _suite(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("suite", type=Path, help="suite file, e.g. suites/demo.yaml")
+    parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR")
+    _data(parser)
+
+
+def _data(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=os.environ.get("BENCH_DATA") or None,
+        metavar="DIR",
+        help="where relative paths of data and weights start (default: BENCH_DATA)",
+    )
+
+
+def _device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1 ...")
+
+
+def run_suite(arguments: argparse.Namespace) -> int:
+    """Answer the cells that have no record yet, then print and write the tables."""
+    from bench import ledger, progress
+    from bench.store import Store
+
+    plan = _plan(arguments)
+    home = arguments.results / plan.suite.name
+    answered = ledger.latest(ledger.read(home))
+    settled = {k for k, r in answered.items() if r.status != "failed"}
+    todo = [q for q in plan.questions if q.key not in settled]
+    _write_outline(plan, home)
+    console = _console()
+    for warning in plan.warnings:
+        console.print(f"note: {warning}", markup=False, highlight=False)
+    if todo:
+        from bench import engines, runner
+
+        runner.pin_threads()
+        device = _find_device(arguments.device)
+        store = Store(arguments.results / ".store")
+        laboratory = runner.Laboratory(plan, store, arguments.data, device)
+        runner.load_owners(laboratory)
+        console.print(
+            f"{plan.suite.name}: {len(todo)} of {len(plan.questions)} cells to answer "
+            f"on {runner.device_name(device)}",
+            highlight=False,
+        )
+        records = runner.run(laboratory, todo, engines.serial, _records_file(home))
+        for _ in progress.show(records, len(todo), console):
+            pass
+    return _finish(home, console, {q.key for q in plan.questions})
+
+
+def _finish(home: Path, console: Console, keys: set[str]) -> int:
+    """Print and write the tables; the status says whether any cell failed."""
+    from bench import ledger, report
+
+    records = ledger.latest(ledger.read(home))
+    tables = report.tables(ledger.read_outline(home / "suite.json"), records)
+    for table in tables:
+        report.print_table(table, console)
+    report.write(home, tables)
+    failed = [r for k, r in records.items() if k in keys and r.status == "failed"]
+    if not failed:
+        return OK
+    print(
+        f"bench: {len(failed)} of {len(keys)} cells failed, first: {failed[0].reason}; "
+        "run again to retry them",
+        file=sys.stderr,
+    )
+    return SOME_FAILED
+
+
+def _records_file(home: Path) -> Path:
+    """Name a new file of records: time-stamped for people, unique for concurrent runs."""
+    import time
+    import uuid
+
+    stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
+    return home / "records" / f"{stamp}-{uuid.uuid4().hex[:8]}.jsonl"
+
+
+def _write_outline(plan: Plan, home: Path) -> None:
+    from bench import ledger
+
+    suite = plan.suite
+    cells = tuple((q.key, q.cell) for q in plan.questions)
+    outline = ledger.Outline(
+        suite.name, suite.title, suite.alpha, cells, suite.reductions, plan.warnings
+    )
+    ledger.write_outline(home / "suite.json", outline)
+
+
+def _plan(arguments: argparse.Namespace) -> Plan:
+    from bench import plan, suite
+
+    return plan.make(suite.load(arguments.suite), arguments.data)
+
+
+def show_plan(arguments: argparse.Namespace) -> int:
+    """Print cells, stages, what the store has, and time and disk going by earlier runs."""
+    from rich.table import Table
+
+    from bench import ledger, plan
+    from bench.store import Store
+
+    made = _plan(arguments)
+    store = Store(arguments.results / ".store")
+    answered = ledger.latest(ledger.read(arguments.results / made.suite.name))
+    todo = [q for q in made.questions if q.key not in answered]
+    rows = plan.forecast(made, store, plan.missing(made, store, todo))
+    table = Table("stage", "to run", "in the store or not needed", "seconds", "MB")
+    for row in rows:
+        table.add_row(
+            row.kind,
+            str(row.stages),
+            str(row.there),
+            _guess(row.seconds),
+            _guess(row.megabytes),
+        )
+    console = _console()
+    console.print(
+        f"{made.suite.name}: {len(made.questions)} cells, {len(made.questions) - len(todo)} answered"
+    )
+    console.print(table)
+    console.print("seconds and MB: from stages alike in the store; ? means none was run here yet")
+    for warning in made.warnings:
+        console.print(f"note: {warning}", markup=False, highlight=False)
+    return OK
+
+
+def _guess(value: float | None) -> str:
+    return "?" if value is None else f"{value:.1f}"
+
+
+def show_report(arguments: argparse.Namespace) -> int:
+    """Print a suite's tables from its records; needs neither torch nor the models."""
+    from bench import ledger, report
+
+    home = arguments.suite
+    if home.suffix in (".yaml", ".yml"):
+        import yaml
+
+        try:
+            name = yaml.safe_load(home.read_text())["name"]
+        except (OSError, yaml.YAMLError, KeyError, TypeError):
+            raise UserError(f"expected a suite file with a name, got {home}") from None
+        home = arguments.results / name
+    records = ledger.latest(ledger.read(home))
+    tables = report.tables(ledger.read_outline(home / "suite.json"), records)
+    console = _console()
+    for table in tables:
+        if arguments.format == "terminal":
+            report.print_table(table, console)
+        else:
+            text = report.markdown(table) if arguments.format == "markdown" else report.csv(table)
+            print(text)
+    return OK
+
+
+def list_known(arguments: argparse.Namespace) -> int:
+    """Print every known name of one kind, with what it does and its source."""
+    from rich.table import Table
+
+    console = _console()
+    table = Table(box=None, pad_edge=False, show_header=True)
+    if arguments.what in ("methods", "attacks"):
+        from bench.registry import ATTACKS, METHODS
+
+        registry = METHODS if arguments.what == "methods" else ATTACKS
+        for column in ("name", "what it does", "source", "from"):
+            table.add_column(column, overflow="fold")
+        for name in registry.names():
+            source = registry.source(name)  # type: ignore[attr-defined]
+            origin = registry.origin(name)  # type: ignore[attr-defined]
+            table.add_row(name, source.summary, source.paper, origin.distribution or origin.value)
+    elif arguments.what == "data":
+        for column in ("loader", "images", "what it is"):
+            table.add_column(column, overflow="fold")
+        from bench import manifest
+
+        for name in ("digits", "photos"):
+            made = manifest.read(name, manifest.DataSettings(name))
+            about = "scikit-learn" if name == "digits" else "scikit-image and scikit-learn"
+            table.add_row(name, str(len(made.items)), f"embedded, carried by {about}")
+        table.add_row(
+            "folder", "-", "your images: path/class/file, or path/{train,test}/class/file"
+        )
+    else:
+        for column in ("model", "where it comes from"):
+            table.add_column(column, overflow="fold")
+        table.add_row("embedded: mini", "shipped with the bench; `python -m bench.pretrain`")
+        table.add_row("timm: NAME", "any timm model; see timm.list_models()")
+        table.add_row("open_clip: NAME", "any open_clip image tower; see open_clip.list_models()")
+    console.print(table)
+    return OK
+
+
+def check_suite(arguments: argparse.Namespace) -> int:
+    """Say for every owner and data set whether it is there; exit 2 if anything is missing."""
+    from bench import manifest, suite
+    from bench import plan as planning
+
+    loaded = suite.load(arguments.suite)
+    console = _console()
+    missing = 0
+
+    def line(what: str, found: str | UserError) -> None:
+        nonlocal missing
+        missing += isinstance(found, UserError)
+        mark = "missing" if isinstance(found, UserError) else "ok"
+        console.print(f"{mark:8} {what}: {found}", markup=False, highlight=False, soft_wrap=True)
+
+    for owner in loaded.owners:
+        line(f"owner {owner.name}", _weights_line(owner, arguments.data))
+    for name, settings in loaded.data.items():
+        try:
+            made = manifest.read(name, settings, arguments.data)
+            manifest.split(made)
+            line(f"data {name}", f"{len(made.items)} images, {len(made.classes)} classes")
+        except UserError as error:
+            line(f"data {name}", error)
+    if not missing:
+        made_plan = planning.make(loaded, arguments.data)
+        line(f"suite {loaded.name}", f"{len(made_plan.questions)} cells")
+        for warning in made_plan.warnings:
+            console.print(f"note     {warning}", markup=False, highlight=False)
+    return USERS_MISTAKE if missing else OK
+
+
+def _weights_line(owner: OwnerSettings, data_dir: Path | None) -> str | UserError:
+    from bench import plan
+
+    try:
+        identity = plan.weights_identity(owner, data_dir)
+    except UserError as error:
+        return error
+    if identity == "hub":
+        return f"weights from the hub of {owner.library}, fetched on the first run"
+    return f"weights {identity}"
+
+
+def profile_model(arguments: argparse.Namespace) -> int:
+    """Print the activation profile of section 3.2.4 and the block both rules choose."""
+    import torch
+    from rich.table import Table
+
+    from bench import data, manifest, profile, runner
+    from bench.owners import load_owner
+    from bench.plan import weights_file
+
+    runner.pin_threads()
+    device = _find_device(arguments.device)
+    owner = _owner_of(arguments.model, arguments.weights, arguments.pretrained)
+    file = weights_file(owner, arguments.data) if owner.from_file else None
+    model = load_owner(owner, file)
+    if arguments.images == "photos":
+        settings = manifest.DataSettings("photos")
+    else:
+        settings = manifest.DataSettings("folder", path=arguments.images)
+    listed = manifest.read("images", settings, arguments.data)
+    order = torch.randperm(len(listed.items), generator=torch.Generator().manual_seed(0))
+    images = data.load(listed, order[: arguments.count].tolist(), model.preprocess)
+    rows = profile.activation_profile(model, images, device)
+    table = Table(
+        "block", "mean top-5", "top-1", "median", "top-1 / median", "token", "channel", "same place"
+    )
+    for row in rows:
+        table.add_row(
+            f"{row.block}{' massive' if row.massive else ''}",
+            f"{row.mean_top:.2f}",
+            f"{row.top[0]:.2f}",
+            f"{row.median:.3f}",
+            f"{row.ratio:.1f}",
+            str(row.token),
+            str(row.channel),
+            f"{row.consistency:.0%}",
+        )
+    console = _console()
+    console.print(f"{owner.name}: residual stream after each block, {len(images)} images")
+    console.print(table)
+    for rule in ("first_massive", "largest_jump"):
+        choice = profile.choose_block(rows, rule, len(rows) - 2)  # type: ignore[arg-type]
+        fallback = "" if choice.rule == rule else f" (no block is massive: {choice.rule})"
+        console.print(f"{rule}: block {choice.block}{fallback}", highlight=False)
+    return OK
+
+
+def _owner_of(text: str, weights: str, pretrained: str | None) -> OwnerSettings:
+    from bench.registry import settings
+    from bench.suite import OwnerSettings
+
+    library, _, name = text.rpartition(":")
+    value = {"library": library or "embedded", "name": name, "weights": weights}
+    return settings(OwnerSettings, value | ({"pretrained": pretrained} if pretrained else {}))
+
+
+def show_store(arguments: argparse.Namespace) -> int:
+    """List the store by kind of artefact; with --collect, free what no given suite uses."""
+    from rich.table import Table
+
+    from bench import plan, suite
+    from bench.store import Store
+
+    store = Store(arguments.results / ".store")
+    console = _console()
+    if arguments.collect:
+        kept = {
+            key
+            for path in arguments.collect
+            for key in plan.make(suite.load(path), arguments.data).stages
+        }
+        gone = [a for a in store if a.key not in kept]
+        for artefact in gone:
+            store.remove(artefact.key)
+        for path in store.leftovers():
+            path.unlink(missing_ok=True)
+        freed = sum(a.bytes for a in gone) / 1e6
+        console.print(f"removed {len(gone)} artefacts, {freed:.1f} MB", highlight=False)
+    table = Table("kind", "artefacts", "MB")
+    artefacts = list(store)
+    for kind in sorted({a.kind for a in artefacts}):
+        sizes = [a.bytes for a in artefacts if a.kind == kind]
+        table.add_row(kind, str(len(sizes)), f"{sum(sizes) / 1e6:.1f}")
+    console.print(table)
+    return OK
+
+
+def _find_device(name: str) -> torch.device:
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):
+        raise UserError(f"--device: expected auto, cpu or a usable GPU, got '{name}'") from None
+    return device
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    wide = Console()
+    # A pipe has no width of its own; tables are laid out for this one.
+    return wide if wide.is_terminal else Console(width=120)

@@ -1,0 +1,165 @@
+"""Append-only records on disk: one JSON object per line, one file per run.
+
+Beside them lies the outline of the suite that was run, which is all a report needs besides records.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, NoReturn, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from bench.files import write_atomically
+from bench.types import SCHEMA, Cell, Json, Record, UserError, canonical
+
+
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """What was asked: the suite's cells by key and in its order, and what to print around them."""
+
+    name: str
+    title: str
+    alpha: float
+    cells: tuple[tuple[str, Cell], ...]
+    reductions: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+T = TypeVar("T")
+
+_RECORD = TypeAdapter(Record)
+_OUTLINE = TypeAdapter(Outline)
+_PREFERENCE = {"ok": 0, "incompatible": 1, "skipped": 1, "failed": 2}
+
+
+def append(path: Path, record: Record) -> None:
+    """Write one record, whole, at the end of `path`, and see it onto the disk."""
+    line = f"{_text(record)}\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab+") as file:
+        _mend(file)
+        file.write(line.encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read(folder: Path) -> Iterator[Record]:
+    """Yield every record under `folder`; the line a killed run left unfinished is passed over."""
+    for path in sorted(folder.rglob("*.jsonl")):
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                record = _record(line, f"{path}:{number}")
+                if record is not None:
+                    yield record
+
+
+def latest(records: Iterable[Record]) -> dict[str, Record]:
+    """Keep one record per key, in the order of the keys: an answer before a failure.
+
+    Among equals the content decides, never the order in which they come.
+    """
+    kept: dict[str, Record] = {}
+    for record in records:
+        held = kept.setdefault(record.key, record)
+        if held is not record and _precedes(record, held):
+            kept[record.key] = record
+    return dict(sorted(kept.items()))
+
+
+def write_outline(path: Path, outline: Outline) -> None:
+    """Replace the outline at `path`; its bytes depend on what was asked alone."""
+    text = canonical({"schema": SCHEMA, "outline": dataclasses.asdict(outline)})
+    write_atomically(path, f"{text}\n".encode())
+
+
+def read_outline(path: Path) -> Outline:
+    """Read back what `write_outline` wrote."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        hint = f"{error.strerror}; `bench run` writes it, give the folder it wrote to"
+        raise UserError(f"{path}: {hint}") from None
+    try:
+        value = _parsed(data)
+    except ValueError as error:
+        raise UserError(f"{path}: expected JSON ({error}); run the suite again") from None
+    _check_schema(value, str(path))
+    return _validated(_OUTLINE, value.get("outline"), str(path))
+
+
+def _mend(file: BinaryIO) -> None:
+    """Close a last line whose newline a killed run never wrote, or cut it off if it is torn."""
+    if file.seek(0, os.SEEK_END) == 0:
+        return
+    file.seek(-1, os.SEEK_END)
+    if file.read(1) == b"\n":
+        return
+    file.seek(0)
+    *_, last = file
+    try:
+        _parsed(last)
+        file.write(b"\n")
+    except ValueError:
+        file.truncate(file.tell() - len(last))
+
+
+def _record(line: bytes, place: str) -> Record | None:
+    with contextlib.suppress(ValidationError):
+        # One pass is twice as fast, but reads NaN as a number: whatever looks like it goes below.
+        if b"NaN" not in line and b"Infinity" not in line:
+            record = _RECORD.validate_json(line)
+            if record.schema == SCHEMA:
+                return record
+    try:
+        value = _parsed(line)
+    except ValueError as error:
+        if not line.endswith(b"\n"):  # torn: a record counts once its whole line is there
+            return None
+        raise UserError(f"{place}: expected a record ({error}); delete the line") from None
+    _check_schema(value, place)
+    return _validated(_RECORD, value, place)
+
+
+def _parsed(data: bytes) -> dict[str, Json]:
+    value = json.loads(data, parse_constant=_refuse)
+    if not isinstance(value, dict):
+        raise ValueError(f"a JSON object, not {value!r:.40}")  # noqa: TRY004 - callers speak for it
+    return value
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no JSON")
+
+
+def _check_schema(value: dict[str, Json], place: str) -> None:
+    found = value.get("schema")
+    if found != SCHEMA:
+        newer = isinstance(found, int) and found > SCHEMA
+        remedy = "upgrade the bench" if newer else "run its suite again"
+        message = f"{place}: expected schema {SCHEMA}, got {found}; {remedy} or move the file away"
+        raise UserError(message)
+
+
+def _validated(adapter: TypeAdapter[T], value: Json, place: str) -> T:
+    try:
+        return adapter.validate_python(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise UserError(f"{place}: {where}: {first['msg']}; run the suite again") from None
+
+
+def _precedes(one: Record, other: Record) -> bool:
+    here, there = _PREFERENCE[one.status], _PREFERENCE[other.status]
+    return _text(one) < _text(other) if here == there else here < there
+
+
+def _text(record: Record) -> str:
+    return canonical(_RECORD.dump_python(record, warnings=False))

@@ -1,0 +1,123 @@
+"""Measure how large the activations of each transformer block grow (ActiveMark, section 3.2.4).
+
+The quantity and the criterion are those of M. Sun, X. Chen, J. Z. Kolter, Z. Liu, "Massive
+Activations in Large Language Models", COLM 2024, https://arxiv.org/abs/2402.17762: the residual
+stream after a block, attention and MLP added, in absolute value, over all tokens and channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from bench.data import Images
+from bench.models import VisionModel
+
+MASSIVE = 100.0
+"""Sun et al.: a massive activation exceeds this magnitude ..."""
+
+MASSIVE_RATIO = 1000.0
+"""... and this multiple of the median magnitude of the same hidden state."""
+
+
+@dataclass(frozen=True, slots=True)
+class BlockActivations:
+    """Magnitudes of one block's output, averaged over images.
+
+    `top` holds the five largest in descending order; `token` and `channel` say where the largest
+    sits in most images, `consistency` in how large a share of them.
+    """
+
+    block: int  # 0-based
+    top: tuple[float, float, float, float, float]
+    median: float
+    token: int
+    channel: int
+    consistency: float
+
+    @property
+    def mean_top(self) -> float:
+        """Mean of the five largest: the height of the curve in the paper's Fig. 2."""
+        return sum(self.top) / 5
+
+    @property
+    def ratio(self) -> float:
+        """Largest magnitude over the median one."""
+        return self.top[0] / self.median if self.median else float("inf")
+
+    @property
+    def massive(self) -> bool:
+        """Say whether the block meets the criterion of Sun et al."""
+        return self.top[0] > MASSIVE and self.ratio >= MASSIVE_RATIO
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """An expressive block and the rule that found it."""
+
+    block: int  # 0-based; the message is written to its output
+    rule: Literal["first_massive", "largest_jump"]
+    massive: bool  # whether any admissible block met the criterion
+
+
+def activation_profile(
+    model: VisionModel, images: Images, device: torch.device, batch: int = 50
+) -> tuple[BlockActivations, ...]:
+    """Profile every block of `model` over `images` (the paper: 100 random natural images).
+
+    Raises:
+        Incompatible: the model has no sequence of transformer blocks.
+
+    """
+    model = model.to(device)
+    found: list[list[tuple[Tensor, Tensor, Tensor]]] = [[] for _ in model.blocks]
+    with torch.inference_mode():
+        for start in range(0, len(images), batch):
+            tokens = model.embed(images.batch(slice(start, start + batch), device))
+            for block, rows in enumerate(found):
+                tokens = model.run_blocks(tokens, block, block + 1)
+                sizes = tokens.abs().flatten(1)  # (b, n d)
+                top = sizes.topk(5, dim=1)
+                rows.append(
+                    (top.values.cpu(), top.indices[:, 0].cpu(), sizes.median(1).values.cpu())
+                )
+    return tuple(_summarise(block, rows, model.width) for block, rows in enumerate(found))
+
+
+def choose_block(
+    profile: tuple[BlockActivations, ...],
+    rule: Literal["first_massive", "largest_jump"],
+    last: int,
+) -> Choice:
+    """Choose the expressive block among blocks 1 .. `last`.
+
+    `first_massive` is the paper's rule (section 3.2.4): the first block whose output meets the
+    criterion; where none does, the largest jump decides and is recorded as such. `largest_jump`
+    is the rule of the authors' code: the block whose mean top-5 rises most over the block before.
+    """
+    admissible = profile[: last + 1]
+    massive = [row.block for row in admissible if row.massive]
+    if rule == "first_massive" and massive:
+        return Choice(massive[0], "first_massive", True)
+    rises = [b.mean_top - a.mean_top for a, b in zip(admissible, admissible[1:], strict=False)]
+    jump = 1 + max(range(len(rises)), key=rises.__getitem__) if rises else 0
+    return Choice(jump, "largest_jump", bool(massive))
+
+
+def _summarise(
+    block: int, rows: list[tuple[Tensor, Tensor, Tensor]], width: int
+) -> BlockActivations:
+    top = torch.cat([row[0] for row in rows]).double().mean(0)
+    places = torch.cat([row[1] for row in rows])
+    place = int(places.mode().values)
+    return BlockActivations(
+        block=block,
+        top=tuple(top.tolist()),
+        median=float(torch.cat([row[2] for row in rows]).double().mean()),
+        token=place // width,
+        channel=place % width,
+        consistency=float((places == place).double().mean()),
+    )

@@ -1,0 +1,683 @@
+"""Turn records into the paper's tables and figures.
+
+A report is a pure function of an outline (what was asked, in order) and the records by key (what
+was found): the same records give the same bytes, whatever order they come in.
+"""
+
+from __future__ import annotations
+
+import csv as csv_format
+import io
+import itertools
+import re
+import textwrap
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, median
+from typing import TYPE_CHECKING, TypeVar
+
+from bench import statistics
+from bench.files import write_atomically
+from bench.types import Cell, Cost, Evidence, Fidelity, Lineage, Record, Spec, canonical
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from bench.ledger import Outline
+
+T = TypeVar("T", bound=Hashable)
+
+NOTHING = "—"
+"""Printed where nothing was asked."""
+
+LONGEST_LABEL = 44
+"""Letters; a longer name gets a number and moves to the legend."""
+
+TERMINAL_COLUMN = 18
+"""Letters; seven such columns and an attack's name fit on 120."""
+
+LONGEST_REASON = 48
+"""Letters; the record keeps the whole of it."""
+
+BLOCK_NOTES = ("block", "block_rule")
+"""What `protect` may report about where a mark sits and how the place was chosen."""
+
+UNTOUCHED = "control.identity"
+"""The attack that does nothing; its row holds the strangers that nothing was done to."""
+
+TAUS = tuple(range(8))
+"""The bit errors of the paper's Fig. 3."""
+
+POPULATIONS: tuple[tuple[Lineage, str], ...] = (
+    ("released", "marked"),
+    ("owner", "twin"),
+    ("stranger", "stranger"),
+)
+
+LEGEND = (
+    "marked: the released model after the attack (for a fingerprint the released model is the "
+    "owner's). twin: the same attack on the owner's unmarked model, so a mark must not be read off "
+    "it. stranger: the same attack on models trained independently. Rates are shares of queries on "
+    "which the method's own rule holds: mean [95 % Wilson interval over the queries of one suspect]"
+    " (n models: lowest-highest).",
+    "p: the largest p-value of the marked copies; a mark must beat strangers and twins. owned 2/2: "
+    "the verdict on 2 of 2 copies. statistic: mean of the method's native number. m/t/s: "
+    f"marked / twin / stranger. {NOTHING}: not asked. hole: not run yet.",
+)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table whose cells are text already.
+
+    The first `heads` columns name the block a row belongs to; Markdown and the terminal print them
+    once, above the block.
+    """
+
+    name: str
+    caption: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...] = ()
+    heads: int = 0
+
+    def __post_init__(self) -> None:
+        assert all(len(row) == len(self.columns) for row in self.rows), "a row of another width"
+
+    def blocks(self) -> dict[tuple[str, ...], list[tuple[str, ...]]]:
+        """Return the rows without their heads, by head, in order."""
+        blocks: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
+        for row in self.rows:
+            blocks.setdefault(row[: self.heads], []).append(row[self.heads :])
+        return blocks
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """One cell of the outline with the record that answers it, if there is one."""
+
+    cell: Cell
+    record: Record | None
+
+    @property
+    def found(self) -> Record | None:
+        """Return the record if it carries evidence."""
+        return self.record if self.record is not None and self.record.evidence else None
+
+    @property
+    def lineage(self) -> Lineage:
+        return statistics.lineage(self.record) if self.record else self.cell.lineage
+
+    @property
+    def hole(self) -> str:
+        """Say in words why there is no number; empty if there is one."""
+        if self.record is None:
+            return "hole"
+        if self.found:
+            return ""
+        reason = " ".join(self.record.reason.split())
+        return f"{self.record.status}: {_short(reason)}" if reason else self.record.status
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One attack under one claim: its cells by what their suspects descend from."""
+
+    label: str
+    suspects: Mapping[Lineage, Sequence[_Asked]]
+
+    @property
+    def undone(self) -> bool:
+        """Say whether an attack on the released model gave back the clean owner."""
+        return any(asked.cell.lineage == "released" for asked in self.suspects["owner"])
+
+    def records(self, origin: Lineage) -> list[Record]:
+        return [asked.found for asked in self.suspects[origin] if asked.found]
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Everything asked about one owner with one method."""
+
+    owner: str
+    method: str
+    asked: Sequence[_Asked]
+    rows: Sequence[_Row]
+
+    @property
+    def records(self) -> list[Record]:
+        return [asked.record for asked in self.asked if asked.record]
+
+    @property
+    def found(self) -> list[Record]:
+        return [asked.found for asked in self.asked if asked.found]
+
+
+@dataclass(frozen=True)
+class _Labels:
+    """Short names for specs, with a legend of those that had to be numbered."""
+
+    texts: Mapping[str, str]
+    legend: tuple[str, ...]
+
+    def __call__(self, *chain: Spec) -> str:
+        return " > ".join(self.texts[canonical(step.json())] for step in chain)
+
+
+def tables(outline: Outline, records: Mapping[str, Record]) -> tuple[Table, ...]:
+    """Return Table 2, Table 3 and, for methods that count bit errors, the numbers of Fig. 3."""
+    blocks, legend = _blocks(outline, records)
+    curves = _figure_3(blocks)
+    return (
+        _table_2(outline, blocks, legend),
+        _table_3(outline, blocks),
+        *((curves,) if curves.rows else ()),
+    )
+
+
+def markdown(table: Table) -> str:
+    """Write a table as Markdown, one block after the other."""
+    lines = [f"# {table.name}: {table.caption}", ""]
+    columns = table.columns[table.heads :]
+    for head, rows in table.blocks().items():
+        lines += [f"## {_heading(head)}", ""] if head else []
+        lines += [_pipes(columns), _pipes(["---"] * len(columns)), *map(_pipes, rows), ""]
+    lines += [f"* {_flat(note)}" for note in table.notes]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def csv(table: Table) -> str:
+    """Write a table's columns and rows as comma-separated values, without its notes."""
+    text = io.StringIO()
+    writer = csv_format.writer(text, lineterminator="\n")
+    writer.writerow(table.columns)
+    writer.writerows(table.rows)
+    return text.getvalue()
+
+
+def print_table(table: Table, console: Console) -> None:
+    """Print a table to a terminal; it reads well from 120 columns on."""
+    from rich import box
+    from rich.table import Table as Grid
+    from rich.text import Text
+
+    console.print(Text(f"{table.name}: {table.caption}", style="bold"))
+    for head, rows in table.blocks().items():
+        if head:
+            console.print(Text(_heading(head), style="bold"))
+        grid = Grid(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+        for number, column in enumerate(table.columns[table.heads :]):
+            grid.add_column(Text(_narrow(column)), no_wrap=number > 0, overflow="fold")
+        for first, *others in rows:
+            grid.add_row(Text(first), *(Text(_narrow(cell)) for cell in others))
+        console.print(grid)
+        console.print()
+    for note in table.notes:
+        console.print(Text(f"* {_flat(note)}"))
+    console.print()
+
+
+def _narrow(cell: str) -> str:
+    """Break a cell into lines where a reader would: before an interval, a range, a count."""
+    parts = re.split(r" (?=\[|\(|\d+/\d)", cell)
+    return "\n".join(textwrap.fill(part, TERMINAL_COLUMN) for part in parts)
+
+
+def write(folder: Path, made: Iterable[Table]) -> tuple[Path, ...]:
+    """Write every table as Markdown and CSV, each file whole; return the paths."""
+    paths = []
+    for table in made:
+        stem = table.name.lower().replace(" ", "")
+        for suffix, text in (("md", markdown(table)), ("csv", csv(table))):
+            path = folder / f"{stem}.{suffix}"
+            write_atomically(path, text.encode())
+            paths.append(path)
+    return tuple(paths)
+
+
+# Who is who: blocks, rows and labels.
+
+
+def _blocks(outline: Outline, records: Mapping[str, Record]) -> tuple[list[_Block], list[str]]:
+    """Group the outline's cells by owner and method, in the outline's order."""
+    cells = [cell for _, cell in outline.cells]
+    owners = _labels(cell.owner for cell in cells)
+    methods = _labels(cell.method for cell in cells)
+    steps = _labels(step for cell in cells for step in (*_core(cell), *_control(cell)))
+    groups: dict[tuple[str, str], list[_Asked]] = {}
+    for key, cell in outline.cells:
+        group = (owners(cell.owner), methods(cell.method))
+        groups.setdefault(group, []).append(_Asked(cell, records.get(key)))
+    blocks = [
+        _Block(owner, method, asked, _rows(asked, steps))
+        for (owner, method), asked in groups.items()
+    ]
+    return blocks, [*owners.legend, *methods.legend, *steps.legend]
+
+
+def _rows(asked: Sequence[_Asked], steps: _Labels) -> list[_Row]:
+    """Make a row per attack, then one per control: strangers stand beside what they went through.
+
+    Rows come in the order of first mention, whichever population is mentioned first.
+    """
+    rows: dict[str, dict[Lineage, list[_Asked]]] = {}
+    controls: dict[str, dict[Lineage, list[_Asked]]] = {}
+    for item in asked:
+        label = steps(*_core(item.cell)) or UNTOUCHED
+        rows.setdefault(label, _empty())[item.lineage].append(item)
+        if label == UNTOUCHED and (control := _control(item.cell)):
+            controls.setdefault(steps(*control), _empty())[item.lineage].append(item)
+    if UNTOUCHED in rows and not (rows[UNTOUCHED]["released"] or rows[UNTOUCHED]["owner"]):
+        del rows[UNTOUCHED]  # nobody asked for the untouched model: its strangers are a control's
+    return [_Row(label, suspects) for label, suspects in (rows | controls).items()]
+
+
+def _empty() -> dict[Lineage, list[_Asked]]:
+    return {"released": [], "owner": [], "stranger": []}
+
+
+def _core(cell: Cell) -> tuple[Spec, ...]:
+    """Return what was done to the suspect, without the control that says who it is."""
+    chain = cell.attack[1:] if cell.lineage == "stranger" else cell.attack
+    return tuple(step for step in chain if step.name != UNTOUCHED)
+
+
+def _control(cell: Cell) -> tuple[Spec, ...]:
+    """Return the control that made a stranger, whichever of its strangers it made."""
+    if cell.lineage != "stranger":
+        return ()
+    first = cell.attack[0]
+    kind = {name: value for name, value in first.args.items() if name != "index"}
+    return (Spec(first.name, kind, first.version),)
+
+
+def _labels(specs: Iterable[Spec]) -> _Labels:
+    """Name specs by name and by the settings that tell them from others of that name."""
+    families: dict[str, dict[str, Spec]] = {}
+    for spec in specs:
+        families.setdefault(spec.name, {})[canonical(spec.json())] = spec
+    texts: dict[str, str] = {}
+    legend: list[str] = []
+    for name, family in families.items():
+        telling = _telling(list(family.values()))
+        for number, (key, spec) in enumerate(family.items(), start=1):
+            settings = [_setting(spec, setting) for setting in telling]
+            label = " ".join([name, *settings])
+            if len(label) > LONGEST_LABEL or label in texts.values():
+                label = f"{name} #{number}"
+                legend.append(f"{label}: {', '.join(settings)}")
+            texts[key] = label
+    return _Labels(texts, tuple(legend))
+
+
+def _telling(family: Sequence[Spec]) -> list[str]:
+    """Return the settings that take more than one value in a family of specs."""
+    names = sorted({setting for spec in family for setting in spec.args})
+    telling = [n for n in names if len({canonical(spec.args.get(n)) for spec in family}) > 1]
+    return telling + (["version"] if len({spec.version for spec in family}) > 1 else [])
+
+
+def _setting(spec: Spec, name: str) -> str:
+    value = spec.version if name == "version" else spec.args.get(name)
+    # A word speaks for itself ("cosine"), a number does not ("amount=0.4").
+    return value if isinstance(value, str) else f"{name}={canonical(value)}"
+
+
+# Table 2.
+
+
+def _table_2(outline: Outline, blocks: Sequence[_Block], legend: Sequence[str]) -> Table:
+    """Return detection rates, verdicts and utility for every attack, after the price of a mark."""
+    tasks: dict[str, str] = {}
+    rows: list[tuple[str, ...]] = []
+    notes: list[str] = []
+    for block in blocks:
+        nulls = statistics.innocents(block.records)
+        access = sorted({record.access for record in block.records if record.access})
+        head = (block.owner, block.method, f"needs {'; '.join(access)}" if access else NOTHING)
+        body = [
+            *_price(block),
+            *(_attack_row(row, nulls, outline.alpha, tasks) for row in block.rows),
+        ]
+        rows += [(*head, *cells) for cells in body]
+        notes += [
+            f"{block.owner}, {block.method}: {n}" for n in _findings(block, nulls, outline.alpha)
+        ]
+    return Table(
+        name="Table 2",
+        caption=f"who is recognised after which attack ({_title(outline)})",
+        columns=(
+            *("owner", "method", "access"),
+            *("attack", "marked", "twin", "stranger", "statistic (m/t/s)", "p", "verdict"),
+            "utility (m/t)",
+        ),
+        rows=tuple(rows),
+        notes=(
+            *LEGEND,
+            *(f"utility {number}: {task}." for task, number in tasks.items()),
+            *legend,
+            *notes,
+            *(f"Reduced: {text}" for text in outline.reductions),
+            *outline.warnings,
+        ),
+        heads=3,
+    )
+
+
+def _price(block: _Block) -> list[tuple[str, ...]]:
+    """Return the rows that price a mark: the released model, without injection, before attacks."""
+    prices = list({r.cell.method_seed: r.fidelity for r in block.records if r.fidelity}.values())
+    if not prices:
+        return []
+    blank = (NOTHING,) * 6
+    return [
+        ("price: feature cosine", _cosine(prices), *blank),
+        ("price: probe accuracy, owner -> released", _probe(prices), *blank),
+    ]
+
+
+def _cosine(prices: Sequence[Fidelity]) -> str:
+    means = [fmean(price.feature_cosine) for price in prices]
+    intervals = [statistics.mean_interval(price.feature_cosine) for price in prices]
+    known = [interval for interval in intervals if interval]
+    models = _models(len(means), statistics.between(means))
+    if not known:
+        return f"{fmean(means):.4f} {models}"
+    low = fmean(low for low, _ in known)
+    high = min(1.0, fmean(high for _, high in known))  # Student knows no bound, a cosine has one
+    return f"{fmean(means):.4f} [{low:.4f}, {high:.4f}] {models}"
+
+
+def _probe(prices: Sequence[Fidelity]) -> str:
+    before = fmean(price.owner_probe_accuracy for price in prices)
+    after = [price.released_probe_accuracy for price in prices]
+    n = min(price.probe_images for price in prices)
+    low, high = statistics.difference_interval(before, fmean(after), n)
+    change = fmean(after) - before
+    return (
+        f"{before:.3f} -> {fmean(after):.3f}: {change:+.3f} [{low:+.3f}, {high:+.3f}] "
+        f"{_models(len(after), statistics.between(after))}"
+    )
+
+
+def _attack_row(
+    row: _Row, nulls: Mapping[str, statistics.Innocents], alpha: float, tasks: dict[str, str]
+) -> tuple[str, ...]:
+    verdicts = _verdicts(row, nulls, alpha)
+    p_values = [verdict.p_value for verdict in verdicts if verdict.p_value is not None]
+    native = _statistics(row)
+    return (
+        row.label,
+        *(_rate(row, origin) for origin, _ in POPULATIONS),
+        NOTHING if set(native) == {NOTHING} else "/".join(native),
+        _p(max(p_values)) if p_values and len(p_values) == len(verdicts) else NOTHING,
+        _counts([verdict.outcome for verdict in verdicts]),
+        _utility(row, tasks),
+    )
+
+
+def _verdicts(
+    row: _Row, nulls: Mapping[str, statistics.Innocents], alpha: float
+) -> list[statistics.Verdict]:
+    """Judge every marked copy of a row against the innocents read with its secret."""
+    verdicts = []
+    for record in row.records("released"):
+        null = nulls[statistics.claim(record.cell)]
+        score = _evidence(record).score
+        verdicts.append(statistics.decide(score, null.strangers, null.descendants, alpha))
+    return verdicts
+
+
+def _rate(row: _Row, origin: Lineage) -> str:
+    """Write a population's detection rate, or in words why there is none."""
+    words = _count_words([asked.hole for asked in row.suspects[origin] if asked.hole])
+    records = row.records(origin)
+    if not records:
+        return words or ("the clean owner" if origin == "released" and row.undone else NOTHING)
+    rates = _per_model((record, _evidence(record).rate) for record in records)
+    queries = min(len(_evidence(record).agreement) for record in records)
+    spread = statistics.spread(rates, queries)
+    low, high = spread.within
+    models = _models(spread.models, spread.between)
+    text = f"{spread.mean:.3f} [{low:.3f}, {high:.3f}] {models}"
+    return f"{text} + {words}" if words else text
+
+
+def _statistics(row: _Row) -> list[str]:
+    """Write each population's native statistic, mean over models, or that nothing is there."""
+    found = [
+        _per_model((r, fmean(_evidence(r).statistic)) for r in row.records(origin))
+        for origin, _ in POPULATIONS
+    ]
+    return [f"{fmean(means):#.3g}" if means else NOTHING for means in found]
+
+
+def _utility(row: _Row, tasks: dict[str, str]) -> str:
+    """Write marked / twin with the numbers of the tasks; `tasks` gains those not met before."""
+    texts, numbers = [], set()
+    for origin in ("released", "owner"):
+        measured = [(r, r.utility) for r in row.records(origin) if r.utility is not None]
+        values = _per_model((record, utility.value) for record, utility in measured)
+        texts.append(f"{fmean(values):.3f}" if values else NOTHING)
+        for _, utility in measured:
+            task = f"{utility.metric}, {utility.task}, n = {utility.n}"
+            numbers.add(tasks.setdefault(task, f"({len(tasks) + 1})"))
+    return f"{'/'.join(texts)} {''.join(sorted(numbers))}" if numbers else NOTHING
+
+
+def _findings(
+    block: _Block, nulls: Mapping[str, statistics.Innocents], alpha: float
+) -> Iterator[str]:
+    """Yield what a reader must know to judge a block: its rule, its nulls, its warnings."""
+    if not block.found:
+        return
+    evidence = _evidence(block.found[0])
+    rule = (
+        f"native rule {evidence.rule.text}, one query is one {evidence.unit}, chance agreement "
+        f"{evidence.chance:.3g}."
+    )
+    chosen = filter(None, _distinct(map(_block_chosen, block.found)))
+    yield " ".join([rule, *chosen, *_distinct(_null(null, alpha) for null in nulls.values())])
+    alike = [
+        row.label
+        for row in block.rows
+        if any(_twin_alike(verdict, alpha) for verdict in _verdicts(row, nulls, alpha))
+    ]
+    if alike:
+        yield (
+            f"the twin scores like the marked copy ({', '.join(alike)}): the mark would be read "
+            "off models nobody marked."
+        )
+    if undone := [row.label for row in block.rows if row.undone]:
+        yield f"the suspect has the clean owner's weights, hence is a twin: {', '.join(undone)}."
+
+
+def _null(null: statistics.Innocents, alpha: float) -> str:
+    """Write the populations of innocents behind the p-values, and what they can decide."""
+    sizes = [len(null.strangers), *([] if null.descendants is None else [len(null.descendants)])]
+    needed, wrong = statistics.innocents_needed(alpha), statistics.false_positives(null, alpha)
+    twins = "" if null.descendants is None else f" and {sizes[1]} descendants of the clean owner"
+    short = "" if min(sizes) >= needed else f"; undecided, {needed} of each are needed"
+    check = (
+        f"{wrong.called} of {wrong.decided} innocents called owned, each judged by all others "
+        f"(95 % upper bound {wrong.upper:.3f})"
+        if wrong.decided
+        else "too few innocents to judge each by all others"
+    )
+    return (
+        f"p from {sizes[0]} strangers{twins}, counted as models; smallest attainable p "
+        f"{_p(1 / (min(sizes) + 1))} at alpha = {alpha:g}{short}; {check}."
+    )
+
+
+def _block_chosen(record: Record) -> str:
+    """Say which block carries the mark and how it was chosen, if `protect` reported it."""
+    noted = record.notes.get("protect") or {}
+    texts = [f"{name.replace('_', ' ')}: {noted[name]}" for name in BLOCK_NOTES if name in noted]
+    return f"{', '.join(texts)}." if texts else ""
+
+
+def _twin_alike(verdict: statistics.Verdict, alpha: float) -> bool:
+    """Say whether innocents of the owner's own family are what stands against ownership.
+
+    A copy that has lost its mark scores like strangers too: that is no complaint about twins.
+    """
+    by_strangers, by_twins = verdict.p_stranger, verdict.p_descendant
+    if by_twins is None or by_twins <= max(alpha, 1 / (1 + (verdict.n_descendants or 0))):
+        return False  # no twin scores as high
+    return by_strangers is None or by_strangers <= max(alpha, 1 / (1 + verdict.n_strangers))
+
+
+# Table 3 and Fig. 3.
+
+
+def _table_3(outline: Outline, blocks: Sequence[_Block]) -> Table:
+    """Return what embedding and extraction cost, beside the fewest passes they need."""
+    return Table(
+        name="Table 3",
+        caption=f"what marking and reading cost ({_title(outline)})",
+        heads=1,
+        columns=(
+            *("owner", "method", "embed min", "embed s", "ideal s", "ratio"),
+            *("extract s", "ideal s", "ratio", "forward (e/x)", "backward (e/x)"),
+            *("peak MB", "device"),
+        ),
+        rows=tuple(_cost_row(block) for block in blocks),
+        notes=(
+            "embed: mean over method seeds. extract: median over suspects. ideal: the fewest "
+            "passes the variant needs, timed on the same device in the same run. e/x: embedding "
+            "/ extraction, in images through the whole depth.",
+            *(f"Reduced: {text}" for text in outline.reductions),
+        ),
+    )
+
+
+def _cost_row(block: _Block) -> tuple[str, ...]:
+    # Embedding happens once per seed, however many suspects are read with its secret.
+    embeds = list(
+        {
+            r.cell.method_seed: r.costs["protect"] for r in block.records if "protect" in r.costs
+        }.values()
+    )
+    reads = [r.costs["extract"] for r in block.found if "extract" in r.costs]
+    both = [*embeds, *reads]
+    return (
+        *(block.owner, block.method),
+        _number([cost.seconds / 60 for cost in embeds], fmean, 2),
+        *_seconds(embeds, fmean),
+        *_seconds(reads, median),
+        _passes([c.forward_passes for c in embeds], [c.forward_passes for c in reads]),
+        _passes([c.backward_passes for c in embeds], [c.backward_passes for c in reads]),
+        _number([cost.peak_memory_mb for cost in both], max, 0),
+        ", ".join(sorted({cost.device for cost in both if cost.device})) or NOTHING,
+    )
+
+
+def _passes(embeds: Sequence[float], reads: Sequence[float]) -> str:
+    return f"{_number(embeds, fmean, 0)}/{_number(reads, median, 0)}"
+
+
+def _seconds(costs: Sequence[Cost], middle: Callable[[Sequence[float]], float]) -> tuple[str, ...]:
+    """Write seconds, ideal seconds and their ratio, the ratio from the same stages as the ideal."""
+    paired = [(c.seconds, c.ideal_seconds) for c in costs if c.ideal_seconds]
+    ratios = [seconds / ideal for seconds, ideal in paired]
+    return (
+        _number([cost.seconds for cost in costs], middle, 2),
+        _number([ideal for _, ideal in paired], middle, 2),
+        _number(ratios, middle, 2),
+    )
+
+
+def _figure_3(blocks: Sequence[_Block]) -> Table:
+    """Return R at every tau for methods that count bit errors: the paper's Fig. 3 as numbers."""
+    rows = []
+    for block in blocks:
+        if not any(_evidence(record).rule.statistic == "bit errors" for record in block.found):
+            continue
+        for row, (origin, name) in itertools.product(block.rows, POPULATIONS):
+            if curve := _curve(row.records(origin)):
+                rows.append((block.owner, block.method, row.label, name, *curve))
+    return Table(
+        name="Figure 3",
+        caption="R, the share of images read with at most tau bit errors, mean over n models",
+        columns=("owner", "method", "attack", "suspect", "n", *(f"tau {tau}" for tau in TAUS)),
+        rows=tuple(rows),
+        notes=LEGEND[:1],
+        heads=2,
+    )
+
+
+def _curve(records: Sequence[Record]) -> tuple[str, ...]:
+    """Write the number of models and their mean rate at every tau; empty without models."""
+    curves = [(record, statistics.detection_curve(_evidence(record), TAUS)) for record in records]
+    by_tau = [_per_model((record, curve[i]) for record, curve in curves) for i in range(len(TAUS))]
+    return (str(len(by_tau[0])), *(f"{fmean(rates):.3f}" for rates in by_tau)) if records else ()
+
+
+# Text.
+
+
+def _evidence(record: Record) -> Evidence:
+    assert record.evidence is not None  # `found` lets nothing else through
+    return record.evidence
+
+
+def _per_model(readings: Iterable[tuple[Record, float]]) -> list[float]:
+    """Return one value per distinct model: a model read with two secrets is still one model."""
+    models: dict[str, list[float]] = {}
+    for record, value in readings:
+        models.setdefault(statistics.model_name(record), []).append(value)
+    return [fmean(values) for values in models.values()]
+
+
+def _models(count: int, between: statistics.Interval | None) -> str:
+    """Write how many models a mean is over, and their range if there is one."""
+    return f"(n={count}: {between[0]:.3f}-{between[1]:.3f})" if between else f"(n={count})"
+
+
+def _counts(outcomes: Sequence[str]) -> str:
+    """Write verdicts with how often each was passed: "owned 1/2, undecided 1/2"."""
+    counted = Counter(outcomes)
+    return ", ".join(f"{o} {counted[o]}/{len(outcomes)}" for o in sorted(counted)) or NOTHING
+
+
+def _count_words(words: Sequence[str]) -> str:
+    """Write the reasons for missing numbers once each: "hole (2), skipped: needs labels"."""
+    counted = Counter(words)
+    return "; ".join(w if counted[w] == 1 else f"{w} ({counted[w]})" for w in sorted(counted))
+
+
+def _distinct(items: Iterable[T]) -> list[T]:
+    return list(dict.fromkeys(items))
+
+
+def _p(value: float) -> str:
+    return f"{value:.3f}" if value >= 0.001 else f"{value:.1e}"
+
+
+def _number(
+    values: Sequence[float], middle: Callable[[Sequence[float]], float], decimals: int
+) -> str:
+    return f"{middle(values):.{decimals}f}" if values else NOTHING
+
+
+def _short(reason: str) -> str:
+    return reason if len(reason) <= LONGEST_REASON else reason[: LONGEST_REASON - 1] + "…"
+
+
+def _title(outline: Outline) -> str:
+    return outline.title or outline.name
+
+
+def _heading(head: Sequence[str]) -> str:
+    return ", ".join(part for part in head if part != NOTHING)
+
+
+def _pipes(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(_flat(cell).replace("|", "\\|") for cell in cells) + " |"
+
+
+def _flat(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,406 @@
+"""Run a suite: carry out each stage of its plan once and write a record for every cell."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import platform
+import statistics
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from bench import data, ledger, measure, models, pretrain, probe
+from bench.data import Images
+from bench.manifest import Manifest, split
+from bench.models import Architecture, VisionModel
+from bench.owners import load_owner
+from bench.plan import Plan, Question, Stage, weights_file
+from bench.registry import ATTACKS, METHODS
+from bench.store import Artefact, Store
+from bench.types import (
+    Context,
+    Cost,
+    Evidence,
+    Fidelity,
+    Incompatible,
+    Json,
+    Record,
+    Rule,
+    Suspect,
+    UserError,
+    Utility,
+    digest,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+REPEAT_BELOW = 1.0
+"""Seconds; a shorter extraction is timed five times, in turn with its ideal."""
+
+BATCH = 64
+"""Images per inference pass where the bench itself makes it."""
+
+
+@dataclass(frozen=True)
+class Laboratory:
+    """Where stages are carried out: the plan, the store, the user's data and the device."""
+
+    plan: Plan
+    store: Store
+    data_dir: Path | None
+    device: torch.device
+
+    def carry_out(self, stage: Stage) -> Artefact:
+        """Do one stage and keep what it makes; its parents must be in the store."""
+        work: Callable[[Stage], Made] = getattr(self, f"_{stage.kind}")
+        with measure.measuring(self.device) as meter:
+            made = work(stage)
+        cost = dataclasses.asdict(self._cost(meter, made.seconds, made.ideal_seconds))
+        payload = {"cost": cost, **made.payload}
+        return self.store.put(
+            stage.key, stage.kind, dict(stage.recipe), stage.parents, payload, made.tensors
+        )
+
+    def _cost(self, meter: measure.Meter, seconds: float | None, ideal: float | None) -> Cost:
+        return Cost(
+            seconds=meter.seconds if seconds is None else seconds,
+            ideal_seconds=ideal,
+            forward_passes=meter.forward_passes,
+            backward_passes=meter.backward_passes,
+            peak_memory_mb=meter.peak_memory_mb,
+            device=device_name(self.device),
+        )
+
+    def _owner(self, stage: Stage) -> Made:
+        owner = self.plan.owners[stage.key]
+        file = weights_file(owner, self.data_dir) if owner.from_file else None
+        return Made.of(load_owner(owner, file))
+
+    def _cohort(self, stage: Stage) -> Made:
+        number, size = stage.recipe["cohort"], stage.recipe["size"]
+        states = pretrain.cohort(number, size, self.plan.recipe)
+        tensors = {f"{i}.{k}": v for i, state in enumerate(states) for k, v in state.items()}
+        return Made({"members": size}, tensors)
+
+    def _protect(self, stage: Stage) -> Made:
+        spec = stage.recipe["method"]
+        method = METHODS.build(spec["name"], spec["args"])
+        owner = self._model(stage.parents[0])
+        ctx = self._context(stage.key, self._owner_pools(stage.recipe["data"], owner))
+        with measure.aside(self.device):  # loading is not embedding
+            owner = owner.to(self.device)
+        protected = method.protect(owner, ctx)
+        made = Made.of(protected.model.cpu(), dict(protected.notes), "model.")
+        secret = {f"secret.{k}": v for k, v in protected.secret.items()}
+        return dataclasses.replace(
+            made, tensors={**made.tensors, **secret}, ideal_seconds=protected.ideal_seconds
+        )
+
+    def _attack(self, stage: Stage) -> Made:
+        spec = stage.recipe["step"]
+        attack = ATTACKS.build(spec["name"], spec["args"])
+        victim = self._model(stage.parents[0])
+        # Not the victim's key: a twin must see the same draws.
+        draws = digest("draw", spec, stage.recipe["position"], stage.recipe["seed"])
+        used = stage.recipe["data"] or self.plan.manifests[self.plan.suite.probe].digest
+        images = self._pool(used, "thief_images", victim)
+        ctx = self._context(draws, (images, images.subset([])), self._stranger(stage))
+        attacked = attack.run(victim.to(self.device), ctx)
+        return Made.of(attacked.cpu(), dict(attacked.notes))
+
+    def _extract(self, stage: Stage) -> Made:
+        protect = self.store.find(stage.parents[0])
+        assert protect is not None, "a parent was planned and made"
+        spec = protect.recipe["method"]
+        method = METHODS.build(spec["name"], spec["args"])
+        with measure.aside(self.device):
+            secret = _part(self.store.tensors(stage.parents[0]), "secret.")
+            model = self._model(stage.parents[1]).to(self.device)
+            owner = self._model(protect.parents[0])
+            pools = self._owner_pools(protect.recipe["data"], owner)
+            suspect = models.View(model, method.needs)
+
+        def read() -> Evidence:
+            return method.extract(secret, suspect, self._context(stage.key, pools))
+
+        evidence, seconds, ideal = self._timed_reading(read, model)
+        return Made(
+            {"evidence": dataclasses.asdict(evidence), "queries": suspect.queries},
+            None,
+            seconds,
+            ideal,
+        )
+
+    def _timed_reading(
+        self, read: Callable[[], Evidence], model: VisionModel
+    ) -> tuple[Evidence, float, float]:
+        """Read once for the evidence; time it beside a plain forward pass of as many images."""
+        found: list[Evidence] = []
+        with measure.measuring(self.device) as meter:
+            first = measure.timed(lambda: found.append(read()), self.device)
+        with measure.aside(self.device):
+            plain = functools.partial(_plain_pass, model, meter.images, self.device)
+            if first >= REPEAT_BELOW:
+                return found[0], first, measure.timed(plain, self.device)
+            rounds = [
+                (measure.timed(read, self.device), measure.timed(plain, self.device))
+                for _ in range(5)
+            ]
+        reads, plains = zip(*rounds, strict=True)
+        return found[0], statistics.median(reads), statistics.median(plains)
+
+    def _utility(self, stage: Stage) -> Made:
+        model = self._model(stage.parents[0]).to(self.device)
+        own, task = self._own_test(stage, model)
+        train, test = self._owner_pools(stage.recipe["probe"], model)
+        name = self.plan.manifest(stage.recipe["probe"]).name
+        found = probe.utility(
+            model, own, task, train, test, f"{name}, owner's held-out images", self.device
+        )
+        return Made({"utility": dataclasses.asdict(found)})
+
+    def _own_test(self, stage: Stage, model: VisionModel) -> tuple[Images | None, str]:
+        """Find the held-out images of the task the model's own head was trained for."""
+        trained_on, owner = stage.recipe["own"], stage.recipe["owner"]
+        if trained_on and isinstance(model.architecture.head, models.Head):
+            name = self.plan.manifest(trained_on).name
+            return self._pool(trained_on, "thief_held_out", model), f"{name}, thief's test images"
+        if model.architecture.head == "own" and self.plan.manifest(owner).classes:
+            name = self.plan.manifest(owner).name
+            return self._pool(owner, "owner_held_out", model), f"{name}, owner's held-out images"
+        return None, ""
+
+    def _fidelity(self, stage: Stage) -> Made:
+        owner, released = (self._model(key).to(self.device) for key in stage.parents)
+        _, held_out = self._owner_pools(stage.recipe["owner"], owner)
+        train, test = self._owner_pools(stage.recipe["probe"], owner)
+        name = self.plan.manifest(stage.recipe["probe"]).name
+        found = Fidelity(
+            feature_cosine=probe.feature_cosines(owner, released, held_out, self.device),
+            owner_probe_accuracy=probe.probe_accuracy(owner, train, test, self.device),
+            released_probe_accuracy=probe.probe_accuracy(released, train, test, self.device),
+            probe_images=len(test),
+            task=name,
+        )
+        return Made({"fidelity": dataclasses.asdict(found)})
+
+    def _model(self, key: str) -> VisionModel:
+        """Load the model a stage made, on the CPU."""
+        made = self.store.find(key)
+        assert made is not None, "a parent was planned and made"
+        if made.kind == "cohort":
+            return self._member(key, 0)
+        model = models.build(Architecture.of(made.payload["architecture"]))
+        tensors = self.store.tensors(key)
+        return models.load_state(model, _part(tensors, "model."), key)
+
+    def _member(self, key: str, member: int) -> VisionModel:
+        state = _part(self.store.tensors(key), f"{member}.")
+        return models.load_state(models.build(pretrain.ARCHITECTURE), state, key)
+
+    def _stranger(self, stage: Stage) -> Callable[[int], VisionModel] | None:
+        found = self.store.find(stage.parents[0])
+        if found is None or found.kind != "cohort":
+            return None
+        first, size = found.recipe["cohort"] * found.recipe["size"], found.recipe["size"]
+
+        def stranger(index: int) -> VisionModel:
+            if not first <= index < first + size:
+                raise UserError(
+                    f"expected a stranger of {first} to {first + size - 1}, got {index}; "
+                    "a control names its stranger in the setting `index`"
+                )
+            return self._member(found.key, index - first).to(self.device)
+
+        return stranger
+
+    def _context(
+        self,
+        seed: str,
+        pools: tuple[Images, Images],
+        stranger: Callable[[int], VisionModel] | None = None,
+    ) -> Context:
+        """Give a stage its own randomness, fixed by a key and by nothing that ran before it."""
+        rng = torch.Generator().manual_seed(int(seed, 16) >> 1)
+        return Context(self.device, rng, *pools, stranger)
+
+    def _owner_pools(self, name: str, model: VisionModel) -> tuple[Images, Images]:
+        with measure.aside(self.device):
+            return (
+                self._pool(name, "owner_images", model),
+                self._pool(name, "owner_held_out", model),
+            )
+
+    def _pool(self, name: str, pool: str, model: VisionModel) -> Images:
+        with measure.aside(self.device):
+            return self._decoded(name, pool, model.preprocess)
+
+    @functools.cached_property
+    def _decoded(self) -> Callable[[str, str, data.Preprocess], Images]:
+        @functools.lru_cache(maxsize=16)
+        def decoded(name: str, pool: str, preprocess: data.Preprocess) -> Images:
+            found: Manifest = self.plan.manifest(name)
+            indices: Sequence[int] = getattr(split(found), pool)
+            return data.load(found, indices, preprocess, self.store.root / "pixels")
+
+        return decoded
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What one stage produced, and its own timing where the whole stage's would mislead."""
+
+    payload: Mapping[str, Json]
+    tensors: Mapping[str, Tensor] | None = None
+    seconds: float | None = None
+    ideal_seconds: float | None = None
+
+    @staticmethod
+    def of(
+        model: VisionModel, notes: Mapping[str, Json] | None = None, prefix: str = "model."
+    ) -> Made:
+        """Write a model down: its architecture, its digest and its tensors."""
+        payload = {
+            "architecture": model.architecture.json(),
+            "digest": models.weights_digest(model),
+            "notes": dict(notes or {}),
+        }
+        return Made(payload, {f"{prefix}{k}": v for k, v in model.state_dict().items()})
+
+
+def load_owners(laboratory: Laboratory) -> None:
+    """Load every owner that is not in the store yet, before any work starts.
+
+    Raises:
+        UserError: weights are damaged, of another architecture, or cannot be fetched.
+
+    """
+    for key in laboratory.plan.owners:
+        if not laboratory.store.verify(key):
+            laboratory.carry_out(laboratory.plan.stages[key])
+
+
+def run(
+    laboratory: Laboratory,
+    questions: Sequence[Question],
+    engine: Callable[..., Iterator[tuple[Question, Failure | None]]],
+    records: Path,
+) -> Iterator[Record]:
+    """Answer each question, append its record and yield it; a failure becomes a record too."""
+    for question, failure in engine(laboratory, questions):
+        record = _record(laboratory, question, failure)
+        ledger.append(records, record)
+        yield record
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a stage, and with it every cell that needs it, has no result."""
+
+    reason: str
+    incompatible: bool = False
+
+    @staticmethod
+    def of(error: BaseException) -> Failure:
+        """Put an error into one line."""
+        text = " ".join(str(error).split()) or type(error).__name__
+        expected = isinstance(error, UserError | Incompatible | FloatingPointError)
+        line = text if expected else f"{type(error).__name__}: {text}"
+        return Failure(line[:400], isinstance(error, Incompatible))
+
+
+def _record(laboratory: Laboratory, question: Question, failure: Failure | None) -> Record:
+    plan, store = laboratory.plan, laboratory.store
+    known: dict[str, Any] = {
+        "key": question.key,
+        "suite": plan.suite.name,
+        "cell": question.cell,
+        "access": question.access.text,
+        "marks": question.marks,
+        "environment": environment(laboratory.device),
+    }
+    if question.skip:
+        return Record(**known, status="skipped", reason=question.skip)
+    if failure is not None:
+        status = "incompatible" if failure.incompatible else "failed"
+        return Record(**known, status=status, reason=failure.reason)
+    protect, suspect, extract, utility, owner = (
+        _payload(store, key)
+        for key in (
+            question.protect,
+            question.suspect,
+            question.extract,
+            question.utility,
+            question.owner,
+        )
+    )
+    found = extract["evidence"]
+    fidelity = _payload(store, question.fidelity)["fidelity"] if question.fidelity else None
+    stages = {"protect": protect, "attack": suspect, "extract": extract, "utility": utility}
+    return Record(
+        **known,
+        status="ok",
+        suspect_digest=suspect["digest"],
+        owner_digest=owner["digest"],
+        evidence=Evidence(**{**found, "rule": Rule(**found["rule"])}),
+        utility=Utility(**utility["utility"]),
+        fidelity=Fidelity(**fidelity) if fidelity else None,
+        notes={"protect": protect["notes"], "attack": suspect["notes"]},
+        costs={name: Cost(**stage["cost"]) for name, stage in stages.items()},
+    )
+
+
+def _payload(store: Store, key: str) -> dict[str, Json]:
+    found = store.find(key)
+    if found is None:
+        raise UserError(f"the store lost {key} during the run; run the suite again")
+    payload: dict[str, Json] = found.payload
+    return payload
+
+
+def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def _plain_pass(model: VisionModel, count: int, device: torch.device) -> None:
+    size = model.preprocess.size
+    with torch.inference_mode():
+        for start in range(0, count, BATCH):
+            model.forward_features(torch.zeros(min(BATCH, count - start), 3, *size, device=device))
+
+
+def pin_threads() -> int:
+    """Use as many threads as this process may run on, so that equal machines sum alike."""
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    torch.set_num_threads(threads or 1)
+    return threads or 1
+
+
+def device_name(device: torch.device) -> str:
+    """Name the device as tables print it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{torch.get_num_threads()} CPU threads"
+
+
+@functools.cache
+def environment(device: torch.device) -> Mapping[str, str]:
+    """Say what evidence depends on beside its recipe: device, threads and library versions."""
+    from importlib.metadata import version
+
+    return {
+        "bench": version("vfm-ownership-bench"),
+        "torch": torch.__version__,
+        "timm": version("timm"),
+        "device": device_name(device),
+        "threads": str(torch.get_num_threads()),
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+    }

@@ -1,0 +1,231 @@
+"""From evidence to decisions. Plain numbers in, plain numbers out.
+
+A verdict ranks a suspect among innocent models. Two nulls are kept apart: strangers, trained
+independently, and (for a mark) descendants of the clean owner. Innocents are counted as models, and
+only those read with the suspect's own secret count.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+from typing import Literal
+
+from bench.types import Cell, Evidence, Lineage, Record, UserError, canonical
+
+Interval = tuple[float, float]
+"""A 95 % confidence interval, low and high end, unless a function says otherwise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the evidence decides about one suspect, and how much it could have decided."""
+
+    outcome: Literal["owned", "not owned", "undecided"]
+    p_value: float | None  # the larger of the two; None if a needed null has no innocents
+    p_stranger: float | None
+    p_descendant: float | None  # None for a fingerprint too
+    attainable: float  # the smallest p these innocents allow
+    n_strangers: int
+    n_descendants: int | None  # None for a fingerprint: its descendants are guilty
+    needed: int  # innocents per null without which nothing is ever owned
+
+
+@dataclass(frozen=True, slots=True)
+class Innocents:
+    """One score per innocent model; `descendants` is None for a fingerprint."""
+
+    strangers: tuple[float, ...]
+    descendants: tuple[float, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """A mean rate with its two kinds of spread, never mixed."""
+
+    mean: float
+    within: Interval  # Wilson, over the queries of one suspect
+    between: Interval | None  # lowest and highest model; None with a single model
+    models: int
+    queries: int
+
+
+@dataclass(frozen=True, slots=True)
+class FalsePositives:
+    """Innocents called owned when each is judged by the others."""
+
+    called: int
+    decided: int  # innocents whose verdict was not `undecided`
+    innocents: int
+    upper: float  # one-sided 95 % Clopper-Pearson bound on the rate; 1 if none was decided
+
+
+def rank_p_value(score: float, innocent: Sequence[float]) -> float:
+    """Return (1 + #{innocent >= score}) / (1 + n), valid whatever the distribution of scores."""
+    return (1 + sum(other >= score for other in innocent)) / (1 + len(innocent))
+
+
+def innocents_needed(alpha: float) -> int:
+    """Return the fewest innocents with which `rank_p_value` can reach `alpha` at all."""
+    if not 0 < alpha < 1:
+        raise UserError(f"expected alpha between 0 and 1, got {alpha}; 0.05 needs 19 innocents")
+    needed = max(0, math.ceil(1 / alpha) - 2)  # 1 / alpha may round to either side of an integer
+    while 1 / (needed + 1) > alpha:
+        needed += 1
+    return needed
+
+
+def decide(
+    score: float, strangers: Sequence[float], descendants: Sequence[float] | None, alpha: float
+) -> Verdict:
+    """Call a suspect owned when its score is rare among the innocents of every null that counts.
+
+    A mark must beat both nulls, so its p is the larger one; for a fingerprint `descendants` is
+    None. A null too small to reach `alpha` leaves the suspect undecided. Ties count against
+    ownership.
+    """
+    nulls = [strangers] if descendants is None else [strangers, descendants]
+    p_values = [rank_p_value(score, null) if null else None for null in nulls]
+    known = [p for p in p_values if p is not None]
+    smallest, needed = min(map(len, nulls)), innocents_needed(alpha)
+    p_value = max(known) if len(known) == len(nulls) else None
+    outcome: Literal["owned", "not owned", "undecided"] = "undecided"
+    if p_value is not None and smallest >= needed:
+        outcome = "owned" if p_value <= alpha else "not owned"
+    return Verdict(
+        outcome=outcome,
+        p_value=p_value,
+        p_stranger=p_values[0],
+        p_descendant=None if descendants is None else p_values[1],
+        attainable=1 / (smallest + 1),
+        n_strangers=len(strangers),
+        n_descendants=None if descendants is None else len(descendants),
+        needed=needed,
+    )
+
+
+def claim(cell: Cell) -> str:
+    """Name the secret a cell is read with: owner, method and method seed."""
+    return canonical([cell.owner.json(), cell.method.json(), cell.method_seed])
+
+
+def lineage(record: Record) -> Lineage:
+    """Say what the suspect descends from: weights digest first, then how it was made.
+
+    Equal weights are one model: whatever made a copy of the clean owner, it is the clean owner,
+    which is innocent of a mark and is itself the released model of a fingerprint.
+    """
+    if record.suspect_digest and record.suspect_digest == record.owner_digest:
+        return "owner" if record.marks else "released"
+    return record.cell.lineage
+
+
+def innocents(records: Iterable[Record]) -> dict[str, Innocents]:
+    """Collect, for every claim, one score per distinct innocent model read with its secret.
+
+    Descendants are told apart by their weights. Strangers are told apart by who they are, and each
+    enters with the highest score over its attacked versions: the conservative choice.
+    """
+    scores: dict[str, dict[str, dict[str, float]]] = {}
+    marks: dict[str, bool] = {}
+    for record in records:
+        name, origin = claim(record.cell), lineage(record)
+        marks[name] = record.marks
+        nulls = scores.setdefault(name, {"stranger": {}, "owner": {}, "released": {}})
+        if record.evidence is not None:
+            stranger = origin == "stranger"
+            who = canonical(record.cell.attack[0].json()) if stranger else model_name(record)
+            score = record.evidence.score
+            nulls[origin][who] = max(score, nulls[origin].get(who, score))
+    return {
+        name: Innocents(
+            strangers=tuple(sorted(nulls["stranger"].values())),
+            descendants=tuple(sorted(nulls["owner"].values())) if marks[name] else None,
+        )
+        for name, nulls in scores.items()
+    }
+
+
+def model_name(record: Record) -> str:
+    """Name the suspect by its weights, or by its cell where no weights were written down."""
+    return record.suspect_digest or record.key
+
+
+def false_positives(null: Innocents, alpha: float) -> FalsePositives:
+    """Judge every innocent by the others and count those called owned.
+
+    Ranks hold `alpha` by construction when one null decides, so this is a check on the two nulls
+    together. Leaving one out costs one innocent: exactly `innocents_needed` are too few.
+    """
+    from statsmodels.stats.proportion import proportion_confint
+
+    strangers, descendants = null.strangers, null.descendants
+    verdicts = [
+        decide(score, _without(strangers, i), descendants, alpha)
+        for i, score in enumerate(strangers)
+    ]
+    for i, score in enumerate(descendants or ()):
+        verdicts.append(decide(score, strangers, _without(descendants or (), i), alpha))
+    called = sum(v.outcome == "owned" for v in verdicts)
+    decided = sum(v.outcome != "undecided" for v in verdicts)
+    # The upper end of a two-sided 90 % interval is the one-sided 95 % bound.
+    upper = proportion_confint(called, decided, alpha=0.10, method="beta")[1] if decided else 1.0
+    return FalsePositives(called, decided, len(verdicts), float(upper))
+
+
+def detection_curve(evidence: Evidence, taus: Iterable[float] = range(8)) -> tuple[float, ...]:
+    """Return the share of queries with a statistic of at most tau, for every tau."""
+    if evidence.rule.comparison != "<=":
+        raise UserError(f"expected a rule of the form '<= tau', got '{evidence.rule.text}'")
+    n = len(evidence.statistic)
+    return tuple(sum(value <= tau for value in evidence.statistic) / n for tau in taus)
+
+
+def wilson(rate: float, n: int) -> Interval:
+    """Return the Wilson interval of a proportion seen over `n` trials."""
+    from statsmodels.stats.proportion import proportion_confint
+
+    low, high = proportion_confint(rate * n, n, method="wilson")
+    return float(low), float(high)
+
+
+def spread(rates: Sequence[float], queries: int) -> Spread:
+    """Summarise one rate per model, each over `queries` queries."""
+    mean = fmean(rates)
+    return Spread(mean, wilson(mean, queries), between(rates), len(rates), queries)
+
+
+def between(values: Sequence[float]) -> Interval | None:
+    """Return the lowest and highest of several models, or None for one: it has no spread."""
+    return (min(values), max(values)) if len(values) > 1 else None
+
+
+def mean_interval(values: Sequence[float]) -> Interval | None:
+    """Return Student's interval for the mean, or None for fewer than two values."""
+    from scipy.stats import t
+
+    if len(values) < 2:
+        return None
+    half = float(t.ppf(0.975, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
+    return fmean(values) - half, fmean(values) + half
+
+
+def difference_interval(before: float, after: float, n: int) -> Interval:
+    """Return Newcombe's interval for `after - before`, two accuracies over `n` images each.
+
+    The images are the same, but totals do not say which ones both got right, so the pairing cannot
+    be used: the two count as independent, which makes the interval too wide rather than too narrow
+    whenever the models tend to err on the same images.
+    """
+    from statsmodels.stats.proportion import confint_proportions_2indep
+
+    low, high = confint_proportions_2indep(
+        round(after * n), n, round(before * n), n, method="newcomb", compare="diff"
+    )
+    return float(low), float(high)
+
+
+def _without(scores: Sequence[float], position: int) -> tuple[float, ...]:
+    return (*scores[:position], *scores[position + 1 :])

@@ -1,0 +1,133 @@
+"""Keep what stages made, each artefact under the digest of its recipe: made once, found ever after.
+
+An artefact is a JSON sidecar and, where it holds tensors, a safetensors file beside it. Both are
+written under a temporary name and renamed, the sidecar last: whoever sees it sees a whole artefact.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench.files import file_digest, write_atomically
+from bench.types import SCHEMA, Json, canonical
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Damaged(Exception):
+    """An artefact whose bytes are not those its sidecar recorded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Artefact:
+    """What one stage made. `payload` is JSON; `tensors` is the digest of the file, "" for none."""
+
+    key: str
+    kind: str
+    recipe: Json
+    parents: tuple[str, ...]
+    payload: Json
+    tensors: str
+    bytes: int
+
+
+class Store:
+    """A folder of artefacts, two levels deep, named by key."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def find(self, key: str) -> Artefact | None:
+        """Return the artefact called `key`, or None where there is none or its sidecar is damaged.
+
+        Reads the sidecar only: tensors are checked by `verify` and when they are loaded.
+        """
+        try:
+            text = json.loads(self._sidecar(key).read_text())
+            body, seal = text["artefact"], text["sha256"]
+        except (FileNotFoundError, json.JSONDecodeError, KeyError, UnicodeDecodeError):
+            return None
+        if hashlib.sha256(canonical(body).encode()).hexdigest() != seal or body["schema"] != SCHEMA:
+            return None
+        del body["schema"]
+        return Artefact(**{**body, "parents": tuple(body["parents"])})
+
+    def verify(self, key: str) -> bool:
+        """Say whether the artefact is there and its tensors' bytes are the ones recorded."""
+        found = self.find(key)
+        if found is None:
+            return False
+        path = self._tensors(key)
+        return not found.tensors or (path.exists() and file_digest(path) == found.tensors)
+
+    def put(
+        self,
+        key: str,
+        kind: str,
+        recipe: Json,
+        parents: tuple[str, ...] = (),
+        payload: Json = None,
+        tensors: Mapping[str, Tensor] | None = None,
+    ) -> Artefact:
+        """Keep one artefact, whole or not at all, and return it."""
+        seal, size = "", 0
+        if tensors is not None:
+            seal, size = self._write_tensors(key, tensors)
+        artefact = Artefact(key, kind, recipe, parents, payload, seal, size)
+        body = {name: getattr(artefact, name) for name in Artefact.__slots__} | {"schema": SCHEMA}
+        text = canonical(
+            {"artefact": body, "sha256": hashlib.sha256(canonical(body).encode()).hexdigest()}
+        )
+        write_atomically(self._sidecar(key), text.encode())
+        return artefact
+
+    def tensors(self, key: str) -> dict[str, Tensor]:
+        """Load an artefact's tensors to the CPU.
+
+        Raises:
+            Damaged: the file is missing or its digest is not the one recorded.
+
+        """
+        from safetensors.torch import load_file
+
+        if not self.verify(key):
+            raise Damaged(f"{key}: the stored tensors are not those recorded")
+        return load_file(self._tensors(key))
+
+    def remove(self, key: str) -> None:
+        """Forget one artefact; the sidecar goes first, so nobody sees half of it."""
+        self._sidecar(key).unlink(missing_ok=True)
+        self._tensors(key).unlink(missing_ok=True)
+
+    def __iter__(self) -> Iterator[Artefact]:
+        """Yield every readable artefact, in order of key."""
+        for path in sorted(self.root.glob("??/*.json")):
+            found = self.find(path.stem)
+            if found is not None:
+                yield found
+
+    def leftovers(self) -> list[Path]:
+        """List files no readable artefact owns: torn writes and damaged sidecars."""
+        owned = {self._sidecar(a.key) for a in self} | {
+            self._tensors(a.key) for a in self if a.tensors
+        }
+        return [p for p in sorted(self.root.glob("??/*")) if p not in owned]
+
+    def _write_tensors(self, key: str, tensors: Mapping[str, Tensor]) -> tuple[str, int]:
+        from safetensors.torch import save
+
+        data = save({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
+        write_atomically(self._tensors(key), data)
+        return hashlib.sha256(data).hexdigest(), len(data)
+
+    def _sidecar(self, key: str) -> Path:
+        return self.root / key[:2] / f"{key}.json"
+
+    def _tensors(self, key: str) -> Path:
+        return self.root / key[:2] / f"{key}.safetensors"

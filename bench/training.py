@@ -1,0 +1,102 @@
+"""Train a model on a party's images: one loop, schedules as pure functions of the step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+Schedule = Literal["constant", "cosine", "linear"]
+
+Parameters = Iterable[nn.Parameter] | Iterable[dict[str, Any]]
+"""Parameters, or groups of them with settings of their own, as `torch.optim` takes them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """What a training run did: optimiser steps, and the mean loss per image of each epoch."""
+
+    steps: int
+    losses: tuple[float, ...]
+
+
+def schedule(kind: Schedule, step: int, total: int, warmup: int = 0) -> float:
+    """Return the share of the peak learning rate, in [0, 1], at `step` of 0 .. total - 1.
+
+    The first `warmup` steps rise linearly to 1; cosine and linear fall to 0 over the others.
+    """
+    if step < warmup:
+        return (step + 1) / warmup  # a first step at rate 0 would be wasted
+    progress = (step - warmup) / max(total - warmup, 1)
+    if kind == "cosine":
+        return (1 + math.cos(math.pi * progress)) / 2
+    return 1 - progress if kind == "linear" else 1.0
+
+
+def fit(
+    parameters: Parameters,
+    loss_of: Callable[[Tensor], Tensor],
+    count: int,
+    *,
+    epochs: int,
+    batch: int,
+    lr: float,
+    weight_decay: float = 0.01,
+    schedule: Schedule = "constant",
+    warmup: float = 0.0,
+    rng: torch.Generator,
+) -> Fit:
+    """Minimise `loss_of` with AdamW over shuffled batches of the indices 0 .. count - 1.
+
+    `loss_of` maps indices (b,), on the CPU, to the batch's mean loss; `warmup` is a share of the
+    steps. Order and dropout are drawn from `rng`; global generators are left as they were.
+
+    Raises:
+        FloatingPointError: the loss of an epoch is not finite.
+
+    """
+    optimiser = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=True)
+    peaks = [float(group["lr"]) for group in optimiser.param_groups]
+    factors = iter(_factors(schedule, epochs * math.ceil(count / batch), warmup))
+    device = optimiser.param_groups[0]["params"][0].device
+    losses: list[float] = []
+    with _seeded(device, rng):
+        for epoch in range(epochs):
+            total = torch.zeros((), device=device)
+            for chosen in torch.split(torch.randperm(count, generator=rng), batch):
+                factor = next(factors)
+                for group, peak in zip(optimiser.param_groups, peaks, strict=True):
+                    group["lr"] = peak * factor
+                loss = loss_of(chosen)
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimiser.step()
+                optimiser.zero_grad(set_to_none=True)
+                total += loss.detach() * len(chosen)
+            losses.append(float(total) / count)  # the epoch's only wait for the device
+            if not math.isfinite(losses[-1]):
+                raise FloatingPointError(
+                    f"diverged: loss is not finite at epoch {epoch + 1}; lower lr"
+                )
+    return Fit(epochs * math.ceil(count / batch), tuple(losses))
+
+
+def _factors(kind: Schedule, total: int, warmup: float) -> list[float]:
+    return [schedule(kind, step, total, round(warmup * total)) for step in range(total)]
+
+
+@contextmanager
+def _seeded(device: torch.device, rng: torch.Generator) -> Iterator[None]:
+    """Lend the global generators a seed drawn from `rng`: nn.Dropout knows no other."""
+    seed = int(torch.randint(2**62, (), generator=rng))
+    cuda = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda):
+        torch.default_generator.manual_seed(seed)
+        for one in cuda:
+            with torch.cuda.device(one):
+                torch.cuda.manual_seed(seed)
+        yield

@@ -1,0 +1,300 @@
+"""The nouns of the benchmark, and the two protocols a plug-in implements.
+
+Nothing here computes on tensors and nothing here imports torch at run time: a report must be
+readable on a laptop that has never seen a GPU.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from bench.data import Images
+    from bench.models import VisionModel
+
+SCHEMA = 1
+"""Version of records, artefacts and keys together; a reader refuses any other."""
+
+Json = Any
+"""A value that survives `json.dumps` unchanged."""
+
+
+class UserError(ValueError):
+    """Something the user can put right; printed as one line, exit status 2."""
+
+
+class Incompatible(Exception):
+    """A suspect the method cannot read at all; an outcome of its own, never a true negative."""
+
+
+def canonical(value: Json) -> str:
+    """Write a value as the one JSON text that stands for it; NaN and infinity are refused."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def digest(*parts: Json) -> str:
+    """Name a value by its content: 16 hex digits of SHA-256 over canonical JSON."""
+    return hashlib.sha256(canonical(parts).encode()).hexdigest()[:16]
+
+
+class Access(enum.Flag):
+    """What can be seen of a suspect. A method's `needs` must lie within what is offered."""
+
+    LABELS = enum.auto()  # decisions in the owner's own label space
+    LOGITS = enum.auto()  # scores in the owner's own label space
+    FEATURES = enum.auto()  # the encoder's output, whatever head sits on it
+    WEIGHTS = enum.auto()  # the network itself: weights and hidden states
+    BLACK_BOX = LABELS | LOGITS
+    ENCODER = FEATURES | WEIGHTS
+    ALL = BLACK_BOX | ENCODER
+
+    @property
+    def text(self) -> str:
+        """Return the members in words, as tables print them: "features, weights"."""
+        singles = (Access.LABELS, Access.LOGITS, Access.FEATURES, Access.WEIGHTS)
+        return ", ".join(str(a.name).lower() for a in singles if a in self)
+
+
+Lineage = Literal["released", "owner", "stranger"]
+"""What a suspect descends from: the released model, the clean owner's, or neither."""
+
+Status = Literal["ok", "skipped", "incompatible", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """A plug-in named with its arguments: how a suite, a store key and a record refer to it."""
+
+    name: str
+    args: Mapping[str, Json] = field(default_factory=dict)
+    version: int = 1
+
+    def json(self) -> Json:
+        """Return the canonical form that is hashed and stored."""
+        return {"name": self.name, "args": dict(self.args), "version": self.version}
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One question: does `method` still recognise `owner` in this suspect?
+
+    The suspect starts from `base` (the released model, or the clean owner for a twin) and goes
+    through `attack`, step by step, with the randomness of `attack_seed`. `lineage` follows from the
+    two: a control in the chain makes a stranger.
+    """
+
+    owner: Spec
+    method: Spec
+    method_seed: int
+    base: Literal["released", "owner"]
+    attack: tuple[Spec, ...]
+    attack_seed: int
+    lineage: Lineage
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A paper's own decision on one query, e.g. `bit errors <= 5`; never our verdict."""
+
+    statistic: str
+    comparison: Literal["<=", "<", ">="]
+    threshold: float
+
+    def holds(self, value: float) -> bool:
+        """Say whether one query counts as a detection under this rule."""
+        if self.comparison == "<=":
+            return value <= self.threshold
+        return value < self.threshold if self.comparison == "<" else value >= self.threshold
+
+    @property
+    def text(self) -> str:
+        """Return the rule as tables print it."""
+        return f"{self.statistic} {self.comparison} {self.threshold:g}"
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What a method read off a suspect: its agreement with the secret, query by query.
+
+    `agreement` is in [0, 1] per query, 1 is full agreement; `statistic` is the method's native
+    number for the same queries (bit errors, mutation, match), judged by `rule`. `unit` names one
+    query, e.g. "image". `chance` is the agreement expected of a model that never met the owner.
+    The method reports what it saw; whether that proves ownership is decided in `bench.statistics`.
+    """
+
+    agreement: tuple[float, ...]
+    statistic: tuple[float, ...]
+    rule: Rule
+    unit: str
+    chance: float
+
+    def __post_init__(self) -> None:
+        outside = [a for a in self.agreement if not 0.0 <= a <= 1.0]
+        if outside or not self.agreement:
+            raise ValueError(f"expected agreements in [0, 1], got {outside[:3] or 'none at all'}")
+        if len(self.statistic) != len(self.agreement):
+            raise ValueError(
+                f"expected one native statistic per query ({len(self.agreement)}), "
+                f"got {len(self.statistic)}"
+            )
+        if not 0.0 <= self.chance <= 1.0:
+            raise ValueError(f"expected chance in [0, 1], got {self.chance}")
+
+    @property
+    def score(self) -> float:
+        """Mean agreement in [0, 1]: the fine score on which verdicts are calibrated."""
+        return sum(self.agreement) / len(self.agreement)
+
+    @property
+    def rate(self) -> float:
+        """Share of queries on which the paper's own rule holds, in [0, 1]."""
+        return sum(map(self.rule.holds, self.statistic)) / len(self.statistic)
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What one stage cost where it ran; `ideal_seconds` is the fewest passes it needs, timed there.
+
+    Passes are counted in images through the whole depth: a batch of 8 through half the blocks is
+    4. `peak_memory_mb` is the process's (CPU) or the device's (GPU) highest mark during the stage.
+    """
+
+    seconds: float
+    ideal_seconds: float | None = None
+    forward_passes: float = 0.0
+    backward_passes: float = 0.0
+    peak_memory_mb: float = 0.0
+    device: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Utility:
+    """How well a suspect does on its own task, measured by the bench, never by the attack."""
+
+    metric: str  # "accuracy", "probe accuracy"
+    value: float  # in [0, 1], higher is better
+    task: str  # "digits, thief's test images"
+    n: int  # test images
+
+
+@dataclass(frozen=True, slots=True)
+class Fidelity:
+    """What a mark costs before any attack: released model, without injection, against the owner.
+
+    `feature_cosine` holds one cosine per held-out image; the two probe accuracies are on the same
+    `probe_images` test images.
+    """
+
+    feature_cosine: tuple[float, ...]
+    owner_probe_accuracy: float
+    released_probe_accuracy: float
+    probe_images: int
+    task: str
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What happened when one cell ran; the only thing a report may read."""
+
+    key: str
+    suite: str
+    cell: Cell
+    status: Status
+    reason: str = ""
+    access: str = ""  # what the method needed to see
+    marks: bool = True  # False for a fingerprint: the released model is the owner's
+    suspect_digest: str = ""  # of the weights; equal digests are one model
+    owner_digest: str = ""
+    evidence: Evidence | None = None
+    utility: Utility | None = None
+    fidelity: Fidelity | None = None
+    notes: Mapping[str, Json] = field(default_factory=dict)  # what `protect` and attacks reported
+    costs: Mapping[str, Cost] = field(default_factory=dict)  # by stage: protect, attack, extract
+    environment: Mapping[str, str] = field(default_factory=dict)
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What one party, owner or thief, may draw on.
+
+    `images` and `held_out` are this party's own, split by source photograph; no source is shared
+    between owner and thief, nor between `images` and `held_out`. What a thief holds out stays with
+    the bench, which measures utility on it: an attack gets none. `rng` lives on the CPU.
+    `stranger` gives the i-th independently trained model of the owner's shape (controls only).
+    """
+
+    device: torch.device
+    rng: torch.Generator
+    images: Images
+    held_out: Images
+    stranger: Callable[[int], VisionModel] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Protected:
+    """A model as its owner releases it, with the secret that will identify it later.
+
+    `secret` must hold tensors only (it is stored without pickling). `ideal_seconds` is the time of
+    the fewest passes this protection needs, measured by the method in the same run, if it can say.
+    """
+
+    model: VisionModel
+    secret: Mapping[str, Tensor]
+    notes: Mapping[str, Json] = field(default_factory=dict)
+    ideal_seconds: float | None = None
+
+
+class Suspect(Protocol):
+    """A model in someone else's hands, seen only through the access the method declared.
+
+    Images are (b, 3, h, w) floats in [0, 1]; resizing and normalisation are the suspect's own.
+    Asking for more than the declared access raises `PermissionError`.
+    """
+
+    def labels(self, images: Tensor) -> Tensor:
+        """Map (b, 3, h, w) to predicted classes (b,)."""
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Map (b, 3, h, w) to class scores (b, k)."""
+
+    def features(self, images: Tensor) -> Tensor:
+        """Map (b, 3, h, w) to pooled features (b, d)."""
+
+    @property
+    def network(self) -> VisionModel:
+        """Return the network itself, in eval mode and frozen; white-box methods only."""
+
+
+@runtime_checkable
+class Method(Protocol):
+    """A way to claim a model: mark it or fingerprint it, then recognise it."""
+
+    needs: ClassVar[Access]
+    marks: ClassVar[bool]  # True if `protect` changes the model, False for a fingerprint
+
+    def protect(self, owner: VisionModel, ctx: Context) -> Protected:
+        """Return the model to release and the secret kept; `owner` is left untouched."""
+
+    def extract(self, secret: Mapping[str, Tensor], suspect: Suspect, ctx: Context) -> Evidence:
+        """Read the evidence off `suspect`, using nothing but `secret`."""
+
+
+@runtime_checkable
+class Attack(Protocol):
+    """A way to obtain a suspect from a released model, or (a control) without it."""
+
+    offers: ClassVar[Access]  # what the owner may still see of the result
+    derived: ClassVar[bool]  # False for a control: its suspect owes the victim nothing
+    random: ClassVar[bool]  # False if the result does not depend on the seed
+
+    def run(self, victim: VisionModel, ctx: Context) -> VisionModel:
+        """Return a new model; `victim` is left untouched."""

@@ -1,0 +1,1 @@
+"""Ways to claim a model, one method a module."""

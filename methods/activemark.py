@@ -1,0 +1,669 @@
+"""ActiveMark: a message written into the residual stream and read further on.
+
+A. Chistyakova, M. Pautov, "ActiveMark: on watermarking of visual foundation models via massive
+activations", https://arxiv.org/abs/2510.04966. The authors' code carries the method's earlier name,
+ExpressPrint; where paper and code differ, `variant` says whom to follow and each difference is a
+setting of its own.
+
+With f = q o p split after block b, an encoder e turns one token of the residual stream and an n-bit
+message into a new token, which replaces the old one after block b; a decoder d reads the message
+further on. e, d and some blocks of q are trained so that the message arrives and the output stays.
+Verification runs the suspect's own p and q with the owner's e, d and messages (section 3.3).
+
+Read differently by different people, and fixed here: a detection is `errors <= tau` (eq. 4; eq. 6
+prints `<`), an independent model is expected at n / 2 wrong bits (the text after eq. 3 says n), and
+R is a rate in [0, 1] (eq. 5 counts). Which tau Table 2 uses is not stated: evidence keeps the bit
+errors, so R follows for every tau.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import ClassVar, Literal, NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bench.data import Images
+from bench.measure import aside, timed
+from bench.models import VisionModel, clone
+from bench.profile import Choice, activation_profile, choose_block
+from bench.registry import method
+from bench.training import schedule as schedule_factor
+from bench.types import Access, Context, Evidence, Incompatible, Json, Protected, Rule, Suspect
+
+CACHE_BYTES = 8 * 2**30
+"""Frozen activations are kept up to this size and recomputed step by step beyond it."""
+
+PROFILE_IMAGES = 100
+"""Images of the activation profile (section 3.2.4)."""
+
+BY_VARIANT: dict[str, dict[str, Json]] = {
+    "paper": {
+        "block_rule": "first_massive",  # section 3.2.4, "the first block"
+        "encoder_input": "block_output",  # p_1(x) is a part of p(x), section 4.1
+        "read": "embedding",  # u = q(p~(x)), section 4.1
+        "message_norm": "l1",  # eq. 2
+        "fidelity_norm": "l2",  # eq. 2
+        "fidelity_on": "embedding",  # eq. 2, "the output embedding"
+        "trained": "tail",  # q, section 3.2
+        "triggers": "fixed",  # section 4.1: N images, one random message each
+        "binarise": ">=",  # section 4.1
+    },
+    "expressprint": {
+        "block_rule": "largest_jump",
+        "encoder_input": "block_input",
+        "read": "last_block_input",
+        "message_norm": "mse",
+        "fidelity_norm": "mse",
+        "fidelity_on": "tokens",
+        "trained": "inner",
+        "triggers": "generic",
+        "binarise": ">",
+    },
+}
+"""What each source does where the two differ; a setting left at None follows its variant."""
+
+
+@method("activemark", version=1)
+@dataclass(frozen=True)
+class ActiveMark:
+    """Write a message into the residual stream after an expressive block and read it further on.
+
+    Paper: Chistyakova & Pautov, ActiveMark, sections 3 and 4.1. Settings that are None follow
+    `variant` (`BY_VARIANT`). In the order of the fields:
+
+    * `block`: 0-based number of the block whose output is written to, or "auto" (the paper counts
+      "12" and "18" without saying from where; the code counts from 0). `block_rule`: the paper
+      takes the first massive block, the code the largest jump.
+    * `axis`, `index`: the paper's "first channel" is a token in the code (46 of the sequence; CLS is
+      0) and may be read as one channel of all tokens. A token is the default in both variants: it is
+      what makes e map R^h x {0, 1}^n to R^h. "massive" takes the token, or channel, of the largest
+      activation, "random" draws one.
+    * `encoder_input`: whether e sees the token before or after block b.
+    * `read`: what d sees: the output "embedding", the same token among the final tokens
+      ("output_token"), or the same token at the input of the last block.
+    * `fidelity_norm`, `message_norm`, `fidelity_on`, `weight` (lambda): eq. 2 leaves the norms' exact
+      form and lambda open; the code has means of squares and lambda = 1. "l2" is the norm of one
+      image's difference, "l1" the sum over bits, on soft bits since hard ones have no gradient; "bce"
+      is cross-entropy per bit, ours. `fidelity_under`: eq. 2 does not say whether q~ sees the
+      injected token; the code's does.
+    * `trained`: all of q ("tail": blocks b + 1 .. last and the final norm), the code's blocks
+      b + 1 .. last - 1 ("inner"), or "none": a control that trains e and d alone.
+    * `triggers`: N fixed images with a message each, trained on; or generic training on any image
+      with a fresh message each step, and N images never trained on for verification. `select`
+      keeps only images decoded without error, as the authors' code does; without it the share that
+      would have been kept is noted as the yield.
+    * `bits`, `tau`, `images`: n, tau and N (section 3.3.1, remark).
+    * `steps`, `batch`, `lr`, `codec_lr`, `schedule`, `warmup`, `weight_decay`, `augment`: silent in
+      the paper; the code's AdamW, 2500 steps of 16, 1e-5 for the model and 1e-4 for e and d.
+    * `encoder_hidden`, `decoder_hidden`, `encoder_output`: "two fully connected layers" each in the
+      paper; widths and the sigmoid are the code's.
+    * `classifier`: the paper compares in a setting where a classifier was trained first (5.1).
+      "frozen" marks the model as it is, "joint" finetunes it on the owner's labels before.
+    * `token_match`, `depth_match`, `preprocess`: how a suspect with other prefix tokens, depth or
+      preprocessing is read; the code uses equal indices and the suspect's transform. A suspect of
+      another width is incompatible: e and d are tied to the owner's.
+    * `precision`: of the passes; "bfloat16" uses autocast.
+    """
+
+    needs: ClassVar[Access] = Access.WEIGHTS
+    marks: ClassVar[bool] = True
+
+    variant: Literal["expressprint", "paper"] = "expressprint"
+    block: int | Literal["auto"] = "auto"
+    block_rule: Literal["first_massive", "largest_jump"] | None = None
+    axis: Literal["token", "channel"] = "token"
+    index: int | Literal["massive", "random"] = 46
+    encoder_input: Literal["block_output", "block_input"] | None = None
+    read: Literal["embedding", "output_token", "last_block_input"] | None = None
+    fidelity_norm: Literal["l2", "mse"] | None = None
+    fidelity_on: Literal["embedding", "tokens"] | None = None
+    fidelity_under: Literal["injection", "plain"] = "injection"
+    message_norm: Literal["l1", "mse", "bce"] | None = None
+    weight: float = 1.0
+    trained: Literal["tail", "inner", "none"] | None = None
+    triggers: Literal["fixed", "generic"] | None = None
+    select: bool = False
+    binarise: Literal[">=", ">"] | None = None
+    bits: int = 32
+    tau: int = 5
+    images: int = 1000
+    steps: int = 2500
+    batch: int = 16
+    lr: float = 1e-5
+    codec_lr: float = 1e-4
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    warmup: float = 0.0
+    weight_decay: float = 0.01
+    augment: bool = False
+    encoder_hidden: int = 1024
+    decoder_hidden: int = 512
+    encoder_output: Literal["sigmoid", "linear"] = "sigmoid"
+    classifier: Literal["frozen", "joint"] = "frozen"
+    token_match: Literal["index", "patch"] = "index"
+    depth_match: Literal["absolute", "from_end"] = "absolute"
+    preprocess: Literal["suspect", "owner"] = "suspect"
+    precision: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self) -> None:
+        for name in ("bits", "images", "steps", "batch", "encoder_hidden", "decoder_hidden"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if not 0 <= self.tau <= self.bits:
+            raise ValueError(f"tau: expected 0 to bits = {self.bits}, got {self.tau}")
+        if self.augment and self._says("triggers") == "fixed":
+            raise ValueError("augment: expected False with a fixed trigger set, got True")
+
+    def protect(self, owner: VisionModel, ctx: Context) -> Protected:
+        """Mark a copy of `owner`; the notes hold the block, its rule, the yield and the losses."""
+        base = clone(owner).to(ctx.device)
+        if self.classifier == "joint":
+            base = _finetuned(base, ctx)
+        link, choice = self._link(base, ctx)
+        pool = ctx.images if self._says("triggers") == "fixed" else ctx.held_out
+        triggers = self._draw(pool, ctx.rng)
+        messages = _bits((len(triggers), self.bits), ctx.rng)
+        codec = self._codec(base, link, ctx.rng).to(ctx.device)
+        marked = clone(base)
+        training = triggers if self._says("triggers") == "fixed" else ctx.images
+        fixed = messages if self._says("triggers") == "fixed" else None
+        course = self._train(base, marked, codec, link, training, fixed, ctx)
+        errors = self._errors(marked, codec, link, triggers.pixels, messages, ctx.device)
+        kept = errors == 0
+        if self.select:
+            triggers, messages = _kept(triggers, messages, kept)
+        secret = {
+            **{f"codec.{k}": v.detach().cpu() for k, v in codec.state_dict().items()},
+            "link": torch.tensor(link),
+            "pixels": triggers.pixels,
+            "messages": messages,
+            "mean": owner.mean.flatten().cpu(),
+            "std": owner.std.flatten().cpu(),
+        }
+        notes: dict[str, Json] = {
+            "block": link.block,
+            "block_rule": choice.rule if choice else "given",
+            "massive": choice.massive if choice else None,
+            "axis": self.axis,
+            "index": link.index,
+            "trigger_images": len(triggers),
+            "yield": float(kept.double().mean()),
+            "bit_errors": float(errors.double().mean()),
+            "steps": self.steps,
+            **course.notes,
+        }
+        return Protected(marked.cpu(), secret, notes, course.ideal_seconds)
+
+    def extract(self, secret: Mapping[str, Tensor], suspect: Suspect, ctx: Context) -> Evidence:
+        """Run the suspect's p and q with the owner's e and d; one query is one trigger image.
+
+        Raises:
+            Incompatible: the suspect is no sequence of blocks, or of another width or too shallow.
+
+        """
+        model = suspect.network.to(ctx.device)
+        link = self._fit(Link(*secret["link"].tolist()), model, secret)
+        state = {k.removeprefix("codec."): v for k, v in secret.items() if k.startswith("codec.")}
+        codec = Codec.of(state, self.encoder_output).to(ctx.device)
+        pixels, messages = secret["pixels"], secret["messages"]
+        shift = None
+        if self.preprocess == "owner":
+            shift = (secret["mean"].view(1, 3, 1, 1), secret["std"].view(1, 3, 1, 1))
+        errors = self._errors(model, codec, link, pixels, messages, ctx.device, shift)
+        wrong = [int(e) for e in errors.tolist()]
+        return Evidence(
+            agreement=tuple(1 - e / self.bits for e in wrong),
+            statistic=tuple(float(e) for e in wrong),
+            rule=Rule("bit errors", "<=", self.tau),
+            unit="image",
+            chance=0.5,  # n / 2 of n fair bits agree by chance
+        )
+
+    def _says(self, name: str) -> Json:
+        value = getattr(self, name)
+        return BY_VARIANT[self.variant][name] if value is None else value
+
+    def _link(self, model: VisionModel, ctx: Context) -> tuple[Link, Choice | None]:
+        depth = len(model.blocks)
+        # Something must be left to train between the block written to and the reader.
+        last = depth - 3 if self._says("trained") == "inner" else depth - 2
+        if last < 0 or (self.block != "auto" and not 0 <= self.block <= last):
+            raise ValueError(
+                f"block: expected 0 to {last} in a model of {depth} blocks, got {self.block}"
+            )
+        choice = None
+        profiled = self.block == "auto" or self.index == "massive"
+        if profiled:
+            sample = ctx.images.subset(_sample(len(ctx.images), PROFILE_IMAGES, ctx.rng))
+            profile = activation_profile(model, sample, ctx.device)
+        if self.block == "auto":
+            choice = choose_block(profile, self._says("block_rule"), last)
+        block = choice.block if choice else int(self.block)
+        with torch.no_grad():
+            tokens = model.embed(ctx.images.batch(slice(0, 1), ctx.device)).shape[1]
+        size = tokens if self.axis == "token" else model.width
+        if self.index == "random":
+            index = int(torch.randint(size, (), generator=ctx.rng))
+        elif self.index == "massive":
+            index = profile[block].token if self.axis == "token" else profile[block].channel
+        else:
+            index = self.index
+        if not 0 <= index < size:
+            raise ValueError(f"index: expected 0 to {size - 1} ({self.axis} axis), got {index}")
+        return Link(block, index, depth, model.prefix, tokens), choice
+
+    def _fit(self, link: Link, model: VisionModel, secret: Mapping[str, Tensor]) -> Link:
+        """Find the owner's place in a suspect, or say why there is none."""
+        depth = len(model.blocks)
+        block = link.block + (depth - link.depth if self.depth_match == "from_end" else 0)
+        if not 0 <= block < depth - 1:
+            raise Incompatible(f"expected more than {block + 1} blocks, got {depth}")
+        index = link.index
+        if self.axis == "token" and self.token_match == "patch" and index >= link.prefix:
+            index += model.prefix - link.prefix
+        width = secret["codec.encoder.2.bias"].shape[0]
+        with torch.no_grad():
+            side = model.preprocess.size
+            tokens = model.embed(torch.zeros(1, 3, *side, device=model.mean.device)).shape[1]
+        found = model.width if self.axis == "token" else tokens
+        if found != width:
+            what = "width" if self.axis == "token" else "token count"
+            raise Incompatible(f"expected the owner's {what} {width}, got {found}")
+        if index >= (tokens if self.axis == "token" else model.width):
+            raise Incompatible(f"expected a {self.axis} {index}, the suspect has none")
+        return Link(block, index, depth, model.prefix, tokens)
+
+    def _draw(self, pool: Images, rng: torch.Generator) -> Images:
+        if len(pool) < self.images:
+            raise ValueError(
+                f"images: expected {self.images} trigger images, the owner's pool has {len(pool)}; "
+                "ask for fewer or give the data set more"
+            )
+        return pool.subset(_sample(len(pool), self.images, rng))
+
+    def _codec(self, model: VisionModel, link: Link, rng: torch.Generator) -> Codec:
+        written = model.width if self.axis == "token" else link.tokens
+        read = written
+        if self._says("read") == "embedding":
+            with torch.no_grad():
+                flat = torch.zeros(1, link.tokens, model.width, device=model.mean.device)
+                read = model.embedding(flat).shape[1]
+        codec = Codec(
+            written, read, self.bits, self.encoder_hidden, self.decoder_hidden, self.encoder_output
+        )
+        return codec.draw(rng)
+
+    def _trained(self, model: VisionModel, link: Link) -> list[nn.Parameter]:
+        """Freeze the model but for what the settings train, and return that."""
+        model.requires_grad_(False)
+        kind = self._says("trained")
+        last = {"tail": link.depth, "inner": link.depth - 1, "none": 0}[kind]
+        parts: list[nn.Module] = list(model.blocks)[link.block + 1 : last]
+        chosen = [p for part in parts for p in part.parameters()]
+        if kind == "tail":  # the final norm is part of q
+            chosen += [p for n, p in model.trunk.named_parameters() if _final_norm(n)]
+        for parameter in chosen:
+            parameter.requires_grad_(True)
+        return chosen
+
+    def _train(
+        self,
+        base: VisionModel,
+        marked: VisionModel,
+        codec: Codec,
+        link: Link,
+        images: Images,
+        messages: Tensor | None,
+        ctx: Context,
+    ) -> Course:
+        """Train e, d and the chosen blocks of `marked` in place (eq. 2)."""
+        base.requires_grad_(False)
+        trained = self._trained(marked, link)
+        groups = [{"params": list(codec.parameters()), "lr": self.codec_lr}]
+        if trained:
+            groups.append({"params": trained, "lr": self.lr})
+        fused = ctx.device.type in ("cpu", "cuda")
+        optimiser = torch.optim.AdamW(groups, weight_decay=self.weight_decay, fused=fused)
+        rates = [group["lr"] for group in optimiser.param_groups]
+        # Every draw is made before the loop: the loop then never waits for the host.
+        order = _order(len(images), self.steps * self.batch, ctx.rng).view(self.steps, self.batch)
+        fresh = (
+            None if messages is not None else _bits((self.steps, self.batch, self.bits), ctx.rng)
+        )
+        frozen = Frozen(self, base, link, images, ctx)
+        warmup = round(self.warmup * self.steps)
+        losses = torch.zeros(self.steps, 2, device=ctx.device)
+
+        def step(number: int) -> None:
+            chosen = order[number]
+            message = messages[chosen] if messages is not None else cast(Tensor, fresh)[number]
+            loss, parts = self._loss(marked, codec, link, frozen(chosen), message.to(ctx.device))
+            for group, rate in zip(optimiser.param_groups, rates, strict=True):
+                group["lr"] = rate * schedule_factor(self.schedule, number, self.steps, warmup)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+            losses[number] = parts
+
+        def bare(number: int) -> None:
+            """The fewest passes a step needs: what is frozen and not cached, tail, backward."""
+            clean = frozen(order[number])
+            with self._passes(ctx.device):
+                tokens = clean.after.detach().requires_grad_(True)
+                out, read = self._tail(marked, tokens, link)
+                read.sum().add(out.sum()).backward()
+            optimiser.zero_grad(set_to_none=True)
+
+        ratios, ideals = [], []
+        probes = set(_spread(self.steps, TIMED_ROUNDS))
+        for number in range(self.steps):
+            if number not in probes:
+                step(number)
+                continue
+            real = timed(lambda number=number: step(number), ctx.device)  # type: ignore[misc]
+            with aside(ctx.device):
+                ideal = timed(lambda number=number: bare(number), ctx.device)  # type: ignore[misc]
+            ratios.append(real / ideal)
+            ideals.append(ideal)
+        final = losses[-max(1, self.steps // 20) :].mean(0).tolist()
+        if not all(map(math.isfinite, final)):
+            raise FloatingPointError(
+                f"the embedding diverged: loss {final}; lower lr = {self.lr} or "
+                f"codec_lr = {self.codec_lr}"
+            )
+        notes: dict[str, Json] = {
+            "loss_fidelity": final[0],
+            "loss_message": final[1],
+            "step_ratio_to_ideal": _median(ratios),
+            "frozen_cached": frozen.cached,
+        }
+        return Course(notes, _median(ideals) * self.steps)
+
+    def _loss(
+        self, model: VisionModel, codec: Codec, link: Link, clean: Clean, message: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Eq. 2 on one batch; returns the loss and its two parts (2,)."""
+        with self._passes(clean.after.device):
+            source = clean.before if self._says("encoder_input") == "block_input" else clean.after
+            token = codec.encode(link.pick(source, self.axis), message)
+            out, read = self._tail(model, link.put(clean.after, token, self.axis), link)
+            logits = codec.decode(read)
+            if self.fidelity_under == "plain":
+                out, _ = self._tail(model, clean.after, link)
+        fidelity = _fidelity(out.float() - clean.target.float(), self._says("fidelity_norm"))
+        written = _message_loss(logits.float(), message.float(), self._says("message_norm"))
+        parts = torch.stack([fidelity.detach(), written.detach()])
+        return fidelity + self.weight * written, parts
+
+    def _tail(self, model: VisionModel, tokens: Tensor, link: Link) -> tuple[Tensor, Tensor]:
+        """Run the blocks after b: what fidelity compares, and what the decoder reads."""
+        before = model.run_blocks(tokens, link.block + 1, link.depth - 1)
+        after = model.run_blocks(before, link.depth - 1, link.depth)
+        read, on = self._says("read"), self._says("fidelity_on")
+        final = model.finish(after) if read != "last_block_input" or on == "embedding" else after
+        embedding = model.embedding(final) if "embedding" in (read, on) else final
+        seen = {
+            "last_block_input": lambda: link.pick(before, self.axis),
+            "output_token": lambda: link.pick(final, self.axis),
+            "embedding": lambda: embedding,
+        }[read]()
+        return (embedding if on == "embedding" else after), seen
+
+    def _errors(
+        self,
+        model: VisionModel,
+        codec: Codec,
+        link: Link,
+        pixels: Tensor,
+        messages: Tensor,
+        device: torch.device,
+        owner_norm: tuple[Tensor, Tensor] | None = None,
+        batch: int = 64,
+    ) -> Tensor:
+        """Count wrong bits per image (n,): eq. 3, the suspect's p and q, the owner's e and d."""
+        found = []
+        with torch.inference_mode(), self._passes(device):
+            for start in range(0, len(pixels), batch):
+                images = pixels[start : start + batch].to(device).float() / 255
+                if (
+                    owner_norm is not None
+                ):  # undo the suspect's own normalisation, apply the owner's
+                    mean, std = (value.to(device) for value in owner_norm)
+                    images = (images - mean) / std * model.std + model.mean
+                message = messages[start : start + batch].to(device)
+                before = model.run_blocks(model.embed(images), 0, link.block)
+                after = model.run_blocks(before, link.block, link.block + 1)
+                source = before if self._says("encoder_input") == "block_input" else after
+                token = codec.encode(link.pick(source, self.axis), message)
+                logits = codec.decode(self._read(model, link.put(after, token, self.axis), link))
+                read = logits >= 0 if self._says("binarise") == ">=" else logits > 0
+                found.append((read != message.bool()).sum(1).cpu())
+        return torch.cat(found)
+
+    def _read(self, model: VisionModel, tokens: Tensor, link: Link) -> Tensor:
+        """Run the tail no further than the decoder needs it."""
+        tokens = model.run_blocks(tokens, link.block + 1, link.depth - 1)
+        if self._says("read") == "last_block_input":
+            return link.pick(tokens, self.axis)
+        final = model.finish(model.run_blocks(tokens, link.depth - 1, link.depth))
+        if self._says("read") == "output_token":
+            return link.pick(final, self.axis)
+        return model.embedding(final)
+
+    def _passes(self, device: torch.device) -> AbstractContextManager[object]:
+        half = self.precision == "bfloat16"
+        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=half)
+
+
+TIMED_ROUNDS = 15
+"""Steps timed beside the fewest passes they need, spread over the training."""
+
+
+class Link(NamedTuple):
+    """Where the message goes: after `block`, at `index`, in a model of `depth` blocks."""
+
+    block: int
+    index: int
+    depth: int
+    prefix: int
+    tokens: int
+
+    def pick(self, tokens: Tensor, axis: str) -> Tensor:
+        """Take the token (b, d), or the channel of all tokens (b, n), from (b, n, d)."""
+        return tokens[:, self.index] if axis == "token" else tokens[:, :, self.index]
+
+    def put(self, tokens: Tensor, value: Tensor, axis: str) -> Tensor:
+        """Return (b, n, d) with `value` in that place."""
+        made = tokens.clone()
+        if axis == "token":
+            made[:, self.index] = value.to(made.dtype)
+        else:
+            made[:, :, self.index] = value.to(made.dtype)
+        return made
+
+
+class Clean(NamedTuple):
+    """What the clean model does to a batch; nothing in it is ever trained."""
+
+    before: Tensor  # (b, n, d) input of block b
+    after: Tensor  # (b, n, d) output of block b
+    target: Tensor  # what fidelity compares with: (b, d') or (b, n, d)
+
+
+class Course(NamedTuple):
+    """How a training went."""
+
+    notes: dict[str, Json]
+    ideal_seconds: float
+
+
+class Frozen:
+    """The clean model's activations on demand; computed once where nothing changes them."""
+
+    def __init__(
+        self, mark: ActiveMark, base: VisionModel, link: Link, images: Images, ctx: Context
+    ) -> None:
+        self._mark, self._base, self._link, self._images = mark, base, link, images
+        self._device, self._rng = ctx.device, ctx.rng
+        each = self._compute(torch.arange(min(1, len(images))))
+        size = sum(part.nbytes for part in each) * len(images)
+        self.cached = not mark.augment and size <= CACHE_BYTES
+        self._kept = self._all() if self.cached else None
+
+    def __call__(self, indices: Tensor) -> Clean:
+        """Return the activations of the images at `indices` (b,)."""
+        if self._kept is None:
+            return self._compute(indices)
+        return Clean(*(part[indices] for part in self._kept))
+
+    def _all(self, batch: int = 64) -> Clean:
+        parts = [self._compute(chunk) for chunk in torch.arange(len(self._images)).split(batch)]
+        return Clean(*map(torch.cat, zip(*parts, strict=True)))
+
+    @torch.no_grad()
+    def _compute(self, indices: Tensor) -> Clean:
+        images = self._images.batch(indices, self._device)
+        if self._mark.augment:
+            images = _augmented(images, self._rng)
+        base, block = self._base, self._link.block
+        with self._mark._passes(self._device):
+            before = base.run_blocks(base.embed(images), 0, block)
+            after = base.run_blocks(before, block, block + 1)
+            target, _ = self._mark._tail(base, after, self._link)
+        return Clean(before, after, target)
+
+
+class Codec(nn.Module):
+    """The encoder e and the decoder d: two fully connected layers each (Fig. 1)."""
+
+    def __init__(
+        self, written: int, read: int, bits: int, encoder: int, decoder: int, output: str
+    ) -> None:
+        super().__init__()
+        self.output = output
+        self.encoder = nn.Sequential(
+            nn.Linear(written + bits, encoder), nn.ReLU(), nn.Linear(encoder, written)
+        )
+        self.decoder = nn.Sequential(nn.Linear(read, decoder), nn.ReLU(), nn.Linear(decoder, bits))
+
+    @staticmethod
+    def of(state: Mapping[str, Tensor], output: str) -> Codec:
+        """Rebuild a codec from its tensors."""
+        first, last = state["encoder.0.weight"], state["encoder.2.weight"]
+        read, bits = state["decoder.0.weight"].shape[1], state["decoder.2.weight"].shape[0]
+        hidden = state["decoder.0.weight"].shape[0]
+        codec = Codec(last.shape[0], read, bits, first.shape[0], hidden, output)
+        codec.load_state_dict(dict(state))
+        return codec.eval()
+
+    def draw(self, rng: torch.Generator) -> Codec:
+        """Initialise every layer uniformly in 1 / sqrt(fan-in), PyTorch's own rule, from `rng`."""
+        with torch.no_grad():
+            for layer in [*self.encoder, *self.decoder]:
+                if isinstance(layer, nn.Linear):
+                    bound = layer.in_features**-0.5
+                    layer.weight.uniform_(-bound, bound, generator=rng)
+                    layer.bias.uniform_(-bound, bound, generator=rng)
+        return self
+
+    def encode(self, token: Tensor, message: Tensor) -> Tensor:
+        """Map token (b, d) and message (b, n) to the token that replaces it (b, d)."""
+        made = cast(Tensor, self.encoder(torch.cat([token, message.to(token.dtype)], dim=1)))
+        return made.sigmoid() if self.output == "sigmoid" else made
+
+    def decode(self, read: Tensor) -> Tensor:
+        """Map what was read (b, r) to logits of the bits (b, n); a bit is sigmoid >= 1/2."""
+        return cast(Tensor, self.decoder(read))
+
+
+def _fidelity(difference: Tensor, norm: str) -> Tensor:
+    if norm == "mse":
+        return difference.square().mean()
+    return difference.flatten(1).norm(dim=1).mean()
+
+
+def _message_loss(logits: Tensor, message: Tensor, norm: str) -> Tensor:
+    if norm == "bce":
+        return F.binary_cross_entropy_with_logits(logits, message)
+    soft = logits.sigmoid()
+    if norm == "mse":
+        return (soft - message).square().mean()
+    return (soft - message).abs().sum(1).mean()
+
+
+def _finetuned(model: VisionModel, ctx: Context) -> VisionModel:
+    """Finetune the backbone with a classifier on the owner's labels before marking (5.1)."""
+    from bench.models import Head, with_head
+    from bench.training import fit
+
+    labels = ctx.images.labels
+    if labels is None:
+        raise ValueError("classifier: 'joint' expects labelled owner images, got unlabelled ones")
+    net = with_head(model, Head(ctx.images.classes), ctx.rng).to(ctx.device)
+    targets = labels.to(ctx.device)
+
+    def loss_of(chosen: Tensor) -> Tensor:
+        logits = net.logits(ctx.images.batch(chosen, ctx.device))
+        return F.cross_entropy(logits, targets[chosen.to(ctx.device)])
+
+    # The paper gives no schedule for this step; ten epochs are those of its attacks (4.2).
+    fit(
+        list(net.parameters()), loss_of, len(labels), epochs=10, batch=32, lr=1e-4,
+        weight_decay=0.01, schedule="cosine", warmup=0.0, rng=ctx.rng,
+    )  # fmt: skip
+    net.architecture, net.head = model.architecture, model.head
+    return clone(net)
+
+
+def _augmented(images: Tensor, rng: torch.Generator) -> Tensor:
+    """Flip half of the images and zoom into a random part of at least 35 % of the area."""
+    count = len(images)
+    draws = torch.rand(4, count, generator=rng)
+    scale = 0.6 + 0.4 * draws[0]  # side of the part, as a share of the image's
+    flip = (draws[1] < 0.5).float() * 2 - 1
+    matrix = torch.zeros(count, 2, 3)
+    matrix[:, 0, 0], matrix[:, 1, 1] = scale * flip, scale
+    matrix[:, :, 2] = (2 * draws[2:].T - 1) * (1 - scale)[:, None]
+    grid = F.affine_grid(matrix, list(images.shape), align_corners=False).to(images.device)
+    return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+
+
+def _final_norm(name: str) -> bool:
+    return name.startswith(("vit.norm.", "visual.ln_post."))
+
+
+def _kept(images: Images, messages: Tensor, kept: Tensor) -> tuple[Images, Tensor]:
+    chosen = kept.nonzero().flatten().tolist()
+    if not chosen:
+        raise ValueError("select: no image was decoded without error; train for more steps")
+    return images.subset(chosen), messages[chosen]
+
+
+def _bits(shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
+    return torch.randint(2, shape, generator=rng, dtype=torch.uint8)
+
+
+def _sample(count: int, wanted: int, rng: torch.Generator) -> list[int]:
+    return cast(list[int], torch.randperm(count, generator=rng)[:wanted].tolist())
+
+
+def _order(count: int, wanted: int, rng: torch.Generator) -> Tensor:
+    """Draw `wanted` indices, every image once before any twice."""
+    rounds = -(-wanted // count)
+    return torch.cat([torch.randperm(count, generator=rng) for _ in range(rounds)])[:wanted]
+
+
+def _spread(steps: int, rounds: int) -> list[int]:
+    """Choose rounds of the loop, evenly spread, after the first step's one-off costs."""
+    return [1 + round(i * (steps - 2) / max(1, rounds - 1)) for i in range(rounds)]
+
+
+def _median(values: list[float]) -> float:
+    ordered = sorted(values)
+    return ordered[len(ordered) // 2] if ordered else float("nan")

@@ -1,0 +1,338 @@
+"""Every registered plug-in against every check, and every check against a plug-in that breaks it."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from bench import testing
+from bench.models import Head, clone, with_head
+from bench.registry import ATTACKS, METHODS
+from bench.testing import ATTACK_CHECKS, METHOD_CHECKS, check_attack, check_method
+from bench.types import Access, Evidence, Protected, Rule
+
+QUICK = {
+    "finetune.classify": {"epochs": 2},
+    "activemark": {"images": 16, "steps": 120, "lr": 1e-3, "codec_lr": 1e-2, "bits": 8},
+}
+"""Settings that keep the promises cheap to check; the others run at their defaults."""
+
+
+def name_of(check):
+    return check.__name__
+
+
+def test_the_built_in_plug_ins_are_found():
+    built_in = {"control.identity", "control.stranger", "finetune.classify", "prune.l1"}
+    assert built_in <= set(ATTACKS.names())
+    assert "activemark" in METHODS.names()
+
+
+@pytest.mark.parametrize("check", ATTACK_CHECKS, ids=name_of)
+@pytest.mark.parametrize("name", ATTACKS.names())
+def test_attack(name, check):
+    check(ATTACKS.build(name, QUICK.get(name, {})))
+
+
+@pytest.mark.parametrize("check", METHOD_CHECKS, ids=name_of)
+@pytest.mark.parametrize("name", METHODS.names())
+def test_method(name, check):
+    check(METHODS.build(name, QUICK.get(name, {})))
+
+
+@dataclass(frozen=True)
+class Nudge:
+    """A sound attack, too plain to register: the others below break one promise each."""
+
+    offers: ClassVar[Access] = Access.ALL
+    derived: ClassVar[bool] = True
+    random: ClassVar[bool] = False
+
+    def run(self, victim, ctx):
+        return nudged(clone(victim))
+
+
+def nudged(model, by=0.1):
+    with torch.no_grad():
+        model.blocks[0].attn.proj.bias.add_(by)
+    return model
+
+
+class InPlace(Nudge):
+    def run(self, victim, ctx):
+        return clone(nudged(victim))
+
+
+class FromGlobalRandomness(Nudge):
+    random = True
+
+    def run(self, victim, ctx):
+        return nudged(clone(victim), torch.rand(()))
+
+
+class SecretlyRandom(Nudge):
+    def run(self, victim, ctx):
+        return nudged(clone(victim), torch.rand((), generator=ctx.rng))
+
+
+class Diverging(Nudge):
+    def run(self, victim, ctx):
+        return nudged(clone(victim), torch.nan)
+
+
+class Undescribed(Nudge):
+    def run(self, victim, ctx):
+        made = nudged(clone(victim))
+        made.mean = made.mean + 0.1  # in no state dict
+        return made
+
+
+class Idle(Nudge):
+    def run(self, victim, ctx):
+        return clone(victim)
+
+
+class LeakyControl(Nudge):
+    derived = False
+
+    def run(self, victim, ctx):
+        return nudged(ctx.stranger(0), victim.trunk.vit.cls_token.mean())
+
+
+class Aliased(Nudge):
+    def run(self, victim, ctx):
+        made = clone(victim)
+        made.trunk = victim.trunk
+        return made
+
+
+class Remembering(Nudge):
+    victims: ClassVar[list] = []
+
+    def run(self, victim, ctx):
+        self.victims.append(clone(victim))
+        return nudged(clone(self.victims[-2] if len(self.victims) > 1 else victim))
+
+
+class ChoosyTwin(Nudge):
+    def run(self, victim, ctx):
+        hardest = victim.trunk.vit.pos_embed[0, :64].norm(dim=1).argsort()
+        return nudged(clone(victim), ctx.images.batch(hardest[:8], ctx.device).mean())
+
+
+@dataclass(frozen=True)
+class TwinWithItsOwnHead(Nudge):
+    lr: float = 0.1
+
+    def run(self, victim, ctx):
+        rng = torch.Generator().manual_seed(int(victim.trunk.vit.cls_token.abs().sum() * 1e6))
+        return with_head(victim, Head(10), rng)
+
+
+@dataclass(frozen=True)
+class Restless(Nudge):
+    lr: float = 0.1
+
+
+BROKEN_ATTACKS = [
+    (testing.attack_leaves_its_input_untouched, InPlace),
+    (testing.attack_repeats_under_equal_randomness, FromGlobalRandomness),
+    (testing.attack_repeats_under_equal_randomness, SecretlyRandom),
+    (testing.attack_returns_finite_weights, Diverging),
+    (testing.attack_survives_a_round_trip, Undescribed),
+    (testing.attack_changes_weights_or_function, Idle),
+    (testing.attack_as_control_ignores_the_victims_weights, LeakyControl),
+    (testing.attack_returns_a_distinct_object, Aliased),
+    (testing.attack_does_not_depend_on_order, Remembering),
+    (testing.attack_twins_see_equal_batches_and_heads, ChoosyTwin),
+    (testing.attack_twins_see_equal_batches_and_heads, TwinWithItsOwnHead),
+    (testing.attack_twins_see_equal_batches_and_heads, Restless),
+]
+
+
+@dataclass(frozen=True)
+class BiasMark:
+    """A sound mark: the signs of one bias spell the key."""
+
+    needs: ClassVar[Access] = Access.WEIGHTS
+    marks: ClassVar[bool] = True
+
+    def protect(self, owner, ctx):
+        key = torch.randint(2, (48,), generator=ctx.rng) * 2.0 - 1
+        return Protected(nudged(clone(owner), key), {"key": key})
+
+    def extract(self, secret, suspect, ctx):
+        bias = suspect.network.blocks[0].attn.proj.bias
+        return evidence((bias.sign() == secret["key"]).double())
+
+
+@dataclass(frozen=True)
+class FeaturePrint:
+    """A sound fingerprint: the features of a few images."""
+
+    needs: ClassVar[Access] = Access.FEATURES
+    marks: ClassVar[bool] = False
+
+    def protect(self, owner, ctx):
+        queries = ctx.images.batch(slice(0, 8), ctx.device)
+        with torch.no_grad():
+            return Protected(clone(owner), {"queries": queries, "features": owner.features(queries)})
+
+    def extract(self, secret, suspect, ctx):
+        found = suspect.features(secret["queries"])
+        return evidence((F.cosine_similarity(found, secret["features"]).clamp(-1, 1) + 1) / 2)
+
+
+@dataclass(frozen=True)
+class LabelPrint:
+    """A sound fingerprint that sees labels only: the owner and its strangers come with heads."""
+
+    needs: ClassVar[Access] = Access.LABELS
+    marks: ClassVar[bool] = False
+
+    def protect(self, owner, ctx):
+        queries = ctx.held_out.batch(slice(None), ctx.device)
+        with torch.no_grad():
+            labels = owner.logits(queries).argmax(1)
+        return Protected(clone(owner), {"queries": queries, "labels": labels})
+
+    def extract(self, secret, suspect, ctx):
+        return evidence((suspect.labels(secret["queries"]) == secret["labels"]).double())
+
+
+def evidence(agreement):
+    found = tuple(agreement.tolist())
+    return Evidence(found, found, Rule("agreement", ">=", 0.99), "query", 0.5)
+
+
+class MarkInPlace(BiasMark):
+    def protect(self, owner, ctx):
+        made = super().protect(owner, ctx)
+        owner.load_state_dict(made.model.state_dict())
+        return made
+
+
+class MarkFromGlobalRandomness(BiasMark):
+    def protect(self, owner, ctx):
+        rng = torch.Generator().manual_seed(int(torch.randint(1000, ())))
+        return super().protect(owner, dataclasses.replace(ctx, rng=rng))
+
+
+class ReadingAtRandom(BiasMark):
+    def extract(self, secret, suspect, ctx):
+        return evidence(torch.rand(8).double())
+
+
+class SpoilingItsSecret(BiasMark):
+    def extract(self, secret, suspect, ctx):
+        secret["key"].neg_()
+        return super().extract(secret, suspect, ctx)
+
+
+class InfiniteSecret(BiasMark):
+    def protect(self, owner, ctx):
+        made = super().protect(owner, ctx)
+        return Protected(made.model, {**made.secret, "scale": torch.tensor(torch.inf)})
+
+
+class SecretInWords(BiasMark):
+    def protect(self, owner, ctx):
+        made = super().protect(owner, ctx)
+        return Protected(made.model, {**made.secret, "owner": "me"})
+
+
+class StampOutsideTheWeights(BiasMark):
+    def protect(self, owner, ctx):
+        made = super().protect(owner, ctx)
+        made.model.stamp = True
+        return made
+
+    def extract(self, secret, suspect, ctx):
+        return evidence(torch.full((4,), float(hasattr(suspect.network, "stamp"))))
+
+
+class MarkThatMarksNothing(BiasMark):
+    def protect(self, owner, ctx):
+        return Protected(clone(owner), super().protect(owner, ctx).secret)
+
+
+class FingerprintThatMarks(FeaturePrint):
+    def protect(self, owner, ctx):
+        return super().protect(nudged(clone(owner)), ctx)
+
+
+class Blind(FeaturePrint):
+    def extract(self, secret, suspect, ctx):
+        return evidence(torch.zeros(4))
+
+
+class Gullible(FeaturePrint):
+    def extract(self, secret, suspect, ctx):
+        return evidence(torch.ones(4))
+
+
+class Prying(FeaturePrint):
+    def extract(self, secret, suspect, ctx):
+        return evidence(torch.ones(4) * len(suspect.network.blocks) / 6)
+
+
+class RememberingMethod(FeaturePrint):
+    suspects: ClassVar[list] = []
+
+    def extract(self, secret, suspect, ctx):
+        self.suspects.append(super().extract(secret, suspect, ctx))
+        return self.suspects[-2:][0]  # the one before
+
+
+BROKEN_METHODS = [
+    (testing.method_leaves_its_input_untouched, MarkInPlace),
+    (testing.method_leaves_its_input_untouched, SpoilingItsSecret),
+    (testing.method_repeats_under_equal_randomness, MarkFromGlobalRandomness),
+    (testing.method_repeats_under_equal_randomness, ReadingAtRandom),
+    (testing.method_returns_finite_values, InfiniteSecret),
+    (testing.method_keeps_tensors_only_as_secret, SecretInWords),
+    (testing.method_survives_a_round_trip, StampOutsideTheWeights),
+    (testing.method_changes_weights_if_it_marks, MarkThatMarksNothing),
+    (testing.method_changes_weights_if_it_marks, FingerprintThatMarks),
+    (testing.method_recognises_its_own_model, Blind),
+    (testing.method_separates_it_from_trained_strangers, Gullible),
+    (testing.method_keeps_to_its_access, Prying),
+    (testing.method_does_not_depend_on_order, RememberingMethod),
+]
+
+
+@pytest.mark.parametrize(("check", "broken"), BROKEN_ATTACKS + BROKEN_METHODS, ids=name_of)
+def test_a_check_fails_a_plug_in_that_breaks_it(check, broken):
+    with pytest.raises(AssertionError):
+        check(broken())
+
+
+def test_every_check_has_a_plug_in_that_breaks_it():
+    assert {check for check, _ in BROKEN_ATTACKS} == set(ATTACK_CHECKS)
+    assert {check for check, _ in BROKEN_METHODS} == set(METHOD_CHECKS)
+
+
+def test_a_sound_attack_passes_and_a_broken_one_does_not():
+    check_attack(Nudge())
+    with pytest.raises(AssertionError, match="equal to the victim"):
+        check_attack(Idle())
+
+
+@pytest.mark.parametrize("sound", [BiasMark, FeaturePrint, LabelPrint])
+def test_a_sound_method_passes(sound):
+    check_method(sound())
+
+
+def test_a_broken_method_does_not_pass():
+    with pytest.raises(AssertionError, match="score 1.000 on its own model, up to 1.000"):
+        check_method(Gullible())
+
+
+def test_checking_leaves_the_global_generators_alone():
+    before = torch.get_rng_state()
+    with pytest.raises(AssertionError, match="global randomness"):
+        testing.attack_repeats_under_equal_randomness(FromGlobalRandomness())
+    assert torch.equal(torch.get_rng_state(), before)

@@ -1,0 +1,165 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bench import data
+from bench.data import Images, Preprocess, load
+from bench.manifest import DataSettings, photograph_file, read
+from bench.types import UserError
+
+SMALL = Preprocess((32, 32))
+
+
+def paint(path, size=(40, 30), mode="RGB", colour=(200, 100, 50), **how):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).convert(mode).save(path, **how)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    for i in range(6):
+        paint(tmp_path / ("ab"[i % 2]) / f"{i}.png", colour=(i * 40, 10, 200))
+    return read("pictures", DataSettings("folder", str(tmp_path)))
+
+
+def test_digits_are_scikit_learns_enlarged():
+    datasets = pytest.importorskip("sklearn.datasets")
+    known = datasets.load_digits()
+    loaded = load(read("digits", DataSettings("digits")), range(50), Preprocess((8, 8), 0.9))
+    assert np.allclose(loaded.pixels[:, 0] / 255 * 16, known.images[:50], atol=16 / 255)
+    assert loaded.labels.tolist() == known.target[:50].tolist()
+    assert (loaded.pixels[:, 0] == loaded.pixels[:, 2]).all()
+    enlarged = torch.nn.functional.interpolate(
+        torch.tensor(known.images[:50, None] / 16), (32, 32), mode="bilinear"
+    )
+    loaded = load(read("digits", DataSettings("digits")), range(50), SMALL)
+    assert (loaded.pixels[:, :1] / 255 - enlarged).abs().max() < 2.5 / 255
+
+
+def test_crops_are_squares_of_their_photograph_and_differ():
+    listed = read("photos", DataSettings("photos", crops=4))
+    loaded = load(listed, range(len(listed.items)), SMALL)
+    assert loaded.pixels.shape == (64, 3, 32, 32)
+    assert loaded.labels is None
+    assert loaded.sources[:5] == ("astronaut",) * 4 + ("brick",)
+    assert len({bytes(p.numpy().tobytes()) for p in loaded.pixels}) == 64
+
+
+def test_a_crop_depends_on_its_photograph_and_number_alone():
+    few = load(read("photos", DataSettings("photos", crops=2)), [3], SMALL)
+    many = load(read("photos", DataSettings("photos", crops=9)), [0, 10], SMALL)
+    assert torch.equal(few.pixels[0], many.pixels[1])
+
+
+def test_every_crop_lies_inside_and_is_at_least_64_pixels_wide(monkeypatch):
+    listed = read("photos", DataSettings("photos", crops=30))
+    with Image.open(photograph_file("coins")) as opened:
+        whole = opened.copy()
+    boxes = []
+    monkeypatch.setattr(Image.Image, "crop", lambda self, box: boxes.append(box) or self)
+    for item in listed.items:
+        if item.source == "coins":
+            data._crop(whole, item)
+    widths = [right - left for left, _, right, _ in boxes]
+    assert min(widths) >= 64
+    assert max(widths) <= min(whole.size)
+    assert all(b[0] >= 0 and b[1] >= 0 and b[2] <= 384 and b[3] <= 303 for b in boxes)
+    assert [b[3] - b[1] for b in boxes] == widths
+
+
+def test_the_middle_of_an_image_is_kept(tmp_path):
+    """Left third red, middle green, right blue: a square crop of 60 x 20 sees the middle only."""
+    bands = np.zeros((20, 60, 3), np.uint8)
+    for band in range(3):
+        bands[:, 20 * band : 20 * (band + 1), band] = 255
+    for i in range(4):
+        Image.fromarray(bands + np.uint8(i)).save(tmp_path / f"{i}.png")
+    listed = read("x", DataSettings("folder", str(tmp_path)))
+    pixels = load(listed, [0], Preprocess((16, 16), 0.8)).pixels[0]
+    assert pixels.float().mean((1, 2))[1] > 250
+    assert pixels.float().mean((1, 2))[[0, 2]].max() < 5
+    wide = load(listed, [0], Preprocess((10, 30))).pixels[0]
+    assert wide.shape == (3, 10, 30)
+    assert wide[:, 5, 1].argmax() == 0
+    assert wide[:, 5, -2].argmax() == 2
+
+
+@pytest.mark.parametrize(
+    ("mode", "name", "how"),
+    [
+        ("L", "x.png", {}),
+        ("P", "x.png", {"transparency": b"\x00\x80"}),
+        ("RGBA", "x.png", {}),
+        ("1", "x.bmp", {}),
+        ("CMYK", "x.jpg", {}),
+        ("RGB", "x.webp", {}),
+    ],
+)
+def test_every_kind_of_image_becomes_rgb(mode, name, how, tmp_path):
+    paint(tmp_path / name, mode=mode, **how)
+    listed = read("x", DataSettings("folder", str(tmp_path)))
+    assert load(listed, [0], SMALL).pixels.shape == (1, 3, 32, 32)
+
+
+def test_the_order_asked_for_is_the_order_given(pictures):
+    there, back = load(pictures, [0, 1, 2], SMALL), load(pictures, [2, 1, 0], SMALL)
+    assert torch.equal(there.pixels, back.pixels.flip(0))
+    assert there.labels.tolist() == back.labels.tolist()[::-1]
+
+
+def test_a_second_load_comes_from_the_cache(pictures, tmp_path, monkeypatch):
+    cache = tmp_path / "cache"
+    first = load(pictures, range(6), SMALL, cache)
+    monkeypatch.setattr(data, "_decode", lambda *_: pytest.fail("decoded again"))
+    again = load(pictures, range(6), SMALL, cache)
+    assert torch.equal(first.pixels, again.pixels)
+    assert torch.equal(first.labels, again.labels)
+    assert len(list(cache.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda f: f.write_bytes(b"x"), lambda f: f.write_bytes(f.read_bytes()[:-9])]
+)
+def test_a_damaged_cache_is_decoded_anew(damage, pictures, tmp_path):
+    cache = tmp_path / "cache"
+    first = load(pictures, range(6), SMALL, cache)
+    (file,) = cache.iterdir()
+    whole = file.read_bytes()
+    damage(file)
+    assert torch.equal(load(pictures, range(6), SMALL, cache).pixels, first.pixels)
+    assert file.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    ("indices", "how"),
+    [([0, 1], Preprocess((32, 32), 0.9)), ([0, 1], Preprocess((32, 16))), ([1, 0], SMALL)],
+)
+def test_other_images_or_preprocessing_are_cached_apart(indices, how, pictures, tmp_path):
+    load(pictures, [0, 1], SMALL, tmp_path / "cache")
+    load(pictures, indices, how, tmp_path / "cache")
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
+@pytest.mark.parametrize("keep", [0, 20, 400])
+def test_a_broken_jpeg_is_named_in_one_line(keep, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    (tmp_path / "a").mkdir()
+    Image.fromarray(noise).save(tmp_path / "a" / "bad.jpg")
+    path = tmp_path / "a" / "bad.jpg"
+    path.write_bytes(path.read_bytes()[:keep])
+    listed = read("x", DataSettings("folder", str(tmp_path)))
+    with pytest.raises(UserError, match=r"'x': a/bad\.jpg: expected an image") as raised:
+        load(listed, [0], SMALL)
+    assert "\n" not in str(raised.value)
+    assert str(tmp_path) not in str(raised.value)
+
+
+def test_batches_are_floats_in_the_unit_interval_and_subsets_keep_everything_aligned():
+    pixels = torch.arange(4 * 3 * 2 * 2).reshape(4, 3, 2, 2).mul(5).to(torch.uint8)
+    images = Images(pixels, torch.tensor([3, 1, 2, 0]), 4, ("a", "b", "c", "d"))
+    chosen = images.subset([2, 0])
+    assert (len(chosen), chosen.sources, chosen.labels.tolist()) == (2, ("c", "a"), [2, 3])
+    batch = images.batch(torch.tensor([2, 0]), torch.device("cpu"))
+    assert torch.equal(batch, chosen.pixels.double().div(255).float())
+    assert torch.equal(images.batch(slice(1, 3), torch.device("cpu")), pixels[1:3].float() / 255)

@@ -1,0 +1,101 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import Ridge
+from sklearn.preprocessing import StandardScaler
+
+from bench import probe
+from bench.models import Head, with_head
+from bench.testing import CPU, context, owner, stranger
+from bench.types import UserError
+
+
+@pytest.fixture(scope="module")
+def parties():
+    ctx = context()
+    return owner(), ctx.images, ctx.held_out
+
+
+def test_pooled_features_are_those_of_the_model_whatever_the_batch(parties):
+    model, images, _ = parties
+    with torch.no_grad():
+        expected = model.pooled(model.forward_features(images.batch(slice(None), CPU)))
+    found = probe.pooled_features(model, images, CPU, batch=10)
+    assert found.shape == (64, 2 * model.width)
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
+def test_the_probe_predicts_like_scikit_learns_ridge(parties):
+    model, train, test = parties
+    known, asked = (probe.pooled_features(model, i, CPU).double().numpy() for i in (train, test))
+    scaler = StandardScaler().fit(known)
+    ridge = Ridge(alpha=probe.RIDGE).fit(scaler.transform(known), np.eye(10)[train.labels])
+    expected = (ridge.predict(scaler.transform(asked)).argmax(1) == test.labels.numpy()).mean()
+    assert probe.probe_accuracy(model, train, test, CPU) == pytest.approx(expected)
+    assert 0.2 < expected < 1.0
+
+
+def test_the_probe_is_right_on_what_it_was_fitted_on_and_at_chance_on_shuffled_labels(parties):
+    model, train, _ = parties
+    order = torch.randperm(64, generator=torch.Generator().manual_seed(0))
+    shuffled = dataclasses.replace(train, labels=train.labels[order])
+    assert probe.probe_accuracy(model, train, train, CPU) > 0.95
+    assert probe.probe_accuracy(model, shuffled, train, CPU) < 0.5
+
+
+def test_a_feature_that_never_moves_does_not_upset_the_probe(parties):
+    model, train, test = parties
+    with torch.no_grad():
+        model = owner()
+        model.trunk.vit.norm.weight[:5] = 0
+    assert probe.probe_accuracy(model, train, test, CPU) > 0.2
+
+
+def test_head_accuracy_counts_the_heads_own_answers(parties):
+    model, _, test = parties
+    headed = with_head(model, Head(10), torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        headed.head.linear.weight.zero_()
+        headed.head.linear.bias[3] = 1  # it says three, whatever it sees
+    threes = float((test.labels == 3).double().mean())
+    assert probe.head_accuracy(headed, test, CPU, batch=7) == pytest.approx(threes)
+
+
+def test_cosines_are_one_against_itself_and_below_against_a_stranger(parties):
+    model, images, _ = parties
+    assert probe.feature_cosines(model, model, images, CPU) == pytest.approx([1.0] * 64)
+    others = probe.feature_cosines(model, stranger(), images, CPU)
+    assert len(others) == 64
+    assert max(others) < 0.99
+
+
+def test_measuring_leaves_the_model_in_the_mode_it_was_in(parties):
+    _, images, _ = parties
+    for mode in (True, False):
+        model = owner().train(mode)
+        probe.pooled_features(model, images, CPU)
+        assert model.training is mode
+
+
+def test_utility_asks_the_head_where_there_is_one_and_a_probe_where_there_is_none(parties):
+    model, train, test = parties
+    headed = with_head(model, Head(10), torch.Generator().manual_seed(0))
+    rest = ("own task", train, test, "probe task", CPU)
+    cases = [
+        (headed, test, "accuracy", "own task", probe.head_accuracy(headed, test, CPU)),
+        (headed, None, "probe accuracy", "probe task", None),
+        (model, test, "probe accuracy", "probe task", None),
+    ]
+    probed = probe.probe_accuracy(model, train, test, CPU)
+    for suspect, own_test, metric, task, value in cases:
+        found = probe.utility(suspect, own_test, *rest)
+        assert (found.metric, found.task, found.n) == (metric, task, 32)
+        assert found.value == pytest.approx(probed if value is None else value)
+
+
+def test_images_without_labels_cannot_be_probed(parties):
+    model, train, test = parties
+    with pytest.raises(UserError, match="expected labelled images"):
+        probe.probe_accuracy(model, dataclasses.replace(train, labels=None), test, CPU)

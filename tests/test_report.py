@@ -1,0 +1,370 @@
+import csv
+import dataclasses
+import io
+import random
+import subprocess
+import sys
+
+import pytest
+from rich.console import Console
+
+from bench import report
+from bench.ledger import Outline
+from bench.types import (
+    Cell,
+    Cost,
+    Evidence,
+    Fidelity,
+    Record,
+    Rule,
+    Spec,
+    Utility,
+    canonical,
+    digest,
+)
+
+OWNER = Spec("mini", {"library": "embedded"})
+MARK = Spec("activemark", {"steps": 400, "variant": "expressprint"})
+PAPER = Spec("activemark", {"steps": 400, "variant": "paper"})
+PRINT = Spec("adv_tra", {"n": 20})
+SAME = (Spec("control.identity"),)
+COSINE = (Spec("finetune.classify", {"schedule": "cosine", "rate": 0.001}),)
+LINEAR = (Spec("finetune.classify", {"schedule": "linear", "rate": 0.001}),)
+PRUNE = (Spec("prune.l1", {"amount": 0.4}),)
+BITS, MUTATION = Rule("bit errors", "<=", 5), Rule("mutation", "<", 0.5)
+TASK = Utility("accuracy", 0.9, "digits", 360)
+QUERIES = 20
+
+
+def stranger(index, *attack):
+    return (Spec("control.stranger", {"index": index}), *attack)
+
+
+def cell(method=MARK, base="released", attack=SAME, seed=0, attack_seed=None, lineage=None):
+    attack_seed = seed if attack_seed is None else attack_seed
+    return Cell(OWNER, method, seed, base, attack, attack_seed, lineage or base)
+
+
+def key_of(asked):
+    return digest(dataclasses.asdict(asked))
+
+
+def answer(asked, errors=1.0, **changes):
+    """Record a cell whose every image shows the same number of bit errors out of 32."""
+    agreement = (1 - errors / 32,) * QUERIES
+    marks = asked.method.name == "activemark"
+    rule = BITS if marks else MUTATION
+    defaults = {
+        "status": "ok",
+        "access": "features, weights" if marks else "labels",
+        "marks": marks,
+        "suspect_digest": key_of(asked),
+        "owner_digest": "clean",
+        "evidence": Evidence(agreement, (float(errors),) * QUERIES, rule, "image", 0.5),
+        "utility": TASK,
+    }
+    return Record(key_of(asked), "demo", asked, **(defaults | changes))
+
+
+def unanswered(asked, status, reason):
+    return answer(asked, status=status, reason=reason, evidence=None, utility=None)
+
+
+def outline(cells, **changes):
+    pairs = tuple((key_of(c), c) for c in cells)
+    return dataclasses.replace(Outline("demo", "Demo", 0.05, pairs), **changes)
+
+
+def made(records, holes=(), **changes):
+    asked = outline([*(r.cell for r in records), *holes], **changes)
+    return report.tables(asked, {r.key: r for r in records})
+
+
+def row(table, *starts):
+    """Return the one row whose method ends with and whose attack is what is asked for."""
+    method, attack = starts
+    (found,) = [r for r in table.rows if r[1].endswith(method) and r[3] == attack]
+    return dict(zip(table.columns, found, strict=True))
+
+
+def innocents(method=MARK, seed=0, twin_errors=16.0, twins=20):
+    """Return 20 plain strangers, and twins after fine-tuning with as many attack seeds."""
+    lone = [cell(method, "owner", stranger(i), seed, 0, "stranger") for i in range(20)]
+    tuned = [cell(method, "owner", COSINE, seed, 100 + i) for i in range(twins)]
+    return [*(answer(c, 16.0) for c in lone), *(answer(c, twin_errors) for c in tuned)]
+
+
+def test_a_row_shows_marked_twin_and_stranger_with_both_spreads():
+    copies = [answer(cell(attack=COSINE, seed=s), errors) for s, errors in ((0, 2.0), (1, 9.0))]
+    alike = answer(cell(base="owner", attack=stranger(0, *COSINE), lineage="stranger"), 14.0)
+    table, *_ = made([*copies, *innocents(), *innocents(seed=1), alike])
+    found = row(table, "activemark", "finetune.classify")
+    # Two models at rates 1 and 0: Wilson at 10 of 20, and the range over the two.
+    assert found["marked"] == "0.500 [0.299, 0.701] (n=2: 0.000-1.000)"
+    assert found["twin"] == "0.000 [0.000, 0.161] (n=40: 0.000-0.000)"
+    assert found["stranger"] == "0.000 [0.000, 0.161] (n=1)"
+    assert found["statistic (m/t/s)"] == "5.50/16.0/14.0"
+    assert (found["p"], found["verdict"]) == ("0.048", "owned 2/2")  # 1 / (1 + 20)
+    assert found["utility (m/t)"] == "0.900/0.900 (1)"
+    assert found["access"] == "needs features, weights"
+
+
+def test_copies_under_several_secrets_show_their_largest_p_and_count_their_verdicts():
+    copies = [answer(cell(attack=COSINE, seed=s), 2.0) for s in (0, 1)]
+    table, *_ = made([*copies, *innocents(), *innocents(seed=1, twin_errors=2.0)])
+    found = row(table, "activemark", "finetune.classify")
+    assert (found["p"], found["verdict"]) == ("1.000", "not owned 1/2, owned 1/2")
+
+
+def test_the_untouched_model_stands_beside_untouched_strangers_and_the_clean_owner():
+    clean = answer(cell(base="owner"), 15.0)
+    table, *_ = made([answer(cell(), 0.0), clean, *innocents()])
+    found = row(table, "activemark", "control.identity")
+    assert found["twin"].endswith("(n=1)")
+    assert found["stranger"].endswith("(n=20: 0.000-0.000)")
+    assert row(table, "activemark", "control.stranger")["stranger"] == found["stranger"]
+
+
+def test_strangers_asked_for_alone_get_one_row_and_no_marked_copy():
+    table, *_ = made([answer(cell(attack=stranger(i), lineage="stranger"), 16) for i in range(3)])
+    assert [r[3] for r in table.rows] == ["control.stranger"]
+    assert row(table, "activemark", "control.stranger")["marked"] == report.NOTHING
+
+
+def test_controls_of_another_kind_get_rows_of_their_own():
+    kinds = [(Spec("control.model", {"name": n, "index": i}),) for n in "ab" for i in (0, 1)]
+    table, *_ = made([answer(cell(attack=k, lineage="stranger"), 16) for k in kinds])
+    assert [r[3] for r in table.rows] == ["control.model a", "control.model b"]
+    assert row(table, "activemark", "control.model a")["stranger"].endswith("(n=2: 0.000-0.000)")
+
+
+def test_a_model_read_twice_is_one_model():
+    twice = [cell(base="owner", attack=PRUNE, attack_seed=s) for s in (0, 1)]
+    table, *_ = made([answer(c, 16.0, suspect_digest="pruned") for c in twice])
+    assert row(table, "activemark", "prune.l1")["twin"] == "0.000 [0.000, 0.161] (n=1)"
+
+
+@pytest.mark.parametrize(
+    ("record", "text"),
+    [
+        (unanswered(cell(), "failed", "RuntimeError: a\nb | c"), "failed: RuntimeError: a b | c"),
+        (unanswered(cell(), "skipped", "needs labels"), "skipped: needs labels"),
+        (unanswered(cell(), "incompatible", ""), "incompatible"),
+        (None, "hole"),
+    ],
+)
+def test_a_missing_number_is_said_in_words(record, text):
+    table, *_ = made([record] if record else [], [] if record else [cell()])
+    found = row(table, "activemark", "control.identity")
+    assert found["marked"] == text
+    assert found["twin"] == found["verdict"] == found["p"] == found["utility (m/t)"] == "—"
+
+
+def test_a_partly_answered_row_names_its_holes():
+    table, *_ = made([answer(cell(), 0.0)], [cell(seed=1), cell(seed=2)])
+    marked = row(table, "activemark", "control.identity")["marked"]
+    assert marked == "1.000 [0.839, 1.000] (n=1) + hole (2)"
+
+
+def test_a_long_reason_is_cut():
+    table, *_ = made([unanswered(cell(), "failed", "x" * 500)])
+    text = row(table, "activemark", "control.identity")["marked"]
+    assert text.endswith("x…")
+    assert len(text) < 60
+
+
+def test_too_few_innocents_leave_every_suspect_undecided():
+    table, *_ = made([answer(cell(attack=COSINE), 0.0), *innocents(twins=3)])
+    found = row(table, "activemark", "finetune.classify")
+    assert (found["p"], found["verdict"]) == ("0.250", "undecided 1/1")
+    assert "smallest attainable p 0.250 at alpha = 0.05; undecided, 19 of each" in notes(table)
+
+
+def test_a_fingerprint_is_judged_by_strangers_alone():
+    table, *_ = made([answer(cell(PRINT, attack=COSINE), 0.0), *innocents(PRINT, twins=0)])
+    found = row(table, "adv_tra", "finetune.classify")
+    assert (found["p"], found["verdict"], found["twin"]) == ("0.048", "owned 1/1", "—")
+    assert found["access"] == "needs labels"
+    assert "p from 20 strangers, counted as models" in notes(table)
+
+
+def notes(table):
+    return "\n".join(table.notes)
+
+
+@pytest.mark.parametrize(
+    ("twin_errors", "marked_errors", "p_value", "said"),
+    [
+        (2.0, 2.0, "1.000", True),
+        (16.0, 2.0, "0.048", False),
+        (18.0, 18.0, "1.000", False),  # the mark is gone: strangers score as high
+    ],
+)
+def test_a_mark_read_off_unmarked_models_is_called_that(twin_errors, marked_errors, p_value, said):
+    marked = answer(cell(attack=COSINE), marked_errors)
+    table, *_ = made([marked, *innocents(twin_errors=twin_errors)])
+    text = (
+        "mini, activemark: the twin scores like the marked copy (finetune.classify): "
+        "the mark would be read off models nobody marked."
+    )
+    assert (text in table.notes) == said
+    assert row(table, "activemark", "finetune.classify")["p"] == p_value
+
+
+def test_a_suspect_with_the_clean_owners_weights_is_a_twin_whatever_made_it():
+    undone = answer(cell(attack=PRUNE), 1.0, suspect_digest="clean")
+    table, *_ = made([undone, *innocents()])
+    found = row(table, "activemark", "prune.l1")
+    assert found["marked"] == "the clean owner"
+    assert found["twin"].startswith("1.000")
+    assert "the suspect has the clean owner's weights, hence is a twin: prune.l1." in notes(table)
+
+
+def test_the_price_of_a_mark_comes_before_its_attacks():
+    price = Fidelity((0.9, 0.95, 1.0), 0.7, 0.6, 80, "digits")
+    table, *_ = made([answer(cell(), fidelity=price), *innocents()])
+    assert [r[3] for r in table.rows[:2]] == [
+        "price: feature cosine",
+        "price: probe accuracy, owner -> released",
+    ]
+    # 0.95 -+ Student's 4.303 * 0.05 / sqrt(3), and no cosine exceeds 1. Wilson by hand: 48 of 80
+    # in [0.4905, 0.7004], 56 of 80 in [0.5923, 0.7894]; Newcombe takes the root of two squares.
+    cosine = row(table, "activemark", "price: feature cosine")["marked"]
+    assert cosine == "0.9500 [0.8258, 1.0000] (n=1)"
+    probe = row(table, "activemark", "price: probe accuracy, owner -> released")["marked"]
+    assert probe == "0.700 -> 0.600: -0.100 [-0.241, +0.047] (n=1)"
+
+
+def test_methods_and_attacks_are_named_by_the_settings_that_differ():
+    cells = [cell(m, attack=a) for m in (MARK, PAPER) for a in (COSINE, LINEAR, PRUNE + LINEAR)]
+    table, *_ = made([], cells)
+    assert {r[1] for r in table.rows} == {"activemark expressprint", "activemark paper"}
+    assert [r[3] for r in table.rows[:3]] == [
+        "finetune.classify cosine",
+        "finetune.classify linear",
+        "prune.l1 > finetune.classify linear",
+    ]
+
+
+def test_numbers_are_named_and_long_settings_go_to_the_legend():
+    sparse = [(Spec("prune.l1", {"amount": a}),) for a in (0.2, 0.4)]
+    wordy = [(Spec("segment", {"data": letter * 40}),) for letter in "ab"]
+    table, *_ = made([], [cell(attack=a) for a in sparse + wordy])
+    assert [r[3] for r in table.rows] == [
+        *("prune.l1 amount=0.2", "prune.l1 amount=0.4", "segment #1", "segment #2")
+    ]
+    assert f"segment #2: {'b' * 40}" in table.notes
+
+
+def test_the_notes_carry_rules_nulls_blocks_reductions_and_warnings():
+    chosen = {"protect": {"block": 6, "block_rule": "first massive", "steps": 400}}
+    table, *_ = made(
+        [answer(cell(), 0.0, notes=chosen), *innocents()],
+        reductions=("steps 400 (paper: 2500)",),
+        warnings=("alpha is strict",),
+    )
+    text = notes(table)
+    assert "native rule bit errors <= 5, one query is one image, chance agreement 0.5" in text
+    assert "block: 6, block rule: first massive." in text
+    assert "p from 20 strangers and 20 descendants of the clean owner, counted as models" in text
+    assert "0 of 40 innocents called owned, each judged by all others" in text
+    assert "utility (1): accuracy, digits, n = 360." in table.notes
+    assert table.notes[-2:] == ("Reduced: steps 400 (paper: 2500)", "alpha is strict")
+
+
+def test_costs_are_means_over_seeds_and_medians_over_suspects():
+    def priced(seed, index, seconds):
+        costs = {
+            "protect": Cost(60.0 + 60 * seed**2, 30.0 + 30 * seed**2, 100, 50, 800, "cpu"),
+            "extract": Cost(seconds, 1.0, 64, 0, 900, "cpu"),
+        }
+        return answer(cell(attack=COSINE, seed=seed, attack_seed=index), costs=costs)
+
+    suspects = [priced(0, i, s) for i, s in enumerate((1.0, 2.0, 9.0))]
+    _, table, _ = made([*suspects, priced(1, 0, 2.0), priced(2, 0, 2.0)])
+    head, embed = ("mini", "activemark"), ("2.67", "160.00", "80.00", "2.00")
+    read, both = ("2.00", "1.00", "2.00"), ("100/64", "50/0", "900", "cpu")
+    assert table.rows == ((*head, *embed, *read, *both),)
+
+
+def test_costs_nobody_measured_are_no_zeros():
+    _, table, _ = made([answer(cell())])
+    assert set(table.rows[0][2:]) == {"—", "—/—"}
+
+
+def test_figure_3_gives_the_rate_at_every_tau_for_bit_errors_only():
+    marked = [answer(cell(seed=s), errors) for s, errors in ((0, 2.0), (1, 6.0))]
+    *_, figure = made([*marked, answer(cell(PRINT), 0.0)])
+    assert figure.name == "Figure 3"
+    curve = ("0.000", "0.000", "0.500", "0.500", "0.500", "0.500", "1.000", "1.000")
+    assert figure.rows == (("mini", "activemark", "control.identity", "marked", "2", *curve),)
+    assert [t.name for t in made([answer(cell(PRINT), 0.0)])] == ["Table 2", "Table 3"]
+
+
+def full():
+    """Return records and holes of every kind."""
+    price = Fidelity((0.97, 0.98, 0.99), 0.9, 0.89, 360, "digits")
+    costs = {"protect": Cost(1.1, 1.0), "extract": Cost(0.3, 0.1)}
+    records = [
+        answer(cell(m, attack=a, seed=s), e + s, fidelity=price if a == SAME else None, costs=costs)
+        for m in (MARK, PAPER)
+        for s in (0, 1)
+        for a, e in ((SAME, 0.0), (COSINE, 3.0), (LINEAR, 5.0))
+    ]
+    failed = [unanswered(cell(PAPER, attack=PRUNE), "failed", "[bold]no | memory[/bold]")]
+    return [*records, *failed, *innocents(), *innocents(PAPER, 1, 4.0)], [cell(PRINT)]
+
+
+def test_the_same_records_give_the_same_bytes_whatever_their_order(tmp_path):
+    records, holes = full()
+    asked = outline([*(r.cell for r in records), *holes])
+    expected = None
+    for seed in range(5):
+        random.Random(seed).shuffle(records)
+        folder = tmp_path / str(seed)
+        paths = report.write(folder, report.tables(asked, {r.key: r for r in records}))
+        found = {p.name: p.read_bytes() for p in paths}
+        assert found == (expected := expected or found)
+    assert sorted(expected) == [
+        *("figure3.csv", "figure3.md", "table2.csv", "table2.md", "table3.csv", "table3.md")
+    ]
+    assert sorted(p.name for p in folder.iterdir()) == sorted(expected)  # nothing half-written
+
+
+def test_every_cell_survives_csv_and_markdown():
+    records, holes = full()
+    for table in made(records, holes):
+        assert [tuple(r) for r in csv.reader(io.StringIO(report.csv(table)))] == [
+            table.columns,
+            *table.rows,
+        ]
+        bars = [n for n in report.markdown(table).replace("\\|", "").splitlines() if "| " in n]
+        columns = len(table.columns) - table.heads
+        assert {line.count("|") for line in bars} == {columns + 1}
+        assert len(bars) == len(table.rows) + 2 * len(table.blocks())
+
+
+def test_tables_read_at_120_columns_with_nothing_cut_off():
+    records, holes = full()
+    for table in made(records, holes):
+        console = Console(width=120, file=io.StringIO())
+        report.print_table(table, console)
+        text = console.file.getvalue()
+        assert max(map(len, text.splitlines())) <= 120
+        shown = "".join(text.split())
+        for word in (w for cells in table.rows for c in cells[table.heads :] for w in c.split()):
+            assert word in shown or len(word) > report.TERMINAL_COLUMN
+
+
+def test_a_report_needs_neither_torch_nor_a_heavy_library_to_be_imported():
+    heavy = {"torch", "timm", "open_clip", "torchvision", "pandas", "statsmodels", "scipy"}
+    code = f"import sys, bench.report; sys.exit(' '.join({heavy!r} & set(sys.modules)) or 0)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_specs_that_differ_only_in_version_are_told_apart():
+    newer = dataclasses.replace(MARK, version=2)
+    table, *_ = made([], [cell(MARK), cell(newer)])
+    assert [r[1] for r in table.rows] == ["activemark version=1", "activemark version=2"]
+    assert canonical(MARK.json()) != canonical(newer.json())

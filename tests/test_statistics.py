@@ -1,0 +1,220 @@
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from bench import statistics
+from bench.types import Cell, Evidence, Record, Rule, Spec, UserError
+
+ALPHA = 0.05
+BITS = Rule("bit errors", "<=", 5)
+
+
+def record(attack, base="owner", lineage="owner", score=0.5, weights="w", seed=0, **changes):
+    cell = Cell(Spec("mini"), Spec("mark"), seed, base, attack, 0, lineage)
+    evidence = Evidence((score,), (1.0,), BITS, "image", 0.5)
+    defaults = {"suspect_digest": weights, "owner_digest": "clean", "evidence": evidence}
+    return Record(f"{attack}{weights}", "demo", cell, "ok", **(defaults | changes))
+
+
+def stranger(index, *attack, score):
+    chain = (Spec("control.stranger", {"index": index}), *attack)
+    return record(chain, "released", "stranger", score, f"stranger {index} {attack}")
+
+
+PRUNE, TUNE = Spec("prune.l1", {"amount": 0.4}), Spec("finetune.classify")
+
+
+@pytest.mark.parametrize(
+    ("score", "innocent", "expected"),
+    [
+        (0.9, [0.1, 0.2, 0.3], 1 / 4),
+        (0.2, [0.1, 0.2, 0.3], 3 / 4),  # a tie counts against ownership
+        (0.0, [0.1, 0.2, 0.3], 4 / 4),
+        (0.1, [0.0] * 19, 1 / 20),
+        (0.0, [0.0] * 19, 1.0),
+    ],
+)
+def test_a_p_value_is_a_rank_among_innocents(score, innocent, expected):
+    assert statistics.rank_p_value(score, innocent) == expected
+
+
+def test_a_p_value_agrees_with_the_one_sided_mann_whitney_test_of_one_suspect():
+    innocent = list(np.random.default_rng(0).beta(2, 5, 30))
+    for score in (0.05, 0.3, 0.9):
+        other = stats.mannwhitneyu([score], innocent, alternative="greater", method="exact")
+        assert statistics.rank_p_value(score, innocent) == pytest.approx(other.pvalue)
+
+
+@pytest.mark.parametrize(
+    ("alpha", "needed"), [(0.5, 1), (0.2, 4), (0.05, 19), (0.01, 99), (0.001, 999), (0.03, 33)]
+)
+def test_the_number_of_innocents_needed_is_known(alpha, needed):
+    assert statistics.innocents_needed(alpha) == needed
+
+
+def test_the_number_needed_is_the_least_that_reaches_alpha_for_every_reciprocal():
+    for k in range(2, 1000):
+        assert statistics.innocents_needed(1 / k) == k - 1
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0, 5.0, math.nan])
+def test_an_impossible_alpha_is_refused(alpha):
+    with pytest.raises(UserError, match="expected alpha between 0 and 1, got"):
+        statistics.innocents_needed(alpha)
+
+
+LOW = [0.1] * 19
+
+
+@pytest.mark.parametrize(
+    ("strangers", "descendants", "outcome", "p_value", "attainable"),
+    [
+        (LOW, LOW, "owned", 0.05, 0.05),
+        (LOW, None, "owned", 0.05, 0.05),
+        (LOW, [0.9] * 19, "not owned", 1.0, 0.05),  # read off models nobody marked
+        ([0.9] * 19, LOW, "not owned", 1.0, 0.05),
+        (LOW, [0.9, *LOW], "not owned", 2 / 21, 0.05),
+        (LOW, LOW[:18], "undecided", 1 / 19, 1 / 19),
+        (LOW[:5], None, "undecided", 1 / 6, 1 / 6),
+        (LOW, [], "undecided", None, 1.0),
+        ([], None, "undecided", None, 1.0),
+        ([], LOW, "undecided", None, 1.0),
+    ],
+)
+def test_a_mark_must_beat_both_nulls_and_a_fingerprint_its_strangers(
+    strangers, descendants, outcome, p_value, attainable
+):
+    verdict = statistics.decide(0.9, strangers, descendants, ALPHA)
+    assert (verdict.outcome, verdict.p_value, verdict.attainable) == (outcome, p_value, attainable)
+    assert verdict.n_strangers == len(strangers)
+    assert verdict.n_descendants == (None if descendants is None else len(descendants))
+    assert verdict.needed == 19
+
+
+SKEWED = {
+    "beta": lambda rng, n: rng.beta(0.3, 4, n),
+    "all zero": lambda rng, n: np.zeros(n),
+    "tied": lambda rng, n: rng.integers(0, 3, n) / 2,
+    "coarse binomial": lambda rng, n: rng.binomial(8, 0.1, n) / 8,
+}
+
+
+@pytest.mark.parametrize("draw", SKEWED.values(), ids=SKEWED)
+@pytest.mark.parametrize(("n", "alpha"), [(5, 0.05), (5, 0.2), (19, 0.05), (99, 0.05)])
+def test_decide_holds_its_error_rate_on_innocents(draw, n, alpha):
+    rng, trials, owned = np.random.default_rng(n), 2000, 0
+    for _ in range(trials):
+        *innocent, suspect = draw(rng, n + 1).tolist()
+        owned += statistics.decide(suspect, innocent, None, alpha).outcome == "owned"
+    # 3.3 standard errors: the exact level passes by chance alone in all but 1 of 2,000 runs.
+    assert owned / trials <= alpha + 3.3 * math.sqrt(alpha * (1 - alpha) / trials)
+
+
+@pytest.mark.parametrize("n", [19, 99])
+def test_decide_uses_all_of_its_error_rate_when_scores_never_tie(n):
+    rng, trials = np.random.default_rng(n), 4000
+    draws = rng.beta(0.3, 4, (trials, n + 1)).tolist()
+    owned = sum(statistics.decide(s, rest, None, ALPHA).outcome == "owned" for s, *rest in draws)
+    assert abs(owned / trials - ALPHA) < 3.3 * math.sqrt(ALPHA * (1 - ALPHA) / trials)
+
+
+@pytest.mark.parametrize("innocent_as", ["stranger", "descendant"])
+def test_a_mark_holds_its_error_rate_on_either_kind_of_innocent(innocent_as):
+    rng, trials, owned = np.random.default_rng(1), 2000, 0
+    for _ in range(trials):
+        strangers, twins = rng.beta(1, 9, 19).tolist(), rng.beta(2, 5, 19).tolist()
+        suspect = float(rng.beta(1, 9) if innocent_as == "stranger" else rng.beta(2, 5))
+        owned += statistics.decide(suspect, strangers, twins, ALPHA).outcome == "owned"
+    assert owned / trials <= ALPHA + 3.3 * math.sqrt(ALPHA * (1 - ALPHA) / trials)
+
+
+def test_innocents_are_counted_as_models():
+    records = [
+        stranger(0, score=0.2),
+        stranger(0, PRUNE, score=0.6),  # the same stranger, attacked: its highest score counts
+        stranger(0, TUNE, score=0.4),
+        stranger(1, score=0.3),
+        record((PRUNE,), weights="pruned", score=0.45),
+        record((PRUNE, PRUNE), weights="pruned", score=0.45),  # pruned twice is pruned once
+        record((TUNE,), weights="tuned", score=0.5),
+        record((TUNE,), "released", "released", weights="marked", score=0.99),
+    ]
+    (null,) = statistics.innocents(records).values()
+    assert null == statistics.Innocents((0.3, 0.6), (0.45, 0.5))
+
+
+def test_weights_come_first_and_lineage_second():
+    copy = record((TUNE,), "released", "released", weights="clean")
+    assert statistics.lineage(copy) == "owner"  # innocent of a mark, whatever made it
+    assert statistics.lineage(dataclasses.replace(copy, marks=False)) == "released"
+    assert statistics.lineage(record((TUNE,), "released", "released")) == "released"
+    unknown = dataclasses.replace(copy, suspect_digest="", owner_digest="")
+    assert statistics.lineage(unknown) == "released"
+    (null,) = statistics.innocents([copy]).values()
+    assert null.descendants == (0.5,)
+
+
+def test_a_fingerprint_has_no_innocent_descendants():
+    (null,) = statistics.innocents([record((TUNE,), marks=False)]).values()
+    assert null == statistics.Innocents((), None)
+
+
+def test_innocents_read_with_another_secret_do_not_count():
+    records = [record((TUNE,), score=0.1), record((TUNE,), score=0.9, seed=1)]
+    nulls = statistics.innocents(records)
+    assert [nulls[statistics.claim(r.cell)].descendants for r in records] == [(0.1,), (0.9,)]
+
+
+def test_cells_without_evidence_are_no_innocents():
+    failed = dataclasses.replace(record((TUNE,)), status="failed", evidence=None)
+    assert list(statistics.innocents([failed]).values()) == [statistics.Innocents((), ())]
+
+
+def test_false_positives_are_found_by_leaving_one_out():
+    twins = (0.5,) * 20  # nothing in the twins' own range is ever called
+    odd = statistics.Innocents((0.9, *(0.1,) * 20), twins)
+    found = statistics.false_positives(odd, ALPHA)
+    assert (found.called, found.decided, found.innocents) == (1, 41, 41)
+    assert found.upper == pytest.approx(stats.beta.ppf(0.95, 2, 40))
+
+
+def test_too_few_innocents_cannot_judge_each_other():
+    found = statistics.false_positives(statistics.Innocents((0.1,) * 19, None), ALPHA)
+    assert found == statistics.FalsePositives(0, 0, 19, 1.0)
+
+
+def test_the_detection_curve_counts_queries_up_to_tau():
+    evidence = Evidence((1.0,) * 4, (0.0, 2.0, 2.0, 9.0), BITS, "image", 0.5)
+    expected = (0.25, 0.25, 0.75, 0.75, 0.75, 0.75, 0.75, 0.75)
+    assert statistics.detection_curve(evidence) == expected
+    assert statistics.detection_curve(evidence)[5] == evidence.rate
+    mutation = dataclasses.replace(evidence, rule=Rule("mutation", "<", 0.5))
+    with pytest.raises(UserError, match=r"got 'mutation < 0\.5'"):
+        statistics.detection_curve(mutation)
+
+
+def test_intervals_agree_with_scipy():
+    wilson = stats.binomtest(18, 20).proportion_ci(method="wilson")
+    assert statistics.wilson(0.9, 20) == pytest.approx((wilson.low, wilson.high))
+    values = [0.9, 0.95, 0.97, 0.99]
+    student = stats.ttest_1samp(values, 0).confidence_interval()
+    assert statistics.mean_interval(values) == pytest.approx((student.low, student.high))
+    assert statistics.mean_interval([0.9]) is None
+
+
+def test_two_accuracies_differ_by_newcombes_interval():
+    low, high = statistics.difference_interval(before=48 / 80, after=56 / 80, n=80)
+    first, second = (stats.binomtest(k, 80).proportion_ci(method="wilson") for k in (56, 48))
+    change = 0.7 - 0.6  # Newcombe (1998), method 10, by hand
+    assert low == pytest.approx(change - math.hypot(0.7 - first.low, second.high - 0.6))
+    assert high == pytest.approx(change + math.hypot(first.high - 0.7, 0.6 - second.low))
+
+
+def test_the_two_kinds_of_spread_are_kept_apart():
+    spread = statistics.spread([0.8, 1.0], queries=20)
+    assert (spread.mean, spread.between, spread.models) == (0.9, (0.8, 1.0), 2)
+    assert spread.within == statistics.wilson(0.9, 20)
+    assert statistics.spread([0.8], queries=20).between is None  # one model has no spread
