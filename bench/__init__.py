@@ -1,0 +1,1 @@
+"""Who owns this vision foundation model? Methods crossed with attacks, answered with records."""

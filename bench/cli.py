@@ -260,18 +260,20 @@ def list_known(arguments: argparse.Namespace) -> int:
         for column in ("name", "what it does", "source", "from"):
             table.add_column(column, overflow="fold")
         for name in registry.names():
-            source = registry.source(name)  # type: ignore[attr-defined]
-            origin = registry.origin(name)  # type: ignore[attr-defined]
+            source = registry.source(name)
+            origin = registry.origin(name)
             table.add_row(name, source.summary, source.paper, origin.distribution or origin.value)
     elif arguments.what == "data":
         for column in ("loader", "images", "what it is"):
             table.add_column(column, overflow="fold")
         from bench import manifest
 
-        for name in ("digits", "photos"):
-            made = manifest.read(name, manifest.DataSettings(name))
-            about = "scikit-learn" if name == "digits" else "scikit-image and scikit-learn"
-            table.add_row(name, str(len(made.items)), f"embedded, carried by {about}")
+        digits, photos = (
+            manifest.read("", settings)
+            for settings in (manifest.DataSettings("digits"), manifest.DataSettings("photos"))
+        )
+        table.add_row("digits", str(len(digits.items)), "handwritten, carried by scikit-learn")
+        table.add_row("photos", str(len(photos.items)), "crops, carried by scikit-image and -learn")
         table.add_row(
             "folder", "-", "your images: path/class/file, or path/{train,test}/class/file"
         )
@@ -369,7 +371,7 @@ def profile_model(arguments: argparse.Namespace) -> int:
     console.print(f"{owner.name}: residual stream after each block, {len(images)} images")
     console.print(table)
     for rule in ("first_massive", "largest_jump"):
-        choice = profile.choose_block(rows, rule, len(rows) - 2)  # type: ignore[arg-type]
+        choice = profile.choose_block(rows, rule, len(rows) - 2)
         fallback = "" if choice.rule == rule else f" (no block is massive: {choice.rule})"
         console.print(f"{rule}: block {choice.block}{fallback}", highlight=False)
     return OK

@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -77,20 +77,25 @@ class TimmViT(nn.Module):
 
     @property
     def blocks(self) -> nn.Module:
+        """The transformer blocks, in order."""
         return cast(nn.Module, self.vit.blocks)
 
     def embed(self, x: Tensor) -> Tensor:
+        """Map normalised images to the residual stream (b, n, d)."""
         x = self.vit._pos_embed(self.vit.patch_embed(x))  # type: ignore[operator]
         return cast(Tensor, self.vit.norm_pre(self.vit.patch_drop(x)))  # type: ignore[operator]
 
     def finish(self, tokens: Tensor) -> Tensor:
+        """Apply the final norm."""
         return cast(Tensor, self.vit.norm(tokens))  # type: ignore[operator]
 
     def embedding(self, tokens: Tensor) -> Tensor:
+        """Pool final tokens to the library's own embedding."""
         pooled = self.vit.forward_head(tokens, pre_logits=True)  # type: ignore[operator]
         return cast(Tensor, self.projection(pooled) if self.projection else pooled)
 
     def own_logits(self, tokens: Tensor) -> Tensor:
+        """Apply the library's own classifier to final tokens."""
         return cast(Tensor, self.vit.forward_head(tokens))  # type: ignore[operator]
 
 
@@ -101,21 +106,25 @@ class OpenClipViT(nn.Module):
         super().__init__()
         self.visual = visual
         self.prefix = 1
-        self.width = int(visual.ln_post.normalized_shape[0])  # type: ignore[union-attr,index,arg-type]
+        self.width = int(visual.ln_post.normalized_shape[0])  # type: ignore[union-attr,index]
         # An attentional pool, or a norm after pooling, leaves no normalised token sequence.
         self.plain = visual.attn_pool is None and not visual.final_ln_after_pool
 
     @property
     def blocks(self) -> nn.Module:
+        """The transformer blocks, in order."""
         return cast(nn.Module, self.visual.transformer.resblocks)  # type: ignore[union-attr]
 
     def embed(self, x: Tensor) -> Tensor:
+        """Map normalised images to the residual stream (b, n, d)."""
         return cast(Tensor, self.visual._embeds(x))  # type: ignore[operator]
 
     def finish(self, tokens: Tensor) -> Tensor:
+        """Apply the final norm, where the tower has one for tokens."""
         return cast(Tensor, self.visual.ln_post(tokens)) if self.plain else tokens  # type: ignore[operator]
 
     def embedding(self, tokens: Tensor) -> Tensor:
+        """Pool final tokens to the library's own embedding."""
         pool = self.visual._global_pool if self.plain else self.visual._pool
         pooled = pool(tokens)[0]  # type: ignore[operator]
         proj = self.visual.proj
@@ -134,6 +143,7 @@ class OtherTrunk(nn.Module):
         self.width = int(net.num_features)  # type: ignore[arg-type]
 
     def forward_features(self, x: Tensor) -> Tensor:
+        """Map normalised images to features by position (b, n, d)."""
         found = self.net.forward_features(x)  # type: ignore[operator]
         if found.ndim == 4:  # (b, d, h, w), or (b, h, w, d) where the library says so
             last = getattr(self.net, "output_fmt", "NCHW") == "NHWC"
@@ -141,6 +151,7 @@ class OtherTrunk(nn.Module):
         return cast(Tensor, found)  # (b, n, d)
 
     def embedding(self, tokens: Tensor) -> Tensor:
+        """Average the positions."""
         return tokens.mean(1)
 
 
@@ -235,7 +246,7 @@ class VisionModel(nn.Module):
         for block in chosen:
             tokens = block(tokens)
         if tokens.requires_grad and measure.counting():
-            tokens.register_hook(lambda _: measure.count(backward=share))
+            tokens.register_hook(lambda _: measure.count(backward=share))  # type: ignore[no-untyped-call]
         return tokens
 
     def finish(self, tokens: Tensor) -> Tensor:
@@ -248,7 +259,9 @@ class VisionModel(nn.Module):
             measure.count(forward=len(images), images=len(images))
             tokens = self.trunk.forward_features(self.normalise(images))
             if tokens.requires_grad and measure.counting():
-                tokens.register_hook(lambda g: measure.count(backward=len(g)))
+                tokens.register_hook(  # type: ignore[no-untyped-call]
+                    lambda g: measure.count(backward=len(g))
+                )
             return tokens
         return self.finish(self.run_blocks(self.embed(images)))
 
@@ -302,6 +315,10 @@ def clone(model: VisionModel) -> VisionModel:
 def with_head(model: VisionModel, head: Head, rng: torch.Generator) -> VisionModel:
     """Copy a model and give the copy a fresh classification head drawn from `rng`."""
     made = clone(model)
+    if made.architecture.head == "own":  # `build` makes no own classifier beside another head
+        trunk = made.trunk
+        net = trunk.net if isinstance(trunk, OtherTrunk) else cast(TimmViT, trunk).vit
+        net.reset_classifier(0)  # type: ignore[operator]
     made.architecture = dataclasses.replace(made.architecture, head=head)
     fresh = ClassifierHead(2 * made.width, head)
     with torch.no_grad():
@@ -339,14 +356,15 @@ def _timm(architecture: Architecture, pretrained: str | bool) -> VisionModel:
     from timm.models.vision_transformer import VisionTransformer
 
     size = architecture.image_size
-    sized = {} if size is None else {"img_size": size}
-    plain = {} if architecture.head == "own" else {"num_classes": 0}
+    extra: dict[str, Any] = {} if size is None else {"img_size": size}
+    if architecture.head != "own":
+        extra["num_classes"] = 0
     try:
-        net = timm.create_model(architecture.name, pretrained=bool(pretrained), **sized, **plain)
+        net = timm.create_model(architecture.name, pretrained=bool(pretrained), **extra)
     except TypeError as error:  # a convolutional model takes no img_size
         raise UserError(f"timm model {architecture.name}: {_first_line(error)}") from error
     trunk = TimmViT(net) if isinstance(net, VisionTransformer) else OtherTrunk(net)
-    config = timm.data.resolve_model_data_config(net)
+    config = timm.data.resolve_model_data_config(net)  # type: ignore[attr-defined, no-untyped-call]
     side = config["input_size"][-2:] if size is None else (size, size)
     preprocess = Preprocess(
         (int(side[0]), int(side[1])),

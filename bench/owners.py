@@ -1,4 +1,4 @@
-"""Load an owner's model: from the package, from a library's hub, from a file, or drawn at random."""
+"""Load an owner's model: from the package, a library's hub, a file, or drawn at random."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from bench.recipe import RECIPE, Recipe, recipe_digest
 from bench.registry import ATTACKS, METHODS
 from bench.store import Artefact, Store
 from bench.suite import OwnerSettings, Suite
-from bench.types import SCHEMA, Access, Cell, Json, Lineage, Spec, UserError, digest
+from bench.types import SCHEMA, Access, Cell, Json, Spec, UserError, digest
 
 Kind = Literal["owner", "cohort", "protect", "attack", "extract", "utility", "fidelity"]
 

@@ -7,6 +7,7 @@ stream after a block, attention and MLP added, in absolute value, over all token
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Literal
 
@@ -102,7 +103,7 @@ def choose_block(
     massive = [row.block for row in admissible if row.massive]
     if rule == "first_massive" and massive:
         return Choice(massive[0], "first_massive", True)
-    rises = [b.mean_top - a.mean_top for a, b in zip(admissible, admissible[1:], strict=False)]
+    rises = [b.mean_top - a.mean_top for a, b in itertools.pairwise(admissible)]
     jump = 1 + max(range(len(rises)), key=rises.__getitem__) if rises else 0
     return Choice(jump, "largest_jump", bool(massive))
 

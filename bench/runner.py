@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import os
 import platform
-import statistics
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +31,6 @@ from bench.types import (
     Json,
     Record,
     Rule,
-    Suspect,
     UserError,
     Utility,
     digest,
@@ -40,9 +38,6 @@ from bench.types import (
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-REPEAT_BELOW = 1.0
-"""Seconds; a shorter extraction is timed five times, in turn with its ideal."""
 
 BATCH = 64
 """Images per inference pass where the bench itself makes it."""
@@ -100,7 +95,7 @@ class Laboratory:
         made = Made.of(protected.model.cpu(), dict(protected.notes), "model.")
         secret = {f"secret.{k}": v for k, v in protected.secret.items()}
         return dataclasses.replace(
-            made, tensors={**made.tensors, **secret}, ideal_seconds=protected.ideal_seconds
+            made, tensors={**(made.tensors or {}), **secret}, ideal_seconds=protected.ideal_seconds
         )
 
     def _attack(self, stage: Stage) -> Made:
@@ -141,20 +136,13 @@ class Laboratory:
     def _timed_reading(
         self, read: Callable[[], Evidence], model: VisionModel
     ) -> tuple[Evidence, float, float]:
-        """Read once for the evidence; time it beside a plain forward pass of as many images."""
+        """Read the evidence; time it beside a plain forward pass of as many images."""
         found: list[Evidence] = []
         with measure.measuring(self.device) as meter:
-            first = measure.timed(lambda: found.append(read()), self.device)
+            seconds = measure.timed(lambda: found.append(read()), self.device)
         with measure.aside(self.device):
             plain = functools.partial(_plain_pass, model, meter.images, self.device)
-            if first >= REPEAT_BELOW:
-                return found[0], first, measure.timed(plain, self.device)
-            rounds = [
-                (measure.timed(read, self.device), measure.timed(plain, self.device))
-                for _ in range(5)
-            ]
-        reads, plains = zip(*rounds, strict=True)
-        return found[0], statistics.median(reads), statistics.median(plains)
+            return found[0], seconds, measure.timed(plain, self.device)
 
     def _utility(self, stage: Stage) -> Made:
         model = self._model(stage.parents[0]).to(self.device)
@@ -329,8 +317,8 @@ def _record(laboratory: Laboratory, question: Question, failure: Failure | None)
     if question.skip:
         return Record(**known, status="skipped", reason=question.skip)
     if failure is not None:
-        status = "incompatible" if failure.incompatible else "failed"
-        return Record(**known, status=status, reason=failure.reason)
+        known["status"] = "incompatible" if failure.incompatible else "failed"
+        return Record(**known, reason=failure.reason)
     protect, suspect, extract, utility, owner = (
         _payload(store, key)
         for key in (

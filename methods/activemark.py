@@ -18,9 +18,10 @@ errors, so R follows for every tau.
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import math
-from collections.abc import Callable, Mapping
+import statistics
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple, cast
@@ -81,27 +82,29 @@ class ActiveMark:
     * `block`: 0-based number of the block whose output is written to, or "auto" (the paper counts
       "12" and "18" without saying from where; the code counts from 0). `block_rule`: the paper
       takes the first massive block, the code the largest jump.
-    * `axis`, `index`: the paper's "first channel" is a token in the code (46 of the sequence; CLS is
-      0) and may be read as one channel of all tokens. A token is the default in both variants: it is
-      what makes e map R^h x {0, 1}^n to R^h. "massive" takes the token, or channel, of the largest
+    * `axis`, `index`: the paper's "first channel" is a token in the code (number 46; CLS is 0) and
+      may be read as one channel of all tokens. A token is the default in both variants: it is what
+      makes e map R^h x {0, 1}^n to R^h. "massive" takes the token, or channel, of the largest
       activation, "random" draws one.
     * `encoder_input`: whether e sees the token before or after block b.
     * `read`: what d sees: the output "embedding", the same token among the final tokens
       ("output_token"), or the same token at the input of the last block.
-    * `fidelity_norm`, `message_norm`, `fidelity_on`, `weight` (lambda): eq. 2 leaves the norms' exact
-      form and lambda open; the code has means of squares and lambda = 1. "l2" is the norm of one
-      image's difference, "l1" the sum over bits, on soft bits since hard ones have no gradient; "bce"
-      is cross-entropy per bit, ours. `fidelity_under`: eq. 2 does not say whether q~ sees the
-      injected token; the code's does.
+    * `fidelity_norm`, `message_norm`, `fidelity_on`, `weight` (lambda): eq. 2 leaves the exact form
+      of its norms and lambda open; the code has means of squares and lambda = 1. "l2" is the norm
+      of one image's difference, "l1" the sum over bits, on soft bits since hard ones have no
+      gradient; "bce" is cross-entropy per bit, ours. `fidelity_under`: eq. 2 does not say whether
+      q~ sees the injected token; the code's does.
     * `trained`: all of q ("tail": blocks b + 1 .. last and the final norm), the code's blocks
       b + 1 .. last - 1 ("inner"), or "none": a control that trains e and d alone.
     * `triggers`: N fixed images with a message each, trained on; or generic training on any image
       with a fresh message each step, and N images never trained on for verification. `select`
       keeps only images decoded without error, as the authors' code does; without it the share that
       would have been kept is noted as the yield.
+    * `binarise`: a bit is 1 where d(u) >= 1/2 (paper) or > 1/2 (code).
     * `bits`, `tau`, `images`: n, tau and N (section 3.3.1, remark).
     * `steps`, `batch`, `lr`, `codec_lr`, `schedule`, `warmup`, `weight_decay`, `augment`: silent in
       the paper; the code's AdamW, 2500 steps of 16, 1e-5 for the model and 1e-4 for e and d.
+      `augment` flips and crops (the code: timm's training augmentation, which also jitters colour).
     * `encoder_hidden`, `decoder_hidden`, `encoder_output`: "two fully connected layers" each in the
       paper; widths and the sigmoid are the code's.
     * `classifier`: the paper compares in a setting where a classifier was trained first (5.1).
@@ -191,7 +194,7 @@ class ActiveMark:
             "block_rule": choice.rule if choice else "given",
             "massive": choice.massive if choice else None,
             "axis": self.axis,
-            "index": link.index,
+            "index": link.place,
             "trigger_images": len(triggers),
             "yield": float(kept.double().mean()),
             "bit_errors": float(errors.double().mean()),
@@ -264,7 +267,7 @@ class ActiveMark:
         block = link.block + (depth - link.depth if self.depth_match == "from_end" else 0)
         if not 0 <= block < depth - 1:
             raise Incompatible(f"expected more than {block + 1} blocks, got {depth}")
-        index = link.index
+        index = link.place
         if self.axis == "token" and self.token_match == "patch" and index >= link.prefix:
             index += model.prefix - link.prefix
         width = secret["codec.encoder.2.bias"].shape[0]
@@ -351,26 +354,23 @@ class ActiveMark:
             optimiser.step()
             losses[number] = parts
 
-        def bare(number: int) -> None:
-            """The fewest passes a step needs: what is frozen and not cached, tail, backward."""
+        def bare(number: int) -> None:  # the fewest passes a step needs
             clean = frozen(order[number])
             with self._passes(ctx.device):
                 tokens = clean.after.detach().requires_grad_(True)
                 out, read = self._tail(marked, tokens, link)
-                read.sum().add(out.sum()).backward()
+                read.sum().add(out.sum()).backward()  # type: ignore[no-untyped-call]
             optimiser.zero_grad(set_to_none=True)
 
-        ratios, ideals = [], []
+        real, ideal = [], []
         probes = set(_spread(self.steps, TIMED_ROUNDS))
         for number in range(self.steps):
-            if number not in probes:
+            if number in probes:
+                real.append(timed(functools.partial(step, number), ctx.device))
+                with aside(ctx.device):
+                    ideal.append(timed(functools.partial(bare, number), ctx.device))
+            else:
                 step(number)
-                continue
-            real = timed(lambda number=number: step(number), ctx.device)  # type: ignore[misc]
-            with aside(ctx.device):
-                ideal = timed(lambda number=number: bare(number), ctx.device)  # type: ignore[misc]
-            ratios.append(real / ideal)
-            ideals.append(ideal)
         final = losses[-max(1, self.steps // 20) :].mean(0).tolist()
         if not all(map(math.isfinite, final)):
             raise FloatingPointError(
@@ -380,10 +380,12 @@ class ActiveMark:
         notes: dict[str, Json] = {
             "loss_fidelity": final[0],
             "loss_message": final[1],
-            "step_ratio_to_ideal": _median(ratios),
+            "step_ratio_to_ideal": statistics.median(
+                a / b for a, b in zip(real, ideal, strict=True)
+            ),
             "frozen_cached": frozen.cached,
         }
-        return Course(notes, _median(ideals) * self.steps)
+        return Course(notes, statistics.median(ideal) * self.steps)
 
     def _loss(
         self, model: VisionModel, codec: Codec, link: Link, clean: Clean, message: Tensor
@@ -466,25 +468,25 @@ TIMED_ROUNDS = 15
 
 
 class Link(NamedTuple):
-    """Where the message goes: after `block`, at `index`, in a model of `depth` blocks."""
+    """Where the message goes: after `block`, at `place`, in a model of `depth` blocks."""
 
     block: int
-    index: int
+    place: int
     depth: int
     prefix: int
     tokens: int
 
     def pick(self, tokens: Tensor, axis: str) -> Tensor:
         """Take the token (b, d), or the channel of all tokens (b, n), from (b, n, d)."""
-        return tokens[:, self.index] if axis == "token" else tokens[:, :, self.index]
+        return tokens[:, self.place] if axis == "token" else tokens[:, :, self.place]
 
     def put(self, tokens: Tensor, value: Tensor, axis: str) -> Tensor:
         """Return (b, n, d) with `value` in that place."""
         made = tokens.clone()
         if axis == "token":
-            made[:, self.index] = value.to(made.dtype)
+            made[:, self.place] = value.to(made.dtype)
         else:
-            made[:, :, self.index] = value.to(made.dtype)
+            made[:, :, self.place] = value.to(made.dtype)
         return made
 
 
@@ -661,9 +663,4 @@ def _order(count: int, wanted: int, rng: torch.Generator) -> Tensor:
 
 def _spread(steps: int, rounds: int) -> list[int]:
     """Choose rounds of the loop, evenly spread, after the first step's one-off costs."""
-    return [1 + round(i * (steps - 2) / max(1, rounds - 1)) for i in range(rounds)]
-
-
-def _median(values: list[float]) -> float:
-    ordered = sorted(values)
-    return ordered[len(ordered) // 2] if ordered else float("nan")
+    return [min(1 + round(i * (steps - 2) / (rounds - 1)), steps - 1) for i in range(rounds)]

@@ -8,7 +8,7 @@ from torch import nn
 from attacks.finetune import FinetuneClassify
 from bench import data, manifest
 from bench.manifest import DataSettings
-from bench.models import Head, weights_digest, with_head
+from bench.models import Architecture, Head, build, load_state, weights_digest, with_head
 from bench.probe import head_accuracy
 from bench.testing import CPU, context, owner, stranger
 from bench.types import UserError
@@ -61,6 +61,18 @@ def test_it_equals_a_plain_loop_over_pytorchs_own_parts():
         assert not torch.allclose(made.logits(asked), model.logits(asked.flip(-1)), atol=1e-3)
 
 
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "resnet10t"])
+def test_the_owners_own_classifier_gives_way_to_the_thiefs(name):
+    size = 32 if name.startswith("vit") else None
+    victim = build(Architecture("timm", name, size, "own"))
+    made = FinetuneClassify(lr=0.0, epochs=1).run(victim, context())
+    again = load_state(build(made.architecture), made.state_dict(), "the suspect")
+    asked = context().held_out.batch(slice(0, 4), CPU)
+    with torch.no_grad():
+        assert torch.equal(again.logits(asked), made.logits(asked))
+        assert torch.equal(made.features(asked), victim.features(asked))
+
+
 def test_dropout_is_active_in_the_head_alone():
     seen = []
     hook = torch.nn.modules.module.register_module_forward_hook(
@@ -79,12 +91,12 @@ def test_dropout_is_active_in_the_head_alone():
 def test_the_thief_learns_the_task():
     digits = manifest.read("digits", DataSettings("digits"))
     pools, size = manifest.split(digits), owner().preprocess
-    train = data.load(digits, pools.thief_images[:320], size)
+    train = data.load(digits, pools.thief_images, size)
     test = data.load(digits, pools.thief_held_out, size)
     ctx = dataclasses.replace(context(), images=train)
-    made = FinetuneClassify(epochs=5, lr=1e-3).run(owner(), ctx)
-    assert head_accuracy(made, test, CPU) > 0.8
-    assert made.notes["steps"] == 5 * 10
+    made = FinetuneClassify(epochs=6, lr=1e-3).run(owner(), ctx)
+    assert head_accuracy(made, test, CPU) > 0.7
+    assert made.notes["steps"] == 6 * 20
     assert 0 < made.notes["final_loss"] < 1
 
 

@@ -113,7 +113,7 @@ def test_every_index_is_seen_once_an_epoch_in_an_order_of_its_own():
     seen = []
     fit(net, lambda i: (seen.append(i.tolist()), loss_of(i))[1])
     assert [len(batch) for batch in seen] == [16, 16, 16, 2] * 3
-    epochs = [sum(seen[at : at + 4], []) for at in (0, 4, 8)]
+    epochs = [[i for batch in seen[at : at + 4] for i in batch] for at in (0, 4, 8)]
     assert all(sorted(epoch) == list(range(50)) for epoch in epochs)
     assert epochs[0] != epochs[1]
 
