@@ -84,7 +84,8 @@ class Pretraining(nn.Module):
 
 def pretrain(recipe: Recipe, members: Sequence[Member], bank: Images) -> list[State]:
     """Train one model per member, all in step, and return their states (a `VisionModel`'s)."""
-    networks = [_initialised(Pretraining(bank.classes), recipe, m.seed) for m in members]
+    with torch.random.fork_rng(devices=[]):  # timm initialises from the global state, in vain
+        networks = [_initialised(Pretraining(bank.classes), recipe, m.seed) for m in members]
     parameters, _ = stack_module_state(networks)
     template = networks[0].requires_grad_(False)
 
