@@ -41,6 +41,9 @@ from bench.types import Access, Context, Evidence, Incompatible, Json, Protected
 CACHE_BYTES = 8 * 2**30
 """Frozen activations are kept up to this size and recomputed step by step beyond it."""
 
+LOST = 0.25
+"""A bit that is wrong on more than this share of the images was not learnt: chance is 0.5."""
+
 PROFILE_IMAGES = 100
 """Images of the activation profile (section 3.2.4)."""
 
@@ -177,8 +180,8 @@ class ActiveMark:
         training = triggers if self._says("triggers") == "fixed" else ctx.images
         fixed = messages if self._says("triggers") == "fixed" else None
         course = self._train(base, marked, codec, link, training, fixed, ctx)
-        errors = self._errors(marked, codec, link, triggers.pixels, messages, ctx.device)
-        kept = errors == 0
+        wrong = self._wrong(marked, codec, link, triggers.pixels, messages, ctx.device)
+        kept = wrong.sum(1) == 0
         if self.select:
             triggers, messages = _kept(triggers, messages, kept)
         secret = {
@@ -197,7 +200,8 @@ class ActiveMark:
             "index": link.place,
             "trigger_images": len(triggers),
             "yield": float(kept.double().mean()),
-            "bit_errors": float(errors.double().mean()),
+            "bit_errors": float(wrong.sum(1).double().mean()),
+            "bits_lost": int((wrong.double().mean(0) > LOST).sum()),
             "steps": self.steps,
             **course.notes,
         }
@@ -218,11 +222,11 @@ class ActiveMark:
         shift = None
         if self.preprocess == "owner":
             shift = (secret["mean"].view(1, 3, 1, 1), secret["std"].view(1, 3, 1, 1))
-        errors = self._errors(model, codec, link, pixels, messages, ctx.device, shift)
-        wrong = [int(e) for e in errors.tolist()]
+        wrong = self._wrong(model, codec, link, pixels, messages, ctx.device, shift)
+        errors = [float(e) for e in wrong.sum(1).tolist()]  # eq. 3
         return Evidence(
-            agreement=tuple(1 - e / self.bits for e in wrong),
-            statistic=tuple(float(e) for e in wrong),
+            agreement=tuple(1 - e / self.bits for e in errors),
+            statistic=tuple(errors),
             rule=Rule("bit errors", "<=", self.tau),
             unit="image",
             chance=0.5,  # n / 2 of n fair bits agree by chance
@@ -417,7 +421,7 @@ class ActiveMark:
         }[read]()
         return (embedding if on == "embedding" else after), seen
 
-    def _errors(
+    def _wrong(
         self,
         model: VisionModel,
         codec: Codec,
@@ -428,7 +432,7 @@ class ActiveMark:
         owner_norm: tuple[Tensor, Tensor] | None = None,
         batch: int = 64,
     ) -> Tensor:
-        """Count wrong bits per image (n,): eq. 3, the suspect's p and q, the owner's e and d."""
+        """Say which bits arrive wrong (n, bits): the suspect's p and q, the owner's e and d."""
         found = []
         with torch.inference_mode(), self._passes(device):
             for start in range(0, len(pixels), batch):
@@ -445,7 +449,7 @@ class ActiveMark:
                 token = codec.encode(link.pick(source, self.axis), message)
                 logits = codec.decode(self._read(model, link.put(after, token, self.axis), link))
                 read = logits >= 0 if self._says("binarise") == ">=" else logits > 0
-                found.append((read != message.bool()).sum(1).cpu())
+                found.append((read != message.bool()).cpu())
         return torch.cat(found)
 
     def _read(self, model: VisionModel, tokens: Tensor, link: Link) -> Tensor:

@@ -1,0 +1,49 @@
+"""What the README shows works: its commands parse, its Python compiles, its files exist."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from bench.cli import _parser
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+CI_BLOCK = re.compile(r"^<!-- ci: (\w+) -->\n```\w*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+# A command ends with its line, or where a comment or the next command begins.
+COMMAND = re.compile(r"(?:^|[/\s])bench ((?:[^\n#&|;\\]|\\\n)+)")
+
+
+def bench_commands() -> list[str]:
+    shell = [text for language, text in BLOCK.findall(README) if language in ("", "bash", "sh")]
+    inline = re.findall(r"`((?:\.venv/bin/)?bench \w[^`\n]*)`", README)
+    return [found.strip() for text in (*shell, *inline) for found in COMMAND.findall(text)]
+
+
+def test_the_readme_holds_the_two_commands_that_the_gate_runs():
+    install = 'python -m venv .venv && .venv/bin/pip install -e ".[test]"'
+    assert dict(CI_BLOCK.findall(README)) == {
+        "demo": f"{install} && .venv/bin/bench run suites/demo.yaml\n",
+        "tests": f"{install} && .venv/bin/pytest\n",
+    }
+
+
+@pytest.mark.parametrize("command", bench_commands())
+def test_every_command_the_readme_shows_is_one_the_program_knows(command):
+    _parser().parse_args(shlex.split(command.replace("\\\n", " ")))
+
+
+@pytest.mark.parametrize(
+    "code", [t for language, t in BLOCK.findall(README) if language == "python"]
+)
+def test_every_python_example_compiles(code):
+    compile(code, "README.md", "exec")
+
+
+@pytest.mark.parametrize("path", sorted({*re.findall(r"\bsuites/[\w./-]+\.yaml", README)}))
+def test_every_suite_the_readme_names_exists(path):
+    assert (ROOT / path).is_file()

@@ -1,0 +1,210 @@
+"""Runs of a whole suite, as a user starts them: killed, repeated, at once, on a damaged store."""
+
+import contextlib
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+
+from bench import ledger
+from bench.store import Store
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+SUITE = """
+name: tiny
+owners: [{embedded: mini}]
+methods:
+  - {name: activemark, steps: 2, batch: 4, images: 4, encoder_hidden: 32, decoder_hidden: 16}
+attacks:
+  - {name: control.identity}
+  - {name: finetune.classify, data: digits, epochs: 1}
+  - {name: prune.l1, amount: 0.4}
+data: {digits: {max_images: 40}, photos: {max_images: 24}}
+owner_images: photos
+probe: digits
+innocents: {strangers: 1, twin_seeds: 1, attacked_strangers: 1, pretraining_steps: 1}
+"""
+
+# One processor each: threads of runs side by side would wait for one another, and evidence is
+# promised for equal thread counts.
+COMMAND = """
+import os, sys
+if hasattr(os, "sched_setaffinity"):
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])
+from bench.cli import main
+sys.exit(main())
+"""
+
+SEED, KILLS = 20, 10
+
+
+def start(suite: Path, results: Path) -> subprocess.Popen:
+    arguments = ["run", str(suite), "--results", str(results), "--device", "cpu"]
+    return subprocess.Popen(
+        [sys.executable, "-c", COMMAND, *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,  # a process group of its own, to be killed as one
+    )
+
+
+def finish(process: subprocess.Popen) -> str:
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    return output
+
+
+def run(suite: Path, results: Path) -> str:
+    return finish(start(suite, results))
+
+
+def killed(suite: Path, results: Path, delay: float) -> bool:
+    """Start a run and kill it after `delay` seconds, unless it has finished by then."""
+    with start(suite, results) as process:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.communicate(timeout=delay)
+            assert process.returncode == 0
+            return False
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    return process.returncode == -signal.SIGKILL
+
+
+def answers(results: Path) -> dict[str, tuple]:
+    """All that two runs must agree on, by cell; every cell asked is answered, and no other."""
+    home = results / "tiny"
+    latest = ledger.latest(ledger.read(home))
+    asked = {key for key, _ in ledger.read_outline(home / "suite.json").cells}
+    assert latest.keys() == asked
+    assert {record.status for record in latest.values()} == {"ok"}
+    return {
+        key: (r.cell, r.evidence, r.utility, r.fidelity, r.suspect_digest, r.owner_digest)
+        for key, r in latest.items()
+    }
+
+
+def records_per_cell(results: Path) -> set[int]:
+    return set(Counter(record.key for record in ledger.read(results / "tiny")).values())
+
+
+def damage(results: Path) -> list[str]:
+    store = Store(results / ".store")
+    sidecars = store.root.glob("??/*.json")
+    return [path.stem for path in sidecars if not store.verify(path.stem)]
+
+
+def state(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("suite") / "tiny.yaml"
+    path.write_text(SUITE)
+    return path
+
+
+@pytest.fixture(scope="module")
+def undisturbed(suite: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
+    """The results of a run nobody disturbed, and the seconds it took; not to be written to."""
+    results = tmp_path_factory.mktemp("undisturbed")
+    began = time.monotonic()
+    run(suite, results)
+    return results, time.monotonic() - began
+
+
+@pytest.fixture
+def results(undisturbed: tuple[Path, float], tmp_path: Path) -> Path:
+    """A copy of the undisturbed results, to do with as one likes."""
+    return shutil.copytree(undisturbed[0], tmp_path / "results")
+
+
+def test_a_run_killed_ten_times_ends_with_the_evidence_of_one_left_alone(
+    suite, undisturbed, tmp_path
+):
+    calm, seconds = undisturbed
+    print(f"seed {SEED}, delays up to {seconds:.1f} s")  # shown if the test fails
+    rng, folders, left = random.Random(SEED), [tmp_path / "0"], KILLS
+    while left:
+        if killed(suite, folders[-1], rng.uniform(0, seconds)):
+            left -= 1
+        else:  # it was quicker than the kill: the others have to hit a new one
+            folders.append(tmp_path / str(len(folders)))
+    run(suite, folders[-1])
+    for folder in folders:
+        assert answers(folder) == answers(calm)
+        assert records_per_cell(folder) == {1}
+        assert damage(folder) == []
+
+
+def test_a_second_run_does_no_work(suite, results):
+    before = state(results / ".store") | state(results / "tiny" / "records")
+    assert "to answer" not in run(suite, results)
+    assert state(results / ".store") | state(results / "tiny" / "records") == before
+
+
+def test_two_runs_at_once_on_one_folder_agree(suite, undisturbed, tmp_path):
+    for process in [start(suite, tmp_path) for _ in range(2)]:
+        finish(process)
+    assert answers(tmp_path) == answers(undisturbed[0])
+    assert damage(tmp_path) == []
+
+
+def test_the_order_of_the_attacks_does_not_change_the_evidence(undisturbed, tmp_path):
+    content = yaml.safe_load(SUITE)
+    content["attacks"].reverse()
+    suite = tmp_path / "reversed.yaml"
+    suite.write_text(yaml.safe_dump(content))
+    run(suite, tmp_path)
+    there, here = (
+        [key for key, _ in ledger.read_outline(folder / "tiny" / "suite.json").cells]
+        for folder in (undisturbed[0], tmp_path)
+    )
+    assert here != there
+    assert answers(tmp_path) == answers(undisturbed[0])
+
+
+def artefact(results: Path, kind: str, step: str = "") -> str:
+    found = (a for a in Store(results / ".store") if a.kind == kind)
+    return next(a.key for a in found if not step or a.recipe["step"]["name"] == step)
+
+
+def test_a_deleted_artefact_is_made_again_bit_by_bit(suite, results):
+    store, before = Store(results / ".store"), answers(results)
+    keys = [artefact(results, "protect"), artefact(results, "attack", "finetune.classify")]
+    digests = [store.find(key).tensors for key in keys]
+    for key in keys:
+        store.remove(key)
+    shutil.rmtree(results / "tiny" / "records")
+    output = run(suite, results)
+    assert "damaged" not in output
+    assert [store.find(key).tensors for key in keys] == digests
+    assert answers(results) == before
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".json"])
+def test_a_damaged_artefact_is_reported_and_made_again(suite, results, suffix):
+    store, before = Store(results / ".store"), answers(results)
+    needed, dependent = artefact(results, "cohort"), artefact(results, "attack", "control.stranger")
+    digest = store.find(needed).tensors
+    path = store.root / needed[:2] / f"{needed}{suffix}"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    store.remove(dependent)  # or nobody would have to load what is damaged
+    shutil.rmtree(results / "tiny" / "records")
+    output = run(suite, results)
+    assert output.count(f"store: cohort {needed} was damaged and is made again") == 1
+    assert store.find(needed).tensors == digest
+    assert answers(results) == before

@@ -1,0 +1,195 @@
+"""A package that is not ours brings a method and an attack, and no line changes here for it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench import ledger
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+FILES = {
+    "pyproject.toml": """
+[build-system]
+requires = ["setuptools"]
+build-backend = "setuptools.build_meta"
+
+[project]
+name = "acme-ownership"
+version = "1.0"
+
+[project.entry-points."bench.methods"]
+"acme.signs" = "acme.signs:Signs"
+
+[project.entry-points."bench.attacks"]
+"acme.noise" = "acme.noise:Noise"
+
+[tool.setuptools]
+packages = ["acme"]
+""",
+    "acme/__init__.py": "",
+    "acme/signs.py": '''
+"""Write the owner's signs into the last linear layer.
+
+Source: https://example.org/signs
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from bench.models import VisionModel, clone
+from bench.registry import method
+from bench.types import Access, Context, Evidence, Protected, Rule, Suspect
+
+
+@method("acme.signs")
+@dataclass(frozen=True)
+class Signs:
+    """Give `count` secret weights secret signs, and a size that later changes leave alone."""
+
+    count: int = 64
+
+    needs: ClassVar[Access] = Access.WEIGHTS
+    marks: ClassVar[bool] = True
+
+    def protect(self, owner: VisionModel, ctx: Context) -> Protected:
+        released = clone(owner)
+        weights = last_weights(released)
+        places = torch.randperm(weights.numel(), generator=ctx.rng)[: self.count]
+        signs = torch.randint(0, 2, places.shape, generator=ctx.rng).float() * 2 - 1
+        with torch.no_grad():
+            weights[places] = signs.to(weights) * weights[places].abs().clamp_min(weights.std())
+        return Protected(released, {"places": places, "signs": signs})
+
+    def extract(self, secret: Mapping[str, Tensor], suspect: Suspect, ctx: Context) -> Evidence:
+        found = last_weights(suspect.network)[secret["places"]].sign().cpu()
+        agreement = tuple((found == secret["signs"]).float().tolist())
+        return Evidence(agreement, agreement, Rule("sign matches", ">=", 1), "weight", 0.5)
+
+
+def last_weights(model: VisionModel) -> Tensor:
+    layers = [m for m in model.trunk.modules() if isinstance(m, nn.Linear)]
+    return layers[-1].weight.view(-1)
+''',
+    "acme/noise.py": '''
+"""Shake every weight a little.
+
+Source: https://example.org/noise
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from bench.models import VisionModel, clone
+from bench.registry import attack
+from bench.types import Access, Context
+
+
+@attack("acme.noise")
+@dataclass(frozen=True)
+class Noise:
+    """Add Gaussian noise, `amount` times the mean magnitude of each tensor."""
+
+    amount: float = 0.1
+
+    offers: ClassVar[Access] = Access.ALL
+    derived: ClassVar[bool] = True
+    random: ClassVar[bool] = True
+
+    def run(self, victim: VisionModel, ctx: Context) -> VisionModel:
+        model = clone(victim)
+        with torch.no_grad():
+            for weight in model.trunk.parameters():
+                noise = torch.randn(weight.shape, generator=ctx.rng).to(weight)
+                weight += self.amount * weight.abs().mean() * noise
+        return model
+''',
+}
+
+SUITE = """
+name: crossed
+owners: [{embedded: mini}]
+methods:
+  - {name: acme.signs}
+  - {name: activemark, steps: 2, batch: 4, images: 4, encoder_hidden: 32, decoder_hidden: 16}
+attacks:
+  - {name: acme.noise}
+  - {name: prune.l1, amount: 0.2}
+data: {digits: {max_images: 40}, photos: {max_images: 24}}
+owner_images: photos
+probe: digits
+innocents: {strangers: 1, twin_seeds: 1, attacked_strangers: 1, pretraining_steps: 1}
+"""
+
+CONTRACT = """
+from acme.noise import Noise
+from acme.signs import Signs
+from bench.testing import check_attack, check_method
+
+check_attack(Noise())
+check_method(Signs())
+"""
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build the package and install it into a folder of its own."""
+    source, target = tmp_path_factory.mktemp("acme"), tmp_path_factory.mktemp("site")
+    for name, text in FILES.items():
+        path = source / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text.lstrip())
+    offline = ["--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check"]
+    python(target, "-m", "pip", "install", "--quiet", *offline, "--target", target, source)
+    return target
+
+
+def python(site: Path, *arguments: object) -> str:
+    """Run Python with the packages under `site` in reach, and return what it printed."""
+    done = subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        env=os.environ | {"PYTHONPATH": str(site)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize(("kind", "name"), [("methods", "acme.signs"), ("attacks", "acme.noise")])
+def test_an_installed_plug_in_is_listed_with_its_distribution(installed, kind, name):
+    listing = python(installed, "-m", "bench", "list", kind)
+    line = next(line for line in listing.splitlines() if line.startswith(name))
+    assert line.split()[-2:] == [f"https://example.org/{name[5:]}", "acme-ownership"]
+
+
+def test_an_installed_method_and_attack_cross_with_the_built_in_ones(installed, tmp_path):
+    suite = tmp_path / "crossed.yaml"
+    suite.write_text(SUITE)
+    python(installed, "-m", "bench", "run", suite, "--results", tmp_path, "--device", "cpu")
+    records = ledger.latest(ledger.read(tmp_path / "crossed")).values()
+    crossed = {(r.cell.method.name, r.cell.attack[-1].name) for r in records if r.status == "ok"}
+    assert crossed == {
+        (method, attack)
+        for method in ("acme.signs", "activemark")
+        for attack in ("acme.noise", "prune.l1")
+    }
+    for record in records:
+        if record.cell.method.name == "acme.signs":
+            marked = record.cell.lineage == "released"
+            assert (record.evidence.rate == 1) == marked, record.cell
+
+
+def test_an_installed_plug_in_passes_the_contract(installed):
+    python(installed, "-W", "error", "-c", CONTRACT)
