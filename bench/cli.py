@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.types import UserError
+from bench.types import Incompatible, UserError
 
 if TYPE_CHECKING:
     import torch
     from rich.console import Console
 
-    from bench.plan import Plan
+    from bench.plan import Plan, Question
     from bench.suite import OwnerSettings
 
 OK, SOME_FAILED, USERS_MISTAKE = 0, 1, 2
@@ -27,12 +28,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         status: int = arguments.command(arguments)
-    except UserError as error:
+    except (UserError, Incompatible) as error:
         print(f"bench: {error}", file=sys.stderr)
         return USERS_MISTAKE
     except BrokenPipeError:  # `bench list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
+    except OSError as error:  # a full disk, a folder nobody may write to
+        print(f"bench: {error.filename or 'system'}: {error.strerror or error}", file=sys.stderr)
+        return USERS_MISTAKE
     except KeyboardInterrupt:
         print("bench: interrupted; what was finished is kept, run again to go on", file=sys.stderr)
         return 130
@@ -54,6 +58,17 @@ def _parser() -> argparse.ArgumentParser:
     run = add("run", run_suite, "answer every cell of a suite and print its tables")
     _suite(run)
     _device(run)
+    run.add_argument(
+        "--workers",
+        type=_positive,
+        help="stages carried out side by side (default: 1 on a GPU, else one per --threads cores)",
+    )
+    run.add_argument(
+        "--threads",
+        type=_positive,
+        default=1,
+        help="CPU threads of one stage; evidence is repeatable for equal numbers (default 1)",
+    )
     _suite(add("plan", show_plan, "say what a run would do, what is there already, what it costs"))
     report = add("report", show_report, "print the tables again, from the records alone")
     report.add_argument("suite", type=Path, help="suite file, or the folder of its results")
@@ -87,6 +102,20 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected at least 1, got {number}")
+    return number
+
+
+def _workers(threads: int) -> int:
+    """Return how many stages run side by side unless told: one per core, and memory for eight."""
+    from bench.runner import usable_cores
+
+    return max(1, min(usable_cores() // threads, 8))
+
+
 def _suite(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("suite", type=Path, help="suite file, e.g. suites/demo.yaml")
     parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR")
@@ -109,35 +138,50 @@ def _device(parser: argparse.ArgumentParser) -> None:
 
 def run_suite(arguments: argparse.Namespace) -> int:
     """Answer the cells that have no record yet, then print and write the tables."""
-    from bench import ledger, progress
+    from bench import progress
     from bench.store import Store
 
     plan = _plan(arguments)
     home = arguments.results / plan.suite.name
-    answered = ledger.latest(ledger.read(home))
-    settled = {k for k, r in answered.items() if r.status != "failed"}
-    todo = [q for q in plan.questions if q.key not in settled]
-    _write_outline(plan, home)
+    todo = _unanswered(plan, home)
     console = _console()
     for warning in plan.warnings:
         console.print(f"note: {warning}", markup=False, highlight=False)
-    if todo:
+    if not todo:
+        _write_outline(plan, home)
+    else:
         from bench import engines, runner
 
-        runner.pin_threads()
+        runner.pin_threads(arguments.threads)
         device = _find_device(arguments.device)
         store = Store(arguments.results / ".store")
         laboratory = runner.Laboratory(plan, store, arguments.data, device)
         runner.load_owners(laboratory)
+        _write_outline(plan, home)  # only now: a run that cannot start changes no report
         console.print(
             f"{plan.suite.name}: {len(todo)} of {len(plan.questions)} cells to answer "
             f"on {runner.device_name(device)}",
             highlight=False,
         )
-        records = runner.run(laboratory, todo, engines.serial, _records_file(home))
+        workers = arguments.workers or (1 if device.type == "cuda" else _workers(arguments.threads))
+        engine = engines.serial
+        if workers > 1:
+            engine = functools.partial(
+                engines.processes, workers=workers, threads=arguments.threads
+            )
+        records = runner.run(laboratory, todo, engine, _records_file(home))
         for _ in progress.show(records, len(todo), console):
             pass
     return _finish(home, console, {q.key for q in plan.questions})
+
+
+def _unanswered(plan: Plan, home: Path) -> list[Question]:
+    """Return the questions a run would ask: those without a record, and those that failed."""
+    from bench import ledger
+
+    answered = ledger.latest(ledger.read(home))
+    settled = {key for key, record in answered.items() if record.status != "failed"}
+    return [q for q in plan.questions if q.key not in settled]
 
 
 def _finish(home: Path, console: Console, keys: set[str]) -> int:
@@ -190,13 +234,12 @@ def show_plan(arguments: argparse.Namespace) -> int:
     """Print cells, stages, what the store has, and time and disk going by earlier runs."""
     from rich.table import Table
 
-    from bench import ledger, plan
+    from bench import plan
     from bench.store import Store
 
     made = _plan(arguments)
     store = Store(arguments.results / ".store")
-    answered = ledger.latest(ledger.read(arguments.results / made.suite.name))
-    todo = [q for q in made.questions if q.key not in answered]
+    todo = _unanswered(made, arguments.results / made.suite.name)
     rows = plan.forecast(made, store, plan.missing(made, store, todo))
     table = Table("stage", "to run", "in the store or not needed", "seconds", "MB")
     for row in rows:
@@ -208,9 +251,8 @@ def show_plan(arguments: argparse.Namespace) -> int:
             _guess(row.megabytes),
         )
     console = _console()
-    console.print(
-        f"{made.suite.name}: {len(made.questions)} cells, {len(made.questions) - len(todo)} answered"
-    )
+    cells = len(made.questions)
+    console.print(f"{made.suite.name}: {cells} cells, {cells - len(todo)} answered")
     console.print(table)
     console.print("seconds and MB: from stages alike in the store; ? means none was run here yet")
     for warning in made.warnings:
@@ -232,9 +274,9 @@ def show_report(arguments: argparse.Namespace) -> int:
 
         try:
             name = yaml.safe_load(home.read_text())["name"]
-        except (OSError, yaml.YAMLError, KeyError, TypeError):
+        except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
             raise UserError(f"expected a suite file with a name, got {home}") from None
-        home = arguments.results / name
+        home = arguments.results / str(name)
     records = ledger.latest(ledger.read(home))
     tables = report.tables(ledger.read_outline(home / "suite.json"), records)
     console = _console()
@@ -340,7 +382,9 @@ def profile_model(arguments: argparse.Namespace) -> int:
     from bench.owners import load_owner
     from bench.plan import weights_file
 
-    runner.pin_threads()
+    if arguments.count < 1:
+        raise UserError(f"--count: expected at least 1, got {arguments.count}")
+    runner.pin_threads(runner.usable_cores())
     device = _find_device(arguments.device)
     owner = _owner_of(arguments.model, arguments.weights, arguments.pretrained)
     file = weights_file(owner, arguments.data) if owner.from_file else None
@@ -425,8 +469,11 @@ def _find_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
+        usable = device.type in ("cpu", "cuda")
     except (RuntimeError, AssertionError):
-        raise UserError(f"--device: expected auto, cpu or a usable GPU, got '{name}'") from None
+        usable = False
+    if not usable:
+        raise UserError(f"--device: expected auto, cpu or a usable GPU, got '{name}'")
     return device
 
 

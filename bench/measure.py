@@ -17,7 +17,7 @@ _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)  # two meters may read alike and are two all the same
 class Meter:
     """Running totals of one measured block.
 
@@ -51,6 +51,7 @@ def counting() -> bool:
 def measuring(device: torch.device) -> Iterator[Meter]:
     """Measure the block, device-synchronised; the meter is complete when the block ends."""
     meter = Meter()
+    _note_peak(device)  # resetting the mark would lose it for the meters around this one
     _running.append(meter)
     _reset_peak(device)
     start = now(device)
@@ -58,21 +59,21 @@ def measuring(device: torch.device) -> Iterator[Meter]:
         yield meter
     finally:
         meter.seconds += now(device) - start  # `aside` has subtracted its own share already
-        meter.peak_memory_mb = _peak(device)
+        _note_peak(device)
         _running.remove(meter)
 
 
 @contextmanager
 def aside(device: torch.device) -> Iterator[None]:
     """Leave the block out of every running meter: timing an ideal is not part of the work."""
-    before = [(m, m.images, m.forward_passes, m.backward_passes) for m in _running]
+    before = [(m, m.seconds, m.images, m.forward_passes, m.backward_passes) for m in _running]
     start = now(device)
     try:
         yield
     finally:
         elapsed = now(device) - start
-        for meter, images, forward, backward in before:
-            meter.seconds -= elapsed
+        for meter, seconds, images, forward, backward in before:
+            meter.seconds = seconds - elapsed  # which holds what an inner `aside` took already
             meter.images = images
             meter.forward_passes, meter.backward_passes = forward, backward
 
@@ -94,6 +95,12 @@ def now(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
+
+
+def _note_peak(device: torch.device) -> None:
+    """Raise every running meter's peak to the mark that stands now."""
+    for meter in _running:
+        meter.peak_memory_mb = max(meter.peak_memory_mb, _peak(device))
 
 
 def _reset_peak(device: torch.device) -> None:

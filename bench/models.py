@@ -9,7 +9,9 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -338,7 +340,20 @@ def build(architecture: Architecture, pretrained: str | bool = False) -> VisionM
 
     """
     makers = {"embedded": _embedded, "timm": _timm, "open_clip": _open_clip}
-    return makers[architecture.library](architecture, pretrained).eval()
+    # The libraries draw first weights on the global generator: it is put back where it was.
+    with torch.random.fork_rng(devices=[]), _quietly():
+        return makers[architecture.library](architecture, pretrained).eval()
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Keep libraries from logging: open_clip calls every model unweighted before we load it."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def _embedded(architecture: Architecture, pretrained: str | bool) -> VisionModel:
@@ -435,7 +450,7 @@ def weights_digest(model: VisionModel) -> str:
     found = hashlib.sha256()
     for name, value in sorted(model.trunk.state_dict().items()):
         found.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
-        found.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        found.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return found.hexdigest()[:16]
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import difflib
 import pickle
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from bench.models import Architecture, VisionModel, build, load_state
 from bench.types import UserError, digest
@@ -21,6 +24,18 @@ if TYPE_CHECKING:
 WRAPPERS = ("state_dict", "model", "teacher", "model_state_dict")
 """Keys under which training scripts put the weights of a checkpoint."""
 
+LAYOUTS: tuple[Mapping[str, str], ...] = (
+    {"": ""},  # written by the bench
+    {"": "trunk.vit."},
+    {"": "trunk.net."},
+    {"": "trunk.visual."},
+    {"trunk.": "trunk.vit.", "head.": "trunk.projection."},  # open_clip around a timm tower
+)
+"""Where our models hold what a library calls by another prefix."""
+
+PATIENCE = 10.0
+"""Seconds the model hub has to answer at all."""
+
 
 def load_owner(owner: OwnerSettings, file: Path | None) -> VisionModel:
     """Return the owner's model on the CPU, in eval mode; `file` holds weights given by path.
@@ -28,7 +43,8 @@ def load_owner(owner: OwnerSettings, file: Path | None) -> VisionModel:
     A timm model keeps its own classifier where it has one.
 
     Raises:
-        UserError: the file cannot be read or is of another architecture, or the hub is unreachable.
+        UserError: no library has the name, the file cannot be read or is of another architecture,
+            or the hub is unreachable.
 
     """
     architecture = _architecture(owner)
@@ -36,12 +52,9 @@ def load_owner(owner: OwnerSettings, file: Path | None) -> VisionModel:
         file = Path(__file__).parent / "weights" / f"{owner.name}.safetensors"
     if file is not None:
         model = build(architecture)
-        state = {f"trunk.vit.{k}": v for k, v in _unwrapped(read_weights(file)).items()}
-        if not any(k in model.state_dict() for k in state):  # a state of ours, or another trunk
-            state = _renamed(_unwrapped(read_weights(file)), model)
-        return load_state(model, state, file.name)
+        return load_state(model, _renamed(read_weights(file), model), file.name)
     if owner.weights == "random":
-        return randomised(build(architecture), owner.seed)
+        return randomised(architecture, owner.seed)
     return _from_hub(architecture, owner.pretrained or True)
 
 
@@ -54,93 +67,140 @@ def read_weights(file: Path) -> Mapping[str, Tensor]:
     """
     if not file.is_file():
         raise UserError(f"expected weights at {file}, found no such file")
+    safe = file.suffix == ".safetensors"
     try:
-        if file.suffix == ".safetensors":
-            return load_file(file)
-        found = torch.load(file, map_location="cpu", weights_only=True)
-    except SafetensorError as error:
-        raise UserError(
-            f"{file.name}: expected a safetensors file, got a damaged one ({error}); copy it again"
-        ) from None
+        with warnings.catch_warnings(action="ignore"):  # what cannot be read is an error below
+            found = load_file(file) if safe else torch.load(file, "cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise UserError(
-            f"{file.name}: expected tensors only, got a pickle that would run code; "
-            "save the model's state_dict() as safetensors and give that"
+            f"{file.name}: expected a PyTorch checkpoint of tensors only, got a pickle of other "
+            "things, which is not opened; save the model's state_dict() as safetensors"
         ) from None
-    except (RuntimeError, EOFError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{file.name}: expected a PyTorch checkpoint ({reason[:200]})") from None
-    if not isinstance(found, Mapping):
-        raise UserError(f"{file.name}: expected a state dict, got a {type(found).__name__}")
-    return found
+    # A damaged pickle sends the restricted reader wherever its bytes point.
+    except (SafetensorError, OSError, EOFError, RuntimeError, LookupError, TypeError,
+            ValueError, AttributeError, AssertionError) as error:  # fmt: skip
+        kind = "safetensors file" if safe else "PyTorch checkpoint"
+        raise UserError(
+            f"{file.name}: expected a {kind}, got a damaged one ({_reason(error)}); copy it again"
+        ) from None
+    return _state(found, file.name)
 
 
-def randomised(model: VisionModel, seed: int) -> VisionModel:
-    """Draw every weight anew from `seed`, in the spread the library gave it; return `model`."""
-    rng = torch.Generator().manual_seed(int(digest("random weights", seed), 16) >> 1)
-    with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, nn.Linear | nn.Conv2d | nn.MultiheadAttention):
-                for name, weight in module.named_parameters(recurse=False):
-                    _draw(name, weight, rng)
-        for name, weight in model.named_parameters():
-            if name.endswith(("pos_embed", "cls_token", "class_embedding", "positional_embedding")):
-                weight.normal_(std=0.02, generator=rng)
-    return model
-
-
-def _draw(name: str, weight: Tensor, rng: torch.Generator) -> None:
-    if weight.ndim < 2:
-        weight.zero_()
-    else:
-        weight.normal_(std=weight[0].numel() ** -0.5, generator=rng)
+def randomised(architecture: Architecture, seed: int) -> VisionModel:
+    """Make a model with the weights its library draws for an untrained one, fixed by `seed`."""
+    with torch.random.fork_rng(devices=[]):
+        # The libraries' initialisers take no generator: they get the global one, for a while.
+        torch.default_generator.manual_seed(int(digest("random weights", seed), 16) >> 1)
+        return build(architecture)
 
 
 def _architecture(owner: OwnerSettings) -> Architecture:
-    keeps_head = owner.library == "timm" and _has_classifier(owner)
+    if owner.library == "open_clip":
+        _check_open_clip(owner)
+    keeps_head = owner.library == "timm" and _has_classifier(owner.name)
     return Architecture(owner.library, owner.name, owner.image_size, "own" if keeps_head else None)
 
 
-def _has_classifier(owner: OwnerSettings) -> bool:
+def _has_classifier(name: str) -> bool:
     import timm
 
-    if not timm.is_model(owner.name):
-        import difflib
-
-        near = difflib.get_close_matches(owner.name, timm.list_models(), n=1)
-        hint = f"; did you mean '{near[0]}'?" if near else ""
-        raise UserError(f"timm has no model '{owner.name}'{hint}")
-    config = timm.get_pretrained_cfg(owner.name)
+    if not timm.is_model(name):
+        raise UserError(f"timm has no model '{name}'{_nearest(name, timm.list_models())}")
+    try:
+        config = timm.get_pretrained_cfg(name)
+    except RuntimeError:  # what timm says of an unknown tag
+        tagged = timm.list_models(f"{name.partition('.')[0]}.*", pretrained=True)
+        raise UserError(f"timm has no weights '{name}'{_nearest(name, tagged)}") from None
     return config is None or config.num_classes > 0
 
 
-def _unwrapped(found: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    for key in WRAPPERS:
-        inner = found.get(key)
-        if isinstance(inner, Mapping):
-            return inner
+def _check_open_clip(owner: OwnerSettings) -> None:
+    import open_clip
+
+    names = open_clip.list_models()
+    if owner.name not in names:
+        raise UserError(f"open_clip has no model '{owner.name}'{_nearest(owner.name, names)}")
+    tags, tag = open_clip.list_pretrained_tags_by_model(owner.name), owner.pretrained
+    if tag is not None and tag not in tags:
+        raise UserError(f"open_clip has no weights '{tag}' of {owner.name}{_nearest(tag, tags)}")
+
+
+def _nearest(name: str, names: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, names, n=1)
+    return f"; did you mean '{near[0]}'?" if near else ""
+
+
+def _state(found: object, origin: str) -> Mapping[str, Tensor]:
+    """Return the state dict in a checkpoint, from under whatever key the script put it."""
+    if isinstance(found, Mapping):
+        found = next((found[k] for k in WRAPPERS if isinstance(found.get(k), Mapping)), found)
+    if not isinstance(found, Mapping):
+        raise UserError(f"{origin}: expected a state dict, got a {type(found).__name__}")
+    for name, value in found.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise UserError(
+                f"{origin}: expected a state dict, name by name a tensor, "
+                f"got {name!r:.60}: {type(value).__name__}"
+            )
     return found
 
 
-def _renamed(state: Mapping[str, Tensor], model: VisionModel) -> dict[str, Tensor]:
-    """Match a library's plain names to ours, whichever trunk holds them."""
-    own = model.state_dict()
-    for prefix in ("", "trunk.", "trunk.visual.", "trunk.net."):
-        named = {f"{prefix}{k.removeprefix('visual.')}": v for k, v in state.items()}
-        if named.keys() & own.keys():
-            # an open_clip checkpoint holds the text tower too
-            return {k: v for k, v in named.items() if k in own or prefix != "trunk.visual."}
-    return {f"trunk.{k}": v for k, v in state.items()}
+def _renamed(state: Mapping[str, Tensor], model: VisionModel) -> Mapping[str, Tensor]:
+    """Match a library's names to ours: of all layouts, the one that most names fit."""
+    own = model.state_dict().keys()
+    # An open_clip checkpoint holds the text tower too.
+    tower = {k.removeprefix("visual."): v for k, v in state.items() if k.startswith("visual.")}
+    laid_out = [_laid_out(tower or state, layout) for layout in LAYOUTS]
+    return max(laid_out, key=lambda names: len(names.keys() & own))
+
+
+def _laid_out(state: Mapping[str, Tensor], layout: Mapping[str, str]) -> dict[str, Tensor]:
+    return {
+        f"{new}{name.removeprefix(old)}": value
+        for name, value in state.items()
+        for old, new in layout.items()
+        if name.startswith(old)
+    }
 
 
 def _from_hub(architecture: Architecture, pretrained: str | bool) -> VisionModel:
+    answers = _hub_answers()
     try:
-        return build(architecture, pretrained)
+        with _cache_only(not answers):
+            return build(architecture, pretrained)
     except UserError:
         raise
     except Exception as error:  # the hub's client raises whatever its transport does
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
+        silent = "the hub does not answer and there is no copy of them here"
+        reason = f"{type(error).__name__}: {_reason(error)}" if answers else silent
         raise UserError(
             f"{architecture.library} {architecture.name}: expected weights from the model hub, "
-            f"could not get them ({type(error).__name__}: {reason}); give a file as `weights:`"
+            f"could not get them ({reason}); give a file as `weights:`"
         ) from None
+
+
+def _hub_answers() -> bool:
+    from huggingface_hub import constants, get_session
+
+    try:
+        get_session().head(constants.ENDPOINT, timeout=PATIENCE)
+    except Exception:  # its transport, httpx or requests, has its own families of errors
+        return False
+    return True
+
+
+@contextmanager
+def _cache_only(offline: bool) -> Iterator[None]:
+    """Send the hub's client straight to its cache: on its own it retries for most of a minute."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = before or offline
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:160]

@@ -248,7 +248,7 @@ class _Builder:
         self.questions.setdefault(question.key, question)
 
     def _attacked(self, cell: Cell, owner: str, key: str) -> tuple[str, str | None]:
-        """Add the steps of a chain; return the suspect's key and the data it was last trained on."""
+        """Add the steps of a chain; return the suspect's key and the data last trained on."""
         data = None
         for position, step in enumerate(cell.attack):
             attack = ATTACKS.get(step.name)

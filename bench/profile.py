@@ -93,7 +93,7 @@ def choose_block(
     rule: Literal["first_massive", "largest_jump"],
     last: int,
 ) -> Choice:
-    """Choose the expressive block among blocks 1 .. `last`.
+    """Choose the expressive block, `last` at most.
 
     `first_massive` is the paper's rule (section 3.2.4): the first block whose output meets the
     criterion; where none does, the largest jump decides and is recorded as such. `largest_jump`

@@ -45,15 +45,21 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class Laboratory:
-    """Where stages are carried out: the plan, the store, the user's data and the device."""
+    """Where stages are carried out: the plan, the store, the user's data and the device.
+
+    What the user should know of on the way is told to `note`, a line at a time.
+    """
 
     plan: Plan
     store: Store
     data_dir: Path | None
     device: torch.device
+    note: Callable[[str], None] = print
 
     def carry_out(self, stage: Stage) -> Artefact:
         """Do one stage and keep what it makes; its parents must be in the store."""
+        if self.store.damaged(stage.key):
+            self.note(f"store: {stage.kind} {stage.key} was damaged and is made again")
         work: Callable[[Stage], Made] = getattr(self, f"_{stage.kind}")
         with measure.measuring(self.device) as meter:
             made = work(stage)
@@ -278,7 +284,7 @@ def load_owners(laboratory: Laboratory) -> None:
 def run(
     laboratory: Laboratory,
     questions: Sequence[Question],
-    engine: Callable[..., Iterator[tuple[Question, Failure | None]]],
+    engine: Callable[[Laboratory, Sequence[Question]], Iterator[tuple[Question, Failure | None]]],
     records: Path,
 ) -> Iterator[Record]:
     """Answer each question, append its record and yield it; a failure becomes a record too."""
@@ -364,18 +370,22 @@ def _plain_pass(model: VisionModel, count: int, device: torch.device) -> None:
             model.forward_features(torch.zeros(min(BATCH, count - start), 3, *size, device=device))
 
 
-def pin_threads() -> int:
-    """Use as many threads as this process may run on, so that equal machines sum alike."""
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    torch.set_num_threads(threads or 1)
-    return threads or 1
+def pin_threads(threads: int) -> None:
+    """Let this process's stages use so many threads: equal counts sum alike."""
+    torch.set_num_threads(threads)
+
+
+def usable_cores() -> int:
+    """Count the processor cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def device_name(device: torch.device) -> str:
     """Name the device as tables print it."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{torch.get_num_threads()} CPU threads"
+    threads = torch.get_num_threads()
+    return f"CPU, {threads} thread{'s' * (threads > 1)} a stage"
 
 
 @functools.cache

@@ -50,10 +50,11 @@ class Store:
         """
         try:
             text = json.loads(self._sidecar(key).read_text())
-            body, seal = text["artefact"], text["sha256"]
-        except (FileNotFoundError, json.JSONDecodeError, KeyError, UnicodeDecodeError):
+            body = text["artefact"]
+            whole = hashlib.sha256(canonical(body).encode()).hexdigest() == text["sha256"]
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None
-        if hashlib.sha256(canonical(body).encode()).hexdigest() != seal or body["schema"] != SCHEMA:
+        if not whole or (body["schema"], body["key"]) != (SCHEMA, key):
             return None
         del body["schema"]
         return Artefact(**{**body, "parents": tuple(body["parents"])})
@@ -65,6 +66,13 @@ class Store:
             return False
         path = self._tensors(key)
         return not found.tensors or (path.exists() and file_digest(path) == found.tensors)
+
+    def damaged(self, key: str) -> bool:
+        """Say whether there was an artefact of which not every byte is as it was written.
+
+        A sidecar is written last: what a killed run left unfinished has none, and is not damaged.
+        """
+        return self._sidecar(key).exists() and not self.verify(key)
 
     def put(
         self,
@@ -122,7 +130,9 @@ class Store:
     def _write_tensors(self, key: str, tensors: Mapping[str, Tensor]) -> tuple[str, int]:
         from safetensors.torch import save
 
-        data = save({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
+        # Cloned, so that tensors which share memory are kept one by one.
+        plain = {name: value.detach().cpu().clone() for name, value in tensors.items()}
+        data = save({name: value.contiguous() for name, value in plain.items()})
         write_atomically(self._tensors(key), data)
         return hashlib.sha256(data).hexdigest(), len(data)
 
