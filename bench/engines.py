@@ -107,7 +107,12 @@ class _Crew:
         return set(self._running.values())
 
     def start(self, key: str) -> None:
-        self._running[self._pool.submit(_work, key)] = key
+        try:
+            future = self._pool.submit(_work, key)
+        except BrokenProcessPool as error:  # a worker died meanwhile: `finished` replaces them all
+            future = Future()
+            future.set_exception(error)
+        self._running[future] = key
 
     def finished(self) -> list[tuple[str, Failure | None]]:
         """Wait for the next stages to end and return them, with the reason if they failed."""

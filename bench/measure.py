@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import resource
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,6 +108,8 @@ def _reset_peak(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif _CLEAR.exists():
+        with suppress(AttributeError, OSError):  # a C library without malloc_trim
+            ctypes.CDLL(None).malloc_trim(0)  # what earlier stages freed is not this one's
         try:
             _CLEAR.write_text("5")  # resets the process's high-water mark (Linux)
         except OSError:  # a hardened container: the mark is then the process's whole life

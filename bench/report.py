@@ -38,11 +38,17 @@ LONGEST_LABEL = 44
 TERMINAL_COLUMN = 18
 """Letters; seven such columns and an attack's name fit on 120."""
 
+FIRST_COLUMN = 17
+"""Letters at least for the names of attacks: a name broken within a word is hard to read."""
+
 LONGEST_REASON = 48
 """Letters; the record keeps the whole of it."""
 
 BLOCK_NOTES = ("block", "block_rule")
 """What `protect` may report about where a mark sits and how the place was chosen."""
+
+STEP_RATIO = "step_ratio_to_ideal"
+"""What `protect` may report about its training loop: a step's time over the fewest passes'."""
 
 UNTOUCHED = "control.identity"
 """The attack that does nothing; its row holds the strangers that nothing was done to."""
@@ -209,7 +215,12 @@ def print_table(table: Table, console: Console) -> None:
             console.print(Text(_heading(head), style="bold"))
         grid = Grid(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
         for number, column in enumerate(table.columns[table.heads :]):
-            grid.add_column(Text(_narrow(column)), no_wrap=number > 0, overflow="fold")
+            grid.add_column(
+                Text(_narrow(column)),
+                no_wrap=number > 0,
+                min_width=0 if number else FIRST_COLUMN,
+                overflow="fold",
+            )
         for first, *others in rows:
             grid.add_row(Text(first), *(Text(_narrow(cell)) for cell in others))
         console.print(grid)
@@ -302,14 +313,23 @@ def _labels(specs: Iterable[Spec]) -> _Labels:
     legend: list[str] = []
     for name, family in families.items():
         telling = _telling(list(family.values()))
+        shown = _words(list(family.values()), telling) or telling
         for number, (key, spec) in enumerate(family.items(), start=1):
-            settings = [_setting(spec, setting) for setting in telling]
-            label = " ".join([name, *settings])
+            label = " ".join([name, *(_setting(spec, setting) for setting in shown)])
+            hidden = [setting for setting in telling if setting not in shown]
             if len(label) > LONGEST_LABEL or label in texts.values():
-                label = f"{name} #{number}"
-                legend.append(f"{label}: {', '.join(settings)}")
+                label, hidden = f"{name} #{number}", telling
+            if hidden:
+                legend.append(f"{label}: {', '.join(_setting(spec, s) for s in hidden)}")
             texts[key] = label
     return _Labels(texts, tuple(legend))
+
+
+def _words(family: Sequence[Spec], telling: Sequence[str]) -> list[str]:
+    """Return the telling settings that are words, if they alone tell the family apart."""
+    words = [s for s in telling if all(isinstance(spec.args.get(s), str) for spec in family)]
+    apart = {tuple(str(spec.args[s]) for s in words) for spec in family}
+    return words if len(apart) == len(family) > 1 else []
 
 
 def _telling(family: Sequence[Spec]) -> list[str]:
@@ -538,17 +558,17 @@ def _table_3(outline: Outline, blocks: Sequence[_Block]) -> Table:
     return Table(
         name="Table 3",
         caption=f"what marking and reading cost ({_title(outline)})",
-        heads=1,
+        heads=2,
         columns=(
-            *("owner", "method", "embed min", "embed s", "ideal s", "ratio"),
-            *("extract s", "ideal s", "ratio", "forward (e/x)", "backward (e/x)"),
-            *("peak MB", "device"),
+            *("owner", "device", "method", "embed min", "embed s", "ideal s", "ratio", "step"),
+            *("extract s", "ideal s", "ratio", "forward (e/x)", "backward (e/x)", "peak MB"),
         ),
         rows=tuple(_cost_row(block) for block in blocks),
         notes=(
             "embed: mean over method seeds. extract: median over suspects. ideal: the fewest "
-            "passes the variant needs, timed on the same device in the same run. e/x: embedding "
-            "/ extraction, in images through the whole depth.",
+            "passes the variant needs, timed on the same device in the same run. step: a training "
+            "step over its ideal, without set-up. e/x: embedding / extraction, in images through "
+            "the whole depth.",
             *(f"Reduced: {text}" for text in outline.reductions),
         ),
     )
@@ -563,15 +583,19 @@ def _cost_row(block: _Block) -> tuple[str, ...]:
     )
     reads = [r.costs["extract"] for r in block.found if "extract" in r.costs]
     both = [*embeds, *reads]
+    notes = {r.cell.method_seed: r.notes.get("protect", {}) for r in block.records}
+    steps = [float(n[STEP_RATIO]) for n in notes.values() if n.get(STEP_RATIO) is not None]
     return (
-        *(block.owner, block.method),
+        block.owner,
+        ", ".join(sorted({cost.device for cost in both if cost.device})) or NOTHING,
+        block.method,
         _number([cost.seconds / 60 for cost in embeds], fmean, 2),
         *_seconds(embeds, fmean),
+        _number(steps, median, 2),
         *_seconds(reads, median),
         _passes([c.forward_passes for c in embeds], [c.forward_passes for c in reads]),
         _passes([c.backward_passes for c in embeds], [c.backward_passes for c in reads]),
         _number([cost.peak_memory_mb for cost in both], max, 0),
-        ", ".join(sorted({cost.device for cost in both if cost.device})) or NOTHING,
     )
 
 

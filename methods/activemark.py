@@ -58,6 +58,7 @@ BY_VARIANT: dict[str, dict[str, Json]] = {
         "trained": "tail",  # q, section 3.2
         "triggers": "fixed",  # section 4.1: N images, one random message each
         "binarise": ">=",  # section 4.1
+        "encoder_output": "linear",  # Fig. 1: two fully connected layers into R^h, nothing after
     },
     "expressprint": {
         "block_rule": "largest_jump",
@@ -69,6 +70,7 @@ BY_VARIANT: dict[str, dict[str, Json]] = {
         "trained": "inner",
         "triggers": "generic",
         "binarise": ">",
+        "encoder_output": "sigmoid",
     },
 }
 """What each source does where the two differ; a setting left at None follows its variant."""
@@ -108,8 +110,8 @@ class ActiveMark:
     * `steps`, `batch`, `lr`, `codec_lr`, `schedule`, `warmup`, `weight_decay`, `augment`: silent in
       the paper; the code's AdamW, 2500 steps of 16, 1e-5 for the model and 1e-4 for e and d.
       `augment` flips and crops (the code: timm's training augmentation, which also jitters colour).
-    * `encoder_hidden`, `decoder_hidden`, `encoder_output`: "two fully connected layers" each in the
-      paper; widths and the sigmoid are the code's.
+    * `encoder_hidden`, `decoder_hidden`: "two fully connected layers" each in the paper; the widths
+      are the code's. `encoder_output`: the code ends e with a sigmoid, the paper with its layer.
     * `classifier`: the paper compares in a setting where a classifier was trained first (5.1).
       "frozen" marks the model as it is, "joint" finetunes it on the owner's labels before.
     * `token_match`, `depth_match`, `preprocess`: how a suspect with other prefix tokens, depth or
@@ -150,7 +152,7 @@ class ActiveMark:
     augment: bool = False
     encoder_hidden: int = 1024
     decoder_hidden: int = 512
-    encoder_output: Literal["sigmoid", "linear"] = "sigmoid"
+    encoder_output: Literal["sigmoid", "linear"] | None = None
     classifier: Literal["frozen", "joint"] = "frozen"
     token_match: Literal["index", "patch"] = "index"
     depth_match: Literal["absolute", "from_end"] = "absolute"
@@ -217,7 +219,7 @@ class ActiveMark:
         model = suspect.network.to(ctx.device)
         link = self._fit(Link(*secret["link"].tolist()), model, secret)
         state = {k.removeprefix("codec."): v for k, v in secret.items() if k.startswith("codec.")}
-        codec = Codec.of(state, self.encoder_output).to(ctx.device)
+        codec = Codec.of(state, self._says("encoder_output")).to(ctx.device)
         pixels, messages = secret["pixels"], secret["messages"]
         shift = None
         if self.preprocess == "owner":
@@ -302,7 +304,12 @@ class ActiveMark:
                 flat = torch.zeros(1, link.tokens, model.width, device=model.mean.device)
                 read = model.embedding(flat).shape[1]
         codec = Codec(
-            written, read, self.bits, self.encoder_hidden, self.decoder_hidden, self.encoder_output
+            written,
+            read,
+            self.bits,
+            self.encoder_hidden,
+            self.decoder_hidden,
+            self._says("encoder_output"),
         )
         return codec.draw(rng)
 
@@ -529,7 +536,8 @@ class Frozen:
         return Clean(*(part[indices] for part in self._kept))
 
     def _all(self, batch: int = 64) -> Clean:
-        parts = [self._compute(chunk) for chunk in torch.arange(len(self._images)).split(batch)]
+        chunks = torch.arange(len(self._images)).split(batch)  # type: ignore[no-untyped-call]
+        parts = [self._compute(chunk) for chunk in chunks]
         return Clean(*map(torch.cat, zip(*parts, strict=True)))
 
     @torch.no_grad()
@@ -591,7 +599,7 @@ class Codec(nn.Module):
 def _fidelity(difference: Tensor, norm: str) -> Tensor:
     if norm == "mse":
         return difference.square().mean()
-    return difference.flatten(1).norm(dim=1).mean()
+    return cast(Tensor, torch.linalg.vector_norm(difference.flatten(1), dim=1)).mean()
 
 
 def _message_loss(logits: Tensor, message: Tensor, norm: str) -> Tensor:

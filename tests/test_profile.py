@@ -49,7 +49,13 @@ def test_the_mean_of_five_and_the_ratio_follow_from_the_numbers():
 
 @pytest.mark.parametrize(
     ("height", "median", "massive"),
-    [(101, 0.1, True), (100, 0.1, False), (150, 0.15, True), (150, 0.151, False), (99, 0.001, False)],
+    [
+        (101, 0.1, True),
+        (100, 0.1, False),
+        (150, 0.15, True),
+        (150, 0.151, False),
+        (99, 0.001, False),
+    ],
 )
 def test_massive_needs_both_height_and_ratio(height, median, massive):
     assert block(0, height, median).massive is massive

@@ -9,7 +9,10 @@ from bench.types import Cell, Evidence, Record, Rule, Spec, Utility
 RULE = Rule("bit errors", "<=", 5)
 
 
-def cell(lineage="released", attack=(Spec("prune.l1", {"amount": 0.4}),), args=None):
+PRUNED = (Spec("prune.l1", {"amount": 0.4}),)
+
+
+def cell(lineage="released", attack=PRUNED, args=None):
     return Cell(Spec("mini"), Spec("activemark", args or {}), 0, "released", attack, 3, lineage)
 
 
@@ -63,7 +66,8 @@ def test_records_are_shown_as_they_come_not_at_the_end():
         (cell("owner"), "mini · activemark · twin · prune.l1 0.4 · seed 3"),
         (cell("stranger", (Spec("control.stranger", {"index": 2}), Spec("prune.l1"))),
          "mini · activemark · stranger · control.stranger 2 > prune.l1 · seed 3"),
-        (cell(args={"variant": "paper"}), "mini · activemark paper · marked · prune.l1 0.4 · seed 3"),
+        (cell(args={"variant": "paper"}),
+         "mini · activemark paper · marked · prune.l1 0.4 · seed 3"),
     ],
 )  # fmt: skip
 def test_a_cell_is_named_in_a_few_words(asked, words):

@@ -14,13 +14,13 @@ README = (ROOT / "README.md").read_text()
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 CI_BLOCK = re.compile(r"^<!-- ci: (\w+) -->\n```\w*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
-# A command ends with its line, or where a comment or the next command begins.
-COMMAND = re.compile(r"(?:^|[/\s])bench ((?:[^\n#&|;\\]|\\\n)+)")
+# A command ends with its line, or where a comment, another command or a redirection begins.
+COMMAND = re.compile(r"(?:^|[/\s])bench ((?:[^\n#&|;>\\]|\\\n)+)")
 
 
 def bench_commands() -> list[str]:
     shell = [text for language, text in BLOCK.findall(README) if language in ("", "bash", "sh")]
-    inline = re.findall(r"`((?:\.venv/bin/)?bench \w[^`\n]*)`", README)
+    inline = re.findall(r"`((?:\.venv/bin/)?bench \w+ [^`\n]+)`", README)
     return [found.strip() for text in (*shell, *inline) for found in COMMAND.findall(text)]
 
 

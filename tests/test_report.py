@@ -278,18 +278,19 @@ def test_costs_are_means_over_seeds_and_medians_over_suspects():
             "protect": Cost(60.0 + 60 * seed**2, 30.0 + 30 * seed**2, 100, 50, 800, "cpu"),
             "extract": Cost(seconds, 1.0, 64, 0, 900, "cpu"),
         }
-        return answer(cell(attack=COSINE, seed=seed, attack_seed=index), costs=costs)
+        loop = {"protect": {"step_ratio_to_ideal": 1.0 + 0.1 * seed}}
+        return answer(cell(attack=COSINE, seed=seed, attack_seed=index), costs=costs, notes=loop)
 
     suspects = [priced(0, i, s) for i, s in enumerate((1.0, 2.0, 9.0))]
     _, table, _ = made([*suspects, priced(1, 0, 2.0), priced(2, 0, 2.0)])
-    head, embed = ("mini", "activemark"), ("2.67", "160.00", "80.00", "2.00")
-    read, both = ("2.00", "1.00", "2.00"), ("100/64", "50/0", "900", "cpu")
+    head, embed = ("mini", "cpu", "activemark"), ("2.67", "160.00", "80.00", "2.00", "1.10")
+    read, both = ("2.00", "1.00", "2.00"), ("100/64", "50/0", "900")
     assert table.rows == ((*head, *embed, *read, *both),)
 
 
 def test_costs_nobody_measured_are_no_zeros():
     _, table, _ = made([answer(cell())])
-    assert set(table.rows[0][2:]) == {"—", "—/—"}
+    assert set(table.rows[0][1:]) == {"—", "activemark", "—/—"}
 
 
 def test_figure_3_gives_the_rate_at_every_tau_for_bit_errors_only():

@@ -39,7 +39,9 @@ def test_what_is_put_is_found_again(store):
     assert store.verify(KEY)
     loaded = store.tensors(KEY)
     assert loaded.keys() == TENSORS.keys()
-    assert all(torch.equal(v, TENSORS[k]) and v.dtype == TENSORS[k].dtype for k, v in loaded.items())
+    assert all(
+        torch.equal(v, TENSORS[k]) and v.dtype == TENSORS[k].dtype for k, v in loaded.items()
+    )
 
 
 def test_an_artefact_may_be_payload_alone(tmp_path):

@@ -155,9 +155,11 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def python(site: Path, *arguments: object) -> str:
     """Run Python with the packages under `site` in reach, and return what it printed."""
+    # Threads that wait must not hold the processors others need.
+    quiet = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     done = subprocess.run(
         [sys.executable, *map(str, arguments)],
-        env=os.environ | {"PYTHONPATH": str(site)},
+        env=os.environ | quiet | {"PYTHONPATH": str(site)},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

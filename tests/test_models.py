@@ -1,0 +1,333 @@
+import dataclasses
+import json
+
+import open_clip
+import pytest
+import timm
+import torch
+from safetensors.torch import load, save
+
+from bench import models
+from bench.data import Preprocess
+from bench.measure import measuring
+from bench.models import (
+    Architecture,
+    Head,
+    TimmViT,
+    View,
+    VisionModel,
+    build,
+    clone,
+    load_state,
+    weights_digest,
+    with_head,
+)
+from bench.testing import owner
+from bench.types import Access, Incompatible, UserError
+
+CPU = torch.device("cpu")
+
+OPEN_CLIP = {
+    "embed_dim": 24,
+    "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "patch_size": 8, "head_width": 16},
+    "text_cfg": {"context_length": 8, "vocab_size": 64, "width": 16, "heads": 2, "layers": 1},
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tiny_clip(tmp_path_factory):
+    """Teach open_clip a few towers small enough for a test."""
+    folder = tmp_path_factory.mktemp("configs")
+    for name, extra in (
+        ("tiny-clip", {}),
+        ("tiny-clip-pooled", {"attentional_pool": True, "attn_pooler_heads": 2}),
+        ("tiny-clip-average", {"pool_type": "avg", "final_ln_after_pool": True}),
+    ):
+        config = {**OPEN_CLIP, "vision_cfg": {**OPEN_CLIP["vision_cfg"], **extra}}
+        (folder / f"{name}.json").write_text(json.dumps(config))
+    open_clip.add_model_config(folder)
+
+
+def images(count=2, height=40, width=50, seed=0):
+    return torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+def shaken(model):
+    """Draw every weight, so that nothing is hidden behind a zero of the first weights."""
+    rng = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(torch.randn(weight.shape, generator=rng) * 0.05)
+    return model
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["test_vit", "test_vit2", "test_vit3", "deit_tiny_patch16_224"])
+def test_the_three_parts_are_timms_own_forward_features(name):
+    model = shaken(build(Architecture("timm", name, head="own")))
+    x = model.normalise(images())
+    library = model.trunk.vit
+    tokens = model.finish(model.run_blocks(model.embed(images())))
+    assert torch.allclose(tokens, library.forward_features(x), atol=1e-5)
+    assert torch.equal(model.forward_features(images()), tokens)
+    assert torch.allclose(model.logits(images()), library(x), atol=1e-5)
+    assert torch.allclose(model(images()), library(x), atol=1e-5)
+    pooled = library.forward_head(tokens, pre_logits=True)
+    assert torch.allclose(model.features(images()), pooled, atol=1e-5)
+
+
+def test_registers_are_prefix_tokens_and_no_patches():
+    model = shaken(build(Architecture("timm", "vit_small_patch14_reg4_dinov2", 28)))
+    assert model.prefix == 5
+    with torch.no_grad():
+        tokens = model.forward_features(images())
+        ours = model.pooled(tokens)
+    assert tokens.shape == (2, 5 + 4, 384)
+    assert torch.equal(ours[:, :384], tokens[:, 0])
+    assert torch.allclose(ours[:, 384:], tokens[:, 5:].mean(1))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["tiny-clip", "tiny-clip-pooled", "tiny-clip-average"])
+def test_features_are_open_clips_own(name):
+    model = shaken(build(Architecture("open_clip", name)))
+    x = model.normalise(images())
+    assert torch.allclose(model.features(images()), model.trunk.visual(x), atol=1e-5)
+    tokens = model.run_blocks(model.embed(images()))
+    assert tokens.shape == (2, 17, 32)
+    assert torch.equal(model.finish(tokens), model.forward_features(images()))
+
+
+@torch.no_grad()
+def test_features_are_those_of_open_clips_timm_tower():
+    tower = open_clip.timm_model.TimmModel("test_vit", embed_dim=24, image_size=160)
+    trunk = TimmViT(tower.trunk, tower.head)
+    described = Architecture("open_clip", "test")
+    model = shaken(VisionModel(described, trunk, Preprocess((160, 160)), (0.5,) * 3, (0.5,) * 3))
+    model.eval()
+    tower.eval()
+    assert torch.allclose(model.features(images()), tower(model.normalise(images())), atol=1e-5)
+
+
+def test_preprocessing_is_the_librarys_own():
+    model = build(Architecture("timm", "vit_base_patch16_clip_224.openai"))
+    assert model.mean.flatten().tolist() == pytest.approx(open_clip.OPENAI_DATASET_MEAN)
+    assert model.std.flatten().tolist() == pytest.approx(open_clip.OPENAI_DATASET_STD)
+    assert model.preprocess == Preprocess((224, 224), 0.9, "bicubic")
+
+
+def test_images_of_another_size_are_brought_to_the_models_own():
+    model = owner()
+    small = images(height=32, width=32)
+    assert torch.equal(model.normalise(small), (small - 0.5) / 0.5)
+    assert model.normalise(images(height=60, width=90)).shape == (2, 3, 32, 32)
+    edges = (images(height=8, width=8) > 0.5).float()
+    assert model.normalise(edges).abs().max() <= 1  # bicubic overshoots: it is cut back to [0, 1]
+    flat = torch.full((1, 3, 77, 41), 0.25)
+    assert torch.allclose(model.normalise(flat), torch.tensor(-0.5), atol=1e-5)
+
+
+def test_another_image_size_changes_the_model_not_its_vocabulary():
+    model = build(Architecture("timm", "test_vit", 64))
+    assert model.preprocess.size == (64, 64)
+    assert model.embed(images()).shape == (2, 17, 64)
+
+
+def test_a_convolutional_model_is_incompatible_with_block_surgery_in_one_line():
+    model = build(Architecture("timm", "test_resnet"))
+    for ask in (lambda: model.blocks, lambda: model.embed(images()), lambda: model.run_blocks(0)):
+        with pytest.raises(
+            Incompatible, match="expected a sequence of transformer blocks"
+        ) as found:
+            ask()
+        assert "\n" not in str(found.value)
+        assert "test_resnet" in str(found.value)
+    with torch.no_grad():
+        assert model.features(images()).shape == (2, 96)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "words"),
+    [
+        (Architecture("embedded", "maxi"), "expected the embedded model 'mini', got 'maxi'"),
+        (Architecture("timm", "test_resnet", 64), "timm model test_resnet: .*img_size"),
+        (Architecture("open_clip", "RN50"), "expected a vision transformer, got open_clip RN50"),
+    ],
+)
+def test_what_cannot_be_built_is_the_users_mistake(architecture, words):
+    with pytest.raises(UserError, match=words) as found:
+        build(architecture)
+    assert "\n" not in str(found.value)
+
+
+def test_a_model_without_a_head_has_no_logits():
+    with pytest.raises(Incompatible, match="mini has no classification head"):
+        owner().logits(images())
+
+
+def test_building_leaves_the_global_generator_alone():
+    before = torch.get_rng_state()
+    build(Architecture("timm", "test_vit"))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_building_an_open_clip_tower_says_nothing(caplog):
+    build(Architecture("open_clip", "tiny-clip"))
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize(
+    ("start", "stop", "share"),
+    [(0, None, 1), (0, 3, 0.5), (2, 3, 1 / 6), (4, None, 1 / 3), (0, 0, 0)],
+)
+def test_passes_are_counted_in_images_through_the_whole_depth(start, stop, share):
+    model = owner()
+    tokens = model.embed(images(4)).detach()
+    with measuring(CPU) as meter:
+        model.run_blocks(tokens.requires_grad_(), start, stop).sum().backward()
+    assert meter.forward_passes == pytest.approx(4 * share)
+    assert meter.backward_passes == pytest.approx(4 * share)
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_resnet"])
+def test_a_whole_pass_counts_every_image_once(name):
+    model = build(Architecture("timm", name))
+    with measuring(CPU) as meter:
+        model.features(images(3)).sum().backward()
+        with torch.no_grad():
+            model.features(images(2))
+    assert (meter.forward_passes, meter.backward_passes, meter.images) == (5, 3, 5)
+
+
+def test_only_the_blocks_that_carry_a_gradient_count_backward():
+    model = owner()
+    with measuring(CPU) as meter:
+        with torch.no_grad():
+            tokens = model.run_blocks(model.embed(images(4)), 0, 4)
+        model.finish(model.run_blocks(tokens, 4)).sum().backward()
+    assert meter.forward_passes == pytest.approx(4)
+    assert meter.backward_passes == pytest.approx(4 / 3)
+
+
+def test_a_clone_is_apart_from_its_original():
+    model = owner().requires_grad_(False).train()
+    model.notes["sparsity"] = 0.4
+    made = clone(model)
+    with torch.no_grad():
+        made.trunk.vit.norm.bias.add_(1)
+    assert not torch.equal(made.trunk.vit.norm.bias, model.trunk.vit.norm.bias)
+    assert (made.training, made.notes) == (False, {})
+    assert all(p.requires_grad for p in made.parameters())
+    assert model.training
+
+
+def test_a_new_head_is_drawn_from_its_generator_alone():
+    def made(seed):
+        return with_head(owner(), Head(5), torch.Generator().manual_seed(seed)).head.state_dict()
+
+    once, again, other = made(1), made(1), made(2)
+    assert all(torch.equal(once[k], again[k]) for k in once)
+    assert not torch.equal(once["linear.weight"], other["linear.weight"])
+
+
+def test_a_new_head_takes_the_place_of_the_librarys_own():
+    model = build(Architecture("timm", "test_vit", head="own"))
+    made = with_head(model, Head(7), torch.Generator())
+    assert made.logits(images()).shape == (2, 7)
+    assert model.logits(images()).shape == (2, 1000)
+    rebuilt = build(made.architecture)
+    assert rebuilt.state_dict().keys() == made.state_dict().keys()
+
+
+def test_the_digest_is_of_the_backbone_whatever_head_sits_on_it():
+    model = owner()
+    assert weights_digest(with_head(model, Head(10), torch.Generator())) == weights_digest(model)
+    assert weights_digest(clone(model)) == weights_digest(model)
+
+
+def test_the_digest_sees_one_changed_weight():
+    model, seen = owner(), {weights_digest(owner())}
+    for name in ("blocks.0.attn.qkv.weight", "norm.bias", "pos_embed"):
+        changed = clone(model)
+        with torch.no_grad():
+            changed.trunk.vit.get_parameter(name).view(-1)[-1].add_(1e-6)
+        seen.add(weights_digest(changed))
+    assert len(seen) == 4
+
+
+def test_a_model_with_counters_among_its_weights_has_a_digest():
+    model = build(Architecture("timm", "test_resnet"))
+    before = weights_digest(model)
+    model.trunk.net.bn1.num_batches_tracked += 1
+    assert weights_digest(model) != before
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        Architecture("embedded", "mini"),
+        Architecture("embedded", "mini", head=Head(10, 0.2)),
+        Architecture("timm", "test_vit", 64, "own"),
+        Architecture("timm", "test_resnet", None, Head(3)),
+        Architecture("open_clip", "tiny-clip"),
+    ],
+)
+def test_a_model_is_rebuilt_from_json_and_safetensors(architecture):
+    model = shaken(build(architecture))
+    described = Architecture.of(json.loads(json.dumps(architecture.json())))
+    assert described == architecture
+    rebuilt = load_state(build(described), load(save(model.state_dict())), "stored")
+    with torch.no_grad():
+        assert torch.equal(rebuilt(images()), model(images()))
+    assert weights_digest(rebuilt) == weights_digest(model)
+
+
+def test_other_weights_are_refused_with_the_first_difference():
+    model, state = owner(), dict(owner().state_dict())
+    lacking = {k: v for k, v in state.items() if "norm.bias" not in k}
+    with pytest.raises(UserError, match=r"lacks 'trunk\.vit\.norm\.bias'; 1 missing, 0 unknown"):
+        load_state(model, lacking, "a.pth")
+    with pytest.raises(UserError, match=r"has an unknown 'extra'; 0 missing, 1 unknown"):
+        load_state(model, {**state, "extra": torch.ones(1)}, "a.pth")
+    with pytest.raises(UserError, match=r"expected trunk\.vit\.norm\.bias of shape \(48,\)"):
+        load_state(model, {**state, "trunk.vit.norm.bias": torch.ones(3)}, "a.pth")
+
+
+@pytest.mark.parametrize(
+    "declared", [Access.LABELS, Access.LOGITS, Access.FEATURES, Access.WEIGHTS]
+)
+def test_a_view_shows_what_was_declared_and_nothing_else(declared):
+    view = View(with_head(owner(), Head(10), torch.Generator()), declared)
+    asked = {
+        Access.LABELS: lambda: view.labels(images()),
+        Access.LOGITS: lambda: view.logits(images()),
+        Access.FEATURES: lambda: view.features(images()),
+        Access.WEIGHTS: lambda: view.network,
+    }
+    for access, ask in asked.items():
+        if access is declared:
+            ask()
+            continue
+        with pytest.raises(PermissionError, match=f"got a request for {access.text}"):
+            ask()
+    assert view.queries == (0 if declared is Access.WEIGHTS else 2)  # a refusal is no query
+
+
+def test_a_view_answers_as_the_model_does_and_cannot_be_trained():
+    model = with_head(owner(), Head(10), torch.Generator())
+    view = View(model.train(), Access.ALL)
+    with torch.no_grad():
+        expected = clone(model).logits(images())
+    assert torch.equal(view.logits(images()), expected)
+    assert torch.equal(view.labels(images()), expected.argmax(1))
+    assert not any(p.requires_grad for p in view.network.parameters())
+    assert not view.logits(images()).requires_grad
+    assert view.network is not model
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_the_embedded_shape_is_timms_vision_transformer():
+    library = timm.models.vision_transformer.VisionTransformer(**models.MINI)
+    ours = build(Architecture("embedded", "mini"))
+    assert {f"trunk.vit.{k}" for k in library.state_dict()} == ours.state_dict().keys()
+    assert dataclasses.asdict(ours.preprocess)["size"] == (32, 32)

@@ -1,0 +1,277 @@
+import json
+import os
+import pickle
+import random
+import time
+import zipfile
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from bench.models import weights_digest
+from bench.owners import load_owner, randomised, read_weights
+from bench.pretrain import ARCHITECTURE, WEIGHTS
+from bench.suite import OwnerSettings
+from bench.types import UserError
+
+MINI = OwnerSettings("embedded", "mini")
+VIT = OwnerSettings("timm", "test_vit", weights="some.pth")
+
+
+@pytest.fixture(scope="module")
+def vit():
+    """Weights of timm's test_vit, by timm's own names."""
+    model = load_owner(OwnerSettings("timm", "test_vit", weights="random", seed=5), None)
+    return {k: v.clone() for k, v in model.trunk.vit.state_dict().items()}
+
+
+@pytest.fixture
+def no_hub(monkeypatch, tmp_path):
+    """A hub nobody answers for, whatever the network is, and an empty cache."""
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def data_root():
+    found = os.environ.get("BENCH_DATA")
+    root = Path(found) if found else Path(__file__).parents[2] / "shared" / "data"
+    if not (root / "weights").is_dir():
+        pytest.skip(f"no weights at {root.name}; set BENCH_DATA to the folder that has them")
+    return root
+
+
+def one_line(settings, file, words):
+    with pytest.raises(UserError, match=words) as found:
+        load_owner(settings, file)
+    assert "\n" not in str(found.value)
+    return str(found.value)
+
+
+def test_the_embedded_owner_is_the_shipped_file():
+    model = load_owner(MINI, None)
+    shipped = load_file(WEIGHTS / "mini.safetensors")
+    assert model.architecture == ARCHITECTURE
+    assert all(torch.equal(v, shipped[k]) for k, v in model.state_dict().items())
+    assert not model.training
+
+
+@pytest.mark.parametrize(("library", "name"), [("embedded", "mini"), ("timm", "test_vit2")])
+def test_random_weights_are_fixed_by_their_seed_alone(library, name):
+    def made(seed, global_seed):
+        with torch.random.fork_rng():
+            torch.manual_seed(global_seed)
+            return load_owner(OwnerSettings(library, name, weights="random", seed=seed), None)
+
+    assert weights_digest(made(3, 0)) == weights_digest(made(3, 1))
+    assert weights_digest(made(3, 0)) != weights_digest(made(4, 0))
+
+
+def test_drawing_random_weights_leaves_global_generators_alone():
+    before = torch.get_rng_state(), random.getstate()
+    randomised(ARCHITECTURE, 1)
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert before[1] == random.getstate()
+
+
+@pytest.mark.parametrize("wrap", [None, "state_dict", "model", "teacher", "model_state_dict"])
+def test_a_checkpoint_is_read_from_under_whatever_key_it_lies(tmp_path, vit, wrap):
+    file = tmp_path / "some.pth"
+    torch.save({wrap: vit, "epoch": 3, "optimizer": {0: "adam"}} if wrap else vit, file)
+    model = load_owner(VIT, file)
+    assert all(torch.equal(v, vit[k]) for k, v in model.trunk.vit.state_dict().items())
+    assert model.architecture.head == "own"
+
+
+def test_a_safetensors_file_by_the_librarys_names_or_ours_is_read(tmp_path, vit):
+    digests = set()
+    for name, prefix in (("theirs", ""), ("ours", "trunk.vit.")):
+        file = tmp_path / f"{name}.safetensors"
+        save_file({f"{prefix}{k}": v for k, v in vit.items()}, file)
+        digests.add(weights_digest(load_owner(VIT, file)))
+    assert len(digests) == 1
+
+
+def test_half_precision_weights_are_widened(tmp_path, vit):
+    file = tmp_path / "half.safetensors"
+    save_file({k: v.half() for k, v in vit.items()}, file)
+    model = load_owner(VIT, file)
+    for name, value in model.trunk.vit.state_dict().items():
+        assert value.dtype == torch.float32
+        assert torch.equal(value, vit[name].half().float())
+
+
+def test_a_convolutional_model_is_read_by_its_own_names(tmp_path):
+    drawn = load_owner(OwnerSettings("timm", "test_resnet", weights="random"), None)
+    save_file(drawn.trunk.net.state_dict(), tmp_path / "net.safetensors")
+    settings = OwnerSettings("timm", "test_resnet", weights="net.safetensors")
+    made = load_owner(settings, tmp_path / "net.safetensors")
+    assert weights_digest(made) == weights_digest(drawn)
+
+
+@pytest.mark.parametrize("timm_tower", [False, True])
+def test_an_open_clip_checkpoint_gives_its_image_tower(tmp_path, timm_tower):
+    own = {"width": 32, "layers": 2, "patch_size": 8, "head_width": 16, "image_size": 32}
+    timms = {"timm_model_name": "test_vit", "timm_pool": "", "image_size": 160}
+    text = {"context_length": 8, "vocab_size": 64, "width": 16, "heads": 2, "layers": 1}
+    name = f"tower-{timm_tower}".lower()
+    config = {"embed_dim": 24, "vision_cfg": timms if timm_tower else own, "text_cfg": text}
+    (tmp_path / f"{name}.json").write_text(json.dumps(config))
+    open_clip.add_model_config(tmp_path / f"{name}.json")
+    clip, file = open_clip.create_model(name).eval(), tmp_path / "clip.pth"
+    torch.save(clip.state_dict(), file)
+    model = load_owner(OwnerSettings("open_clip", name, weights="clip.pth"), file)
+    images = torch.rand(2, 3, *model.preprocess.size)
+    with torch.no_grad():
+        expected = clip.encode_image(model.normalise(images))
+        assert torch.allclose(model.features(images), expected, atol=1e-5)
+
+
+@pytest.mark.shared_data
+def test_published_weights_are_read_and_keep_their_classifier(data_root):
+    file = data_root / "weights" / "deit_tiny_patch16_224.safetensors"
+    settings = OwnerSettings("timm", "deit_tiny_patch16_224", weights=file.name)
+    model, published = load_owner(settings, file), load_file(file)
+    assert model.architecture.head == "own"
+    assert model.trunk.vit.state_dict().keys() == published.keys()
+    assert torch.equal(model.trunk.vit.norm.weight, published["norm.weight"].float())
+
+
+# What goes wrong, one line each.
+
+
+def test_a_missing_file_is_named(tmp_path):
+    one_line(VIT, tmp_path / "gone.pth", r"expected weights at .*gone\.pth, found no such file")
+
+
+@pytest.mark.parametrize("kept", [0, 1, 7, 100, 0.5, 0.999])
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_a_truncated_file_is_the_users_to_replace(tmp_path, vit, suffix, kept):
+    file = tmp_path / f"torn{suffix}"
+    save_file(vit, file) if suffix == ".safetensors" else torch.save(vit, file)
+    data = file.read_bytes()
+    file.write_bytes(data[: kept if isinstance(kept, int) else int(kept * len(data))])
+    message = one_line(VIT, file, "torn")
+    assert str(tmp_path) not in message
+
+
+class Bomb:
+    """A pickle that leaves a trace if anybody ever runs it."""
+
+    def __init__(self, trace):
+        self.trace = trace
+
+    def __reduce__(self):
+        return Path.touch, (self.trace,)
+
+
+@pytest.mark.parametrize("form", ["zip", "legacy", "bare", "nested"])
+def test_a_checkpoint_with_code_in_it_is_refused_and_the_code_never_runs(tmp_path, vit, form):
+    trace, file = tmp_path / "trace", tmp_path / "evil.pth"
+    content = {"state_dict": {**vit, "bomb": Bomb(trace)}} if form == "nested" else Bomb(trace)
+    if form == "bare":
+        file.write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, file, _use_new_zipfile_serialization=form != "legacy")
+    message = one_line(VIT, file, r"evil\.pth: expected a PyTorch checkpoint of tensors only")
+    assert "safetensors" in message
+    assert not trace.exists()
+    torch.load(file, weights_only=False) if form != "bare" else pickle.loads(file.read_bytes())
+    assert trace.exists()  # the bomb was a real one
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ([1, 2], "expected a state dict, got a list"),
+        (torch.ones(2), "expected a state dict, got a Tensor"),
+        ({"epoch": 3}, "name by name a tensor, got 'epoch': int"),
+        ({"net": {"w": torch.ones(1)}}, "got 'net': dict"),
+        ({0: torch.ones(1)}, "got 0: Tensor"),
+    ],
+)
+def test_a_checkpoint_of_something_else_says_what_it_holds(tmp_path, content, words):
+    torch.save(content, tmp_path / "odd.pth")
+    one_line(VIT, tmp_path / "odd.pth", words)
+
+
+def test_no_damaged_bytes_come_through_as_anything_but_one_line(tmp_path, vit):
+    torch.save({k: vit[k] for k in list(vit)[:3]}, tmp_path / "whole.pth")
+    with zipfile.ZipFile(tmp_path / "whole.pth") as archive:
+        program = archive.read("whole/data.pkl")
+    rng, file = random.Random(0), tmp_path / "noise.pth"
+    for _ in range(300):
+        noise = bytearray(program)
+        for _ in range(rng.randint(1, 8)):
+            noise[rng.randrange(len(noise))] = rng.randrange(256)
+        file.write_bytes(noise)
+        one_line(VIT, file, r"noise\.pth")
+
+
+@pytest.mark.parametrize(
+    ("taken_from", "words"),
+    [("test_vit2", r"test_vit, got another architecture's \(lacks 'trunk\.vit\.cls_token'"),
+     ("test_resnet", r"test_vit, got another architecture's \(lacks 'trunk\.vit\.blocks\.0\.")],
+)  # fmt: skip
+def test_another_architectures_weights_are_refused_by_the_first_difference(
+    tmp_path, taken_from, words
+):
+    other = load_owner(OwnerSettings("timm", taken_from, weights="random"), None)
+    trunk = other.trunk.vit if taken_from == "test_vit2" else other.trunk.net
+    save_file(trunk.state_dict(), tmp_path / "other.safetensors")
+    one_line(VIT, tmp_path / "other.safetensors", words)
+
+
+def test_a_wider_models_weights_are_refused_by_the_first_shape(tmp_path, vit):
+    wide = {k: torch.zeros(*(2 * n for n in v.shape)) for k, v in vit.items()}
+    save_file(wide, tmp_path / "wide.safetensors")
+    one_line(VIT, tmp_path / "wide.safetensors", r"expected trunk\.vit\.\S+ of shape \(.*\), got")
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (OwnerSettings("timm", "vit_base_patch16_225"), "did you mean 'vit_base_patch16_224'"),
+        (OwnerSettings("timm", "qqq"), "timm has no model 'qqq'$"),
+        (OwnerSettings("timm", "vit_base_patch16_224.dono"), "timm has no weights .*_224.dino'"),
+        (OwnerSettings("open_clip", "ViT-B-33", weights="random"), "did you mean 'ViT-B-32'"),
+        (OwnerSettings("open_clip", "ViT-B-32", pretrained="opnai"), "did you mean 'openai'"),
+    ],
+)
+def test_a_name_no_library_has_gets_the_nearest_one(settings, words):
+    one_line(settings, None, words)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        OwnerSettings("timm", "test_vit"),
+        OwnerSettings("open_clip", "ViT-B-32", pretrained="laion2b_s34b_b79k"),
+    ],
+    ids=["timm", "open_clip"],
+)
+def test_a_hub_that_does_not_answer_is_told_at_once(no_hub, settings, capfd, caplog):
+    start = time.monotonic()
+    one_line(settings, None, "expected weights from the model hub, could not get them .*weights:")
+    assert time.monotonic() - start < 20
+    assert capfd.readouterr().err == ""
+    assert caplog.records == []
+
+
+def test_weights_in_the_hubs_cache_need_no_hub(no_hub, tmp_path, vit):
+    folder = tmp_path / "cache" / "models--timm--test_vit.r160_in1k"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text("0" * 40)
+    (folder / "snapshots" / ("0" * 40)).mkdir(parents=True)
+    save_file(vit, folder / "snapshots" / ("0" * 40) / "model.safetensors")
+    model = load_owner(OwnerSettings("timm", "test_vit"), None)
+    assert all(torch.equal(v, vit[k]) for k, v in model.trunk.vit.state_dict().items())
+
+
+def test_reading_weights_never_unpickles_a_safetensors_name(tmp_path):
+    torch.save({"w": torch.ones(1)}, tmp_path / "pickled.safetensors")
+    with pytest.raises(UserError, match="expected a safetensors file, got a damaged one"):
+        read_weights(tmp_path / "pickled.safetensors")

@@ -1,0 +1,326 @@
+import dataclasses
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from bench import plan, suite
+from bench.plan import forecast, missing
+from bench.registry import ATTACKS, METHODS
+from bench.store import Store
+from bench.types import Access, UserError
+
+SUITE = """
+name: tiny
+owners:
+  - {embedded: mini}
+methods:
+  - {name: activemark, steps: 2, batch: 4, images: 4}
+attacks:
+  - {name: control.identity}
+  - {name: finetune.classify, data: digits, epochs: 1}
+  - [{name: prune.l1, amount: 0.2}, {name: finetune.classify, data: digits, epochs: 1}]
+data:
+  digits: {max_images: 40}
+  photos: {max_images: 24}
+owner_images: photos
+probe: digits
+seeds: [0]
+innocents: {strangers: 2, twin_seeds: 3, attacked_strangers: 1, pretraining_steps: 1}
+"""
+
+
+@pytest.fixture
+def make(tmp_path):
+    def made(text=SUITE, *edits, data=None):
+        for old, new in edits:
+            assert old in text
+            text = text.replace(old, new)
+        (tmp_path / "suite.yaml").write_text(text)
+        return plan.make(suite.load(tmp_path / "suite.yaml"), data)
+
+    return made
+
+
+def cells(made, **wanted):
+    found = [q.cell for q in made.questions]
+    return [c for c in found if all(getattr(c, k) == v for k, v in wanted.items())]
+
+
+def chain(cell):
+    return tuple(step.name for step in cell.attack)
+
+
+def keys(made):
+    return {q.key for q in made.questions}
+
+
+def test_every_attacked_mark_has_its_twin_with_the_same_attack_and_seed(make):
+    made = make(SUITE, ("seeds: [0]", "seeds: [0, 7]"))
+    marked, twins = cells(made, lineage="released"), cells(made, lineage="owner")
+    assert {c.attack_seed for c in marked if len(c.attack) > 1} == {0, 7}
+    for cell in marked:
+        assert dataclasses.replace(cell, base="owner", lineage="owner") in twins
+
+
+def test_a_twin_draws_what_its_marked_copy_draws(make):
+    made = make()
+    suspects = {
+        (q.cell.lineage, chain(q.cell), q.cell.attack_seed): made.stages[q.suspect]
+        for q in made.questions
+    }
+    marked = {where: stage for where, stage in suspects.items() if where[0] == "released"}
+    assert len(marked) == 3
+    for (_, names, seed), stage in marked.items():
+        twin = suspects["owner", names, seed]
+        assert stage.recipe == twin.recipe
+        assert stage.parents != twin.parents
+
+
+def test_twin_seeds_and_strangers_are_as_many_as_were_asked_for(make):
+    made = make()
+    twins = Counter(chain(c) for c in cells(made, lineage="owner"))
+    assert twins == {
+        ("control.identity",): 1,  # nothing random about it
+        ("finetune.classify",): 3,
+        ("prune.l1", "finetune.classify"): 3,
+    }
+    strangers = Counter(chain(c) for c in cells(made, lineage="stranger"))
+    assert strangers == {
+        ("control.stranger",): 2,
+        ("control.stranger", "finetune.classify"): 1,
+        ("control.stranger", "prune.l1", "finetune.classify"): 1,
+    }
+    assert all(c.base == "owner" for c in cells(made, lineage="stranger"))
+
+
+def test_twins_of_none_asked_for_still_answer_each_marked_copy(make):
+    made = make(SUITE, ("twin_seeds: 3", "twin_seeds: 0"), ("seeds: [0]", "seeds: [4]"))
+    assert {c.attack_seed for c in cells(made, lineage="owner")} == {0, 4}
+
+
+def test_a_stranger_a_suite_lists_itself_is_asked_once(make):
+    listed = make(SUITE, ("  - {name: control.identity}", "  - {name: control.identity}\n"
+                          "  - {name: control.stranger, index: 1}"))  # fmt: skip
+    assert keys(listed) == keys(make())
+
+
+def test_the_strangers_of_one_cohort_are_trained_once(make):
+    kinds = Counter(s.kind for s in make(SUITE, ("strangers: 2", "strangers: 10")).stages.values())
+    assert kinds["cohort"] == 1
+    kinds = Counter(s.kind for s in make(SUITE, ("strangers: 2", "strangers: 11")).stages.values())
+    assert kinds["cohort"] == 2
+
+
+def test_methods_share_what_does_not_depend_on_them(make):
+    one = make()
+    two = make(
+        SUITE, ("methods:", "methods:\n  - {name: activemark, steps: 3, batch: 4, images: 4}")
+    )
+    stages = [Counter(s.kind for s in made.stages.values()) for made in (one, two)]
+    released = len(cells(one, lineage="released"))
+    # Identity, tuning, and pruning before tuning: 4 steps start from each mark.
+    assert released == 3
+    assert stages[1]["attack"] - stages[0]["attack"] == 4
+    assert stages[1]["protect"] == 2
+    assert stages[1]["extract"] == 2 * stages[0]["extract"]
+    assert stages[1]["cohort"] == stages[1]["owner"] == 1
+
+
+def test_a_chain_shares_its_beginning(make):
+    alone = make(SUITE, ("  - {name: finetune.classify, data: digits, epochs: 1}\n",
+                         "  - {name: prune.l1, amount: 0.2}\n"))  # fmt: skip
+    steps = [s for s in alone.stages.values() if s.kind == "attack" and s.recipe["position"] == 0]
+    assert sum(s.recipe["step"]["name"] == "prune.l1" for s in steps) == 2  # marked, twin
+    middles = {s.parents[0] for s in alone.stages.values() if s.recipe.get("position") == 1}
+    pruned = {k for k, s in alone.stages.items() if s in steps}
+    assert len(middles & pruned) == 3  # marked, twin, and the stranger before it is pruned
+
+
+def test_parents_come_before_their_children(make):
+    seen = set()
+    for key, stage in make().stages.items():
+        assert key == stage.key
+        assert set(stage.parents) <= seen
+        seen.add(key)
+
+
+def test_the_price_of_a_mark_is_asked_once_on_the_untouched_model(make):
+    priced = [q for q in make().questions if q.fidelity]
+    assert [(q.cell.lineage, chain(q.cell)) for q in priced] == [
+        ("released", ("control.identity",))
+    ]
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        ("epochs: 1", "epochs: 2"),
+        ("amount: 0.2", "amount: 0.3"),
+        ("digits: {max_images: 40}", "digits: {max_images: 41}"),
+        ("photos: {max_images: 24}", "photos: {max_images: 24, owner_share: 0.4}"),
+        ("seeds: [0]", "seeds: [1]"),
+        ("steps: 2", "steps: 3"),
+        ("pretraining_steps: 1", "pretraining_steps: 2"),
+    ],
+)
+def test_whatever_changes_numbers_changes_keys(make, edit):
+    before, after = make(), make(SUITE, edit)
+    concerned = {
+        "epochs": lambda q: "finetune.classify" in chain(q.cell),
+        "amount": lambda q: "prune.l1" in chain(q.cell),
+        "pretrain": lambda q: q.cell.lineage == "stranger",
+    }.get(edit[0][:8].partition(":")[0], lambda q: True)
+    changed = {q.key for q in before.questions if concerned(q)}
+    assert changed
+    assert not changed & keys(after)
+    assert {q.key for q in before.questions} - changed <= keys(after)
+
+
+def test_plug_in_versions_are_in_the_keys(make, monkeypatch):
+    before = make()
+    cls = ATTACKS.get("prune.l1")
+    monkeypatch.setitem(ATTACKS._plugins, "prune.l1", (cls, 99))
+    pruned = {q.key for q in before.questions if "prune.l1" in chain(q.cell)}
+    assert pruned == keys(before) - keys(make())
+    monkeypatch.setitem(METHODS._plugins, "activemark", (METHODS.get("activemark"), 99))
+    assert not keys(before) & keys(make())
+
+
+def test_weights_are_in_the_keys_by_their_bytes_and_not_by_their_name(make, tmp_path):
+    def planned(name, value):
+        save_file({"w": torch.tensor([value])}, tmp_path / name)
+        owner = f"{{timm: test_vit, weights: {name}}}"
+        return make(SUITE, ("{embedded: mini}", owner), data=tmp_path)
+
+    one = planned("a.safetensors", 1.0)
+    assert keys(one) == keys(planned("b.safetensors", 1.0))
+    assert not keys(one) & keys(planned("a.safetensors", 2.0))
+    assert not any(str(tmp_path) in str(s) for s in one.stages.values())
+
+
+def test_order_in_the_file_is_not_in_the_keys(make):
+    lines = SUITE.split("attacks:\n")[1].split("\ndata:")[0].splitlines()
+    turned = make(SUITE, ("\n".join(lines), "\n".join(reversed(lines))))
+    assert keys(turned) == keys(make())
+    swapped = make(SUITE, ("steps: 2, batch: 4, images: 4", "images: 4, batch: 4, steps: 2"))
+    assert keys(swapped) == keys(make())
+    turned = "\n".join(reversed(SUITE.strip().split("\n", 1)))  # the name comes last
+    assert keys(make(turned)) == keys(make())
+
+
+def test_a_suspect_that_does_not_offer_what_the_method_needs_is_skipped(make, monkeypatch):
+    monkeypatch.setattr(ATTACKS.get("prune.l1"), "offers", Access.BLACK_BOX)
+    made = make()
+    skipped = [q for q in made.questions if q.skip]
+    assert {chain(q.cell)[-2:] for q in skipped} == {("prune.l1", "finetune.classify")}
+    # A chain offers what each of its steps does: tuning leaves no labels, pruning no weights.
+    assert skipped[0].skip == "needs weights, the suspect offers nothing"
+    assert all(q.stages == () for q in skipped)
+    assert not any(s.recipe.get("step", {}).get("name") == "prune.l1" for s in made.stages.values())
+
+
+def test_an_owner_without_peers_is_told_so(make):
+    made = make(SUITE, ("{embedded: mini}", "{timm: test_vit, weights: random}"))
+    assert not cells(made, lineage="stranger")
+    assert any("test_vit: strangers: n = 0" in w for w in made.warnings)
+
+
+def test_missing_weights_are_the_users_mistake(make, tmp_path):
+    gone = ("{embedded: mini}", "{timm: test_vit, weights: gone.pth}")
+    with pytest.raises(UserError, match=r"expected weights at .*gone\.pth, found no such file"):
+        make(SUITE, gone, data=tmp_path)
+
+
+# What is left to do.
+
+
+@pytest.fixture
+def laid_out(make, tmp_path):
+    """A plan, and a store that holds every one of its stages."""
+    made, store = make(), Store(tmp_path / "store")
+    for key, stage in made.stages.items():
+        payload = {"cost": {"seconds": 2.0}}
+        store.put(key, stage.kind, stage.recipe, stage.parents, payload, {"w": torch.ones(3)})
+    return made, store
+
+
+def damage(store, key):
+    path = store.root / key[:2] / f"{key}.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def question(made, lineage, *names):
+    return next(q for q in made.questions if q.cell.lineage == lineage and chain(q.cell) == names)
+
+
+def test_an_empty_store_lacks_every_stage_parents_first(make, tmp_path):
+    made = make()
+    assert missing(made, Store(tmp_path / "none"), made.questions) == tuple(made.stages)
+
+
+def test_a_full_store_lacks_nothing(laid_out):
+    made, store = laid_out
+    assert missing(made, store, made.questions) == ()
+
+
+def test_a_lost_reading_needs_no_more_than_itself(laid_out):
+    made, store = laid_out
+    asked = question(made, "released", "finetune.classify")
+    store.remove(asked.extract)
+    assert missing(made, store, made.questions) == (asked.extract,)
+
+
+def test_a_damaged_parent_is_made_again_where_it_must_be_loaded_and_only_there(laid_out):
+    made, store = laid_out
+    asked = question(made, "released", "prune.l1", "finetune.classify")
+    pruned = made.stages[asked.suspect].parents[0]
+    for key in (asked.suspect, pruned, asked.protect):
+        damage(store, key)
+    assert missing(made, store, made.questions) == ()  # nobody would load them
+    store.remove(asked.utility)
+    assert set(missing(made, store, made.questions)) == {
+        asked.utility, asked.suspect, pruned, asked.protect,
+    }  # fmt: skip
+    store.put(pruned, "attack", {}, (), None, {"w": torch.ones(3)})
+    assert set(missing(made, store, [asked])) == {asked.utility, asked.suspect}
+
+
+def test_a_reading_that_must_be_made_needs_the_owner_too(laid_out):
+    made, store = laid_out
+    asked = question(made, "released", "finetune.classify")
+    store.remove(asked.extract)
+    damage(store, asked.protect)
+    damage(store, asked.owner)
+    assert set(missing(made, store, [asked])) == {asked.extract, asked.protect, asked.owner}
+
+
+def test_a_forecast_goes_by_stages_alike(laid_out, make):
+    made, store = laid_out
+    for q in made.questions:
+        store.remove(q.extract)
+    extracts = len({q.extract for q in made.questions})
+    todo = missing(made, store, made.questions)
+    rows = {row.kind: row for row in forecast(made, store, todo)}
+    assert (rows["extract"].stages, rows["extract"].seconds) == (extracts, None)
+    assert (rows["attack"].stages, rows["attack"].seconds) == (0, 0)
+    again = make(SUITE, ("twin_seeds: 3", "twin_seeds: 4"))
+    todo = missing(again, store, again.questions)
+    rows = {row.kind: row for row in forecast(again, store, todo)}
+    new = rows["attack"].stages
+    assert new == 2  # one more seed of each chain; pruning is not random and was done before
+    assert rows["attack"].seconds == 2.0 * new
+    assert rows["utility"].seconds == 2.0 * new
+
+
+@pytest.mark.parametrize(
+    "module", ["plan", "store", "suite", "progress", "cli", "recipe", "manifest"]
+)
+def test_a_plan_can_be_thought_of_without_torch(module):
+    code = f"import sys, bench.{module}; sys.exit('torch' in sys.modules)"
+    root = Path(__file__).parents[1]
+    assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
