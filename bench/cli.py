@@ -448,7 +448,7 @@ def show_store(arguments: argparse.Namespace) -> int:
         gone = [a for a in store if a.key not in kept]
         for artefact in gone:
             store.remove(artefact.key)
-        for path in store.leftovers():
+        for path in [*store.leftovers(), *store.decoded()]:
             path.unlink(missing_ok=True)
         freed = sum(a.bytes for a in gone) / 1e6
         console.print(f"removed {len(gone)} artefacts, {freed:.1f} MB", highlight=False)
@@ -457,6 +457,8 @@ def show_store(arguments: argparse.Namespace) -> int:
     for kind in sorted({a.kind for a in artefacts}):
         sizes = [a.bytes for a in artefacts if a.kind == kind]
         table.add_row(kind, str(len(sizes)), f"{sum(sizes) / 1e6:.1f}")
+    pixels = [path.stat().st_size for path in store.decoded()]
+    table.add_row("decoded images", str(len(pixels)), f"{sum(pixels) / 1e6:.1f}")
     console.print(table)
     return OK
 

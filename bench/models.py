@@ -145,16 +145,23 @@ class OtherTrunk(nn.Module):
         self.width = int(net.num_features)  # type: ignore[arg-type]
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Map normalised images to features by position (b, n, d)."""
-        found = self.net.forward_features(x)  # type: ignore[operator]
+        """Map normalised images to the library's own features, by token or as a map."""
+        return cast(Tensor, self.net.forward_features(x))  # type: ignore[operator]
+
+    def positions(self, found: Tensor) -> Tensor:
+        """List features by position (b, n, d)."""
         if found.ndim == 4:  # (b, d, h, w), or (b, h, w, d) where the library says so
             last = getattr(self.net, "output_fmt", "NCHW") == "NHWC"
             found = found.flatten(1, 2) if last else found.flatten(2).mT
-        return cast(Tensor, found)  # (b, n, d)
+        return found
 
-    def embedding(self, tokens: Tensor) -> Tensor:
-        """Average the positions."""
-        return tokens.mean(1)
+    def embedding(self, found: Tensor) -> Tensor:
+        """Pool features to the library's own embedding."""
+        return cast(Tensor, self.net.forward_head(found, pre_logits=True))  # type: ignore[operator]
+
+    def own_logits(self, found: Tensor) -> Tensor:
+        """Apply the library's own classifier to features."""
+        return cast(Tensor, self.net.forward_head(found))  # type: ignore[operator]
 
 
 class ClassifierHead(nn.Module):
@@ -256,7 +263,7 @@ class VisionModel(nn.Module):
         return cast("TimmViT | OpenClipViT", self.trunk).finish(tokens)
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """Map images (b, 3, h, w) to final tokens (b, n, d)."""
+        """Map images (b, 3, h, w) to final tokens (b, n, d), or what a model without them has."""
         if isinstance(self.trunk, OtherTrunk):
             measure.count(forward=len(images), images=len(images))
             tokens = self.trunk.forward_features(self.normalise(images))
@@ -273,6 +280,8 @@ class VisionModel(nn.Module):
 
     def pooled(self, tokens: Tensor) -> Tensor:
         """Map final tokens (b, n, d) to [CLS; mean patch], (b, 2 d)."""
+        if isinstance(self.trunk, OtherTrunk):
+            tokens = self.trunk.positions(tokens)
         patches = tokens[:, self.prefix :].mean(1)  # (b, d)
         first = tokens[:, 0] if self.prefix else patches
         return torch.cat([first, patches], dim=1)
@@ -296,9 +305,7 @@ class VisionModel(nn.Module):
             return cast(Tensor, self.head(self.pooled(tokens)))
         if self.architecture.head is None:
             raise Incompatible(f"{self.architecture.name} has no classification head")
-        if isinstance(self.trunk, OtherTrunk):
-            return cast(Tensor, self.trunk.net.forward_head(tokens))  # type: ignore[operator]
-        return cast("TimmViT", self.trunk).own_logits(tokens)
+        return cast("TimmViT | OtherTrunk", self.trunk).own_logits(tokens)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits where there is a head, else the output embedding."""

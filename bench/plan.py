@@ -188,6 +188,8 @@ class _Builder:
 
     def _strangers(self, owner: OwnerSettings) -> int:
         asked = self.suite.innocents.strangers
+        if owner.library == "embedded":
+            self._check_shares(owner)
         if owner.library == "embedded" or not asked:
             return asked
         self.warnings.append(
@@ -195,6 +197,21 @@ class _Builder:
             "here; verdicts against strangers stay undecided"
         )
         return 0
+
+    def _check_shares(self, owner: OwnerSettings) -> None:
+        """Warn where the suite would test on images the embedded models were trained on."""
+        for settings in (RECIPE.digits, RECIPE.photos):
+            for name, data in self.suite.data.items():
+                apart = (data.owner_share, data.held_out) != (
+                    settings.owner_share,
+                    settings.held_out,
+                )
+                if data.loader == settings.loader and apart:
+                    self.warnings.append(
+                        f"data {name}: {owner.name} was trained on other shares of these images "
+                        f"(owner_share {settings.owner_share}, held_out {settings.held_out}): "
+                        "what this suite holds out it may have seen"
+                    )
 
     def _cells(self, owner: Spec, method: Spec, seed: int, strangers: int) -> Iterator[Cell]:
         """Yield the cells of one claim: per attack the marked copy, its twins and strangers."""
@@ -234,7 +251,7 @@ class _Builder:
         protect = self._add("protect", recipe, (owner,))
         start = protect if cell.base == "released" and method.marks else owner
         suspect, data = self._attacked(cell, owner, start)
-        extract = self._add("extract", {}, (protect, suspect))
+        extract = self._add("extract", {}, (protect, suspect, owner))
         probe = self.manifests[self.suite.probe].digest
         tests = {"own": data, "owner": owner_data, "probe": probe}
         utility = self._add("utility", tests, (suspect,))
@@ -265,7 +282,7 @@ class _Builder:
                     "step": step.json(),
                     "position": position,
                     "seed": cell.attack_seed if attack.random else None,
-                    "data": used if attack.derived else None,
+                    "data": used,
                 },
                 parents,
             )

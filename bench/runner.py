@@ -93,10 +93,9 @@ class Laboratory:
     def _protect(self, stage: Stage) -> Made:
         spec = stage.recipe["method"]
         method = METHODS.build(spec["name"], spec["args"])
-        owner = self._model(stage.parents[0])
-        ctx = self._context(stage.key, self._owner_pools(stage.recipe["data"], owner))
         with measure.aside(self.device):  # loading is not embedding
-            owner = owner.to(self.device)
+            owner = self._model(stage.parents[0]).to(self.device)
+        ctx = self._context(stage.key, self._owner_pools(stage.recipe["data"], owner))
         protected = method.protect(owner, ctx)
         made = Made.of(protected.model.cpu(), dict(protected.notes), "model.")
         secret = {f"secret.{k}": v for k, v in protected.secret.items()}
@@ -107,13 +106,13 @@ class Laboratory:
     def _attack(self, stage: Stage) -> Made:
         spec = stage.recipe["step"]
         attack = ATTACKS.build(spec["name"], spec["args"])
-        victim = self._model(stage.parents[0])
+        with measure.aside(self.device):  # loading is not attacking
+            victim = self._model(stage.parents[0]).to(self.device)
         # Not the victim's key: a twin must see the same draws.
         draws = digest("draw", spec, stage.recipe["position"], stage.recipe["seed"])
-        used = stage.recipe["data"] or self.plan.manifests[self.plan.suite.probe].digest
-        images = self._pool(used, "thief_images", victim)
+        images = self._pool(stage.recipe["data"], "thief_images", victim)
         ctx = self._context(draws, (images, images.subset([])), self._stranger(stage))
-        attacked = attack.run(victim.to(self.device), ctx)
+        attacked = attack.run(victim, ctx)
         return Made.of(attacked.cpu(), dict(attacked.notes))
 
     def _extract(self, stage: Stage) -> Made:
@@ -124,7 +123,7 @@ class Laboratory:
         with measure.aside(self.device):
             secret = _part(self.store.tensors(stage.parents[0]), "secret.")
             model = self._model(stage.parents[1]).to(self.device)
-            owner = self._model(protect.parents[0])
+            owner = self._model(stage.parents[2])
             pools = self._owner_pools(protect.recipe["data"], owner)
             suspect = models.View(model, method.needs)
 
@@ -242,7 +241,7 @@ class Laboratory:
         def decoded(name: str, pool: str, preprocess: data.Preprocess) -> Images:
             found: Manifest = self.plan.manifest(name)
             indices: Sequence[int] = getattr(split(found), pool)
-            return data.load(found, indices, preprocess, self.store.root / "pixels")
+            return data.load(found, indices, preprocess, self.store.pixels)
 
         return decoded
 

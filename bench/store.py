@@ -120,6 +120,15 @@ class Store:
             if found is not None:
                 yield found
 
+    @property
+    def pixels(self) -> Path:
+        """The folder of decoded images: a cache beside the artefacts, rebuilt when missing."""
+        return self.root / "pixels"
+
+    def decoded(self) -> list[Path]:
+        """List the files of decoded images."""
+        return sorted(self.pixels.glob("*.safetensors"))
+
     def leftovers(self) -> list[Path]:
         """List files no readable artefact owns: torn writes and damaged sidecars."""
         owned = {self._sidecar(a.key) for a in self} | {

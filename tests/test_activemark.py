@@ -5,7 +5,7 @@ import torch
 
 from bench import measure
 from bench.data import Images
-from bench.models import Architecture, VisionModel, View, build, clone
+from bench.models import Architecture, View, VisionModel, build, clone
 from bench.profile import BlockActivations, choose_block
 from bench.types import Access, Context, Incompatible
 from methods import activemark

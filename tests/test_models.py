@@ -331,3 +331,16 @@ def test_the_embedded_shape_is_timms_vision_transformer():
     ours = build(Architecture("embedded", "mini"))
     assert {f"trunk.vit.{k}" for k in library.state_dict()} == ours.state_dict().keys()
     assert dataclasses.asdict(ours.preprocess)["size"] == (32, 32)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "name", ["test_resnet", "test_convnext", "test_vit_relpos", "test_mambaout"]
+)
+def test_any_other_backbone_answers_as_timm_does(name):
+    model = shaken(build(Architecture("timm", name, head="own")))
+    library, x = model.trunk.net, model.normalise(images())
+    assert torch.allclose(model.logits(images()), library(x), atol=1e-4)
+    pooled = library.forward_head(library.forward_features(x), pre_logits=True)
+    assert torch.allclose(model.features(images()), pooled, atol=1e-5)
+    assert with_head(model, Head(3), torch.Generator()).logits(images()).shape == (2, 3)

@@ -12,10 +12,13 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
-from bench import ledger
+from bench import engines, ledger, plan
+from bench.runner import Laboratory
 from bench.store import Store
+from bench.suite import load
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -199,3 +202,22 @@ def test_a_damaged_artefact_is_reported_and_made_again(suite, results, suffix, w
     assert output.count(f"store: cohort {needed} was damaged and is made again") == 1
     assert store.find(needed).tensors == digest
     assert answers(results) == before
+
+
+def test_a_worker_that_dies_fails_one_stage_and_the_next_is_carried_out(suite, results):
+    made = plan.make(load(suite), None)
+    store = Store(results / ".store")
+    key = artefact(results, "attack", "prune.l1")
+    store.remove(key)
+    with engines._Crew(Laboratory(made, store, None, torch.device("cpu")), 1, 1) as crew:
+        crew.start(key)
+        assert crew.finished() == [(key, None)]
+        (worker,) = crew._pool._processes.values()
+        worker.kill()
+        worker.join()
+        time.sleep(0.5)  # the pool notices, and takes no more work
+        crew.start(key)
+        [(_, failure)] = crew.finished()
+        assert "worker process died" in failure.reason
+        crew.start(key)
+        assert crew.finished() == [(key, None)]
