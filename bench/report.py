@@ -232,7 +232,7 @@ def print_table(table: Table, console: Console) -> None:
 
 def _narrow(cell: str) -> str:
     """Break a cell into lines where a reader would: before an interval, a range, a count."""
-    parts = re.split(r" (?=\[|\(|\d+/\d)", cell)
+    parts = re.split(r" (?=\[|\(|\d+/\d)|(?<= /) ", cell)
     return "\n".join(textwrap.fill(part, TERMINAL_COLUMN) for part in parts)
 
 
@@ -431,7 +431,7 @@ def _attack_row(
     return (
         row.label,
         *(_rate(row, origin) for origin, _ in POPULATIONS),
-        NOTHING if set(native) == {NOTHING} else "/".join(native),
+        NOTHING if set(native) == {NOTHING} else " / ".join(native),
         _p(max(p_values)) if p_values and len(p_values) == len(verdicts) else NOTHING,
         _counts([verdict.outcome for verdict in verdicts]),
         _utility(row, tasks),
@@ -484,7 +484,7 @@ def _utility(row: _Row, tasks: dict[str, str]) -> str:
         for _, utility in measured:
             task = f"{utility.metric}, {utility.task}, n = {utility.n}"
             numbers.add(tasks.setdefault(task, f"({len(tasks) + 1})"))
-    return f"{'/'.join(texts)} {''.join(sorted(numbers))}" if numbers else NOTHING
+    return f"{' / '.join(texts)} {''.join(sorted(numbers))}" if numbers else NOTHING
 
 
 def _findings(

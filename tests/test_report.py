@@ -103,9 +103,9 @@ def test_a_row_shows_marked_twin_and_stranger_with_both_spreads():
     assert found["marked"] == "0.500 [0.299, 0.701] (n=2: 0.000-1.000)"
     assert found["twin"] == "0.000 [0.000, 0.161] (n=40: 0.000-0.000)"
     assert found["stranger"] == "0.000 [0.000, 0.161] (n=1)"
-    assert found["statistic (m/t/s)"] == "5.50/16.0/14.0"
+    assert found["statistic (m/t/s)"] == "5.50 / 16.0 / 14.0"
     assert (found["p"], found["verdict"]) == ("0.048", "owned 2/2")  # 1 / (1 + 20)
-    assert found["utility (m/t)"] == "0.900/0.900 (1)"
+    assert found["utility (m/t)"] == "0.900 / 0.900 (1)"
     assert found["access"] == "needs features, weights"
 
 
