@@ -273,6 +273,8 @@ class _Builder:
             if not attack.derived and self.owners[owner].library == "embedded":
                 # It owes the victim nothing, so the victim is not in its key.
                 parents = (self._cohort(int(step.args.get("index", 0))),)
+            if getattr(attack, "uses_base", False):
+                parents = (*parents, owner)
             named = step.args.get("data")
             used = self.manifests[named or self.suite.probe].digest
             data = used if named else data

@@ -112,6 +112,8 @@ class Laboratory:
         draws = digest("draw", spec, stage.recipe["position"], stage.recipe["seed"])
         images = self._pool(stage.recipe["data"], "thief_images", victim)
         ctx = self._context(draws, (images, images.subset([])), self._stranger(stage))
+        if len(stage.parents) > 1:
+            ctx = dataclasses.replace(ctx, base=self._model(stage.parents[1]).to(self.device))
         attacked = attack.run(victim, ctx)
         return Made.of(attacked.cpu(), dict(attacked.notes))
 

@@ -230,6 +230,7 @@ class Context:
     between owner and thief, nor between `images` and `held_out`. What a thief holds out stays with
     the bench, which measures utility on it: an attack gets none. `rng` lives on the CPU.
     `stranger` gives the i-th independently trained model of the owner's shape (controls only).
+    `base` is the public, unmarked model, handed to an attack that says `uses_base = True`.
     """
 
     device: torch.device
@@ -237,6 +238,7 @@ class Context:
     images: Images
     held_out: Images
     stranger: Callable[[int], VisionModel] | None = None
+    base: VisionModel | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,7 +292,11 @@ class Method(Protocol):
 
 @runtime_checkable
 class Attack(Protocol):
-    """A way to obtain a suspect from a released model, or (a control) without it."""
+    """A way to obtain a suspect from a released model, or (a control) without it.
+
+    A field called `data` names the data set of the suite whose thief's images the attack gets; an
+    attack without one gets the probe's. `uses_base: ClassVar[bool] = True` asks for `ctx.base`.
+    """
 
     offers: ClassVar[Access]  # what the owner may still see of the result
     derived: ClassVar[bool]  # False for a control: its suspect owes the victim nothing
