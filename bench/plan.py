@@ -269,7 +269,7 @@ class _Builder:
         data = None
         for position, step in enumerate(cell.attack):
             attack = ATTACKS.get(step.name)
-            parents = (key,)
+            parents: tuple[str, ...] = (key,)
             if not attack.derived and self.owners[owner].library == "embedded":
                 # It owes the victim nothing, so the victim is not in its key.
                 parents = (self._cohort(int(step.args.get("index", 0))),)
