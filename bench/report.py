@@ -44,8 +44,9 @@ FIRST_COLUMN = 17
 LONGEST_REASON = 48
 """Letters; the record keeps the whole of it."""
 
-BLOCK_NOTES = ("block", "block_rule")
-"""What `protect` may report about where a mark sits and how the place was chosen."""
+PROTECT_NOTES = ("block", "block_rule", "trigger_images", "yield", "steps")
+"""What `protect` may report: where a mark sits, who chose the place, how it was trained, and the
+share of trigger images read without error, which a selecting owner would have kept."""
 
 STEP_RATIO = "step_ratio_to_ideal"
 """What `protect` may report about its training loop: a step's time over the fewest passes'."""
@@ -532,10 +533,15 @@ def _null(null: statistics.Innocents, alpha: float) -> str:
     )
 
 
-def _block_chosen(record: Record) -> str:
-    """Say which block carries the mark and how it was chosen, if `protect` reported it."""
-    noted = record.notes.get("protect") or {}
-    texts = [f"{name.replace('_', ' ')}: {noted[name]}" for name in BLOCK_NOTES if name in noted]
+def _noted(records: Iterable[Record]) -> str:
+    """Say what `protect` reported of the mark, one value per secret where secrets differ."""
+    by_secret = {r.cell.method_seed: r.notes.get("protect") or {} for r in records}
+    texts = []
+    for name in PROTECT_NOTES:
+        found = [noted[name] for _, noted in sorted(by_secret.items()) if name in noted]
+        shown = dict.fromkeys(f"{v:.3f}" if isinstance(v, float) else str(v) for v in found)
+        if shown:
+            texts.append(f"{name.replace('_', ' ')}: {' and '.join(shown)}")
     return f"{', '.join(texts)}." if texts else ""
 
 
