@@ -499,8 +499,8 @@ def _findings(
         f"native rule {evidence.rule.text}, one query is one {evidence.unit}, chance agreement "
         f"{evidence.chance:.3g}."
     )
-    chosen = filter(None, _distinct(map(_block_chosen, block.found)))
-    yield " ".join([rule, *chosen, *_distinct(_null(null, alpha) for null in nulls.values())])
+    noted = filter(None, [_noted(block.found)])
+    yield " ".join([rule, *noted, *_distinct(_null(null, alpha) for null in nulls.values())])
     alike = [
         row.label
         for row in block.rows

@@ -257,7 +257,7 @@ def test_numbers_are_named_and_long_settings_go_to_the_legend():
 
 
 def test_the_notes_carry_rules_nulls_blocks_reductions_and_warnings():
-    chosen = {"protect": {"block": 6, "block_rule": "first massive", "steps": 400}}
+    chosen = {"protect": {"block": 6, "block_rule": "first massive", "yield": 0.25, "loss": 1.0}}
     table, *_ = made(
         [answer(cell(), 0.0, notes=chosen), *innocents()],
         reductions=("steps 400 (paper: 2500)",),
@@ -265,7 +265,7 @@ def test_the_notes_carry_rules_nulls_blocks_reductions_and_warnings():
     )
     text = notes(table)
     assert "native rule bit errors <= 5, one query is one image, chance agreement 0.5" in text
-    assert "block: 6, block rule: first massive." in text
+    assert "block: 6, block rule: first massive, yield: 0.250." in text
     assert "p from 20 strangers and 20 descendants of the clean owner, counted as models" in text
     assert "0 of 40 innocents called owned, each judged by all others" in text
     assert "utility (1): accuracy, digits, n = 360." in table.notes
