@@ -535,7 +535,7 @@ def _null(null: statistics.Innocents, alpha: float) -> str:
 
 def _noted(records: Iterable[Record]) -> str:
     """Say what `protect` reported of the mark, one value per secret where secrets differ."""
-    by_secret = {r.cell.method_seed: r.notes.get("protect") or {} for r in records}
+    by_secret = {r.cell.method_seed: r.notes["protect"] for r in records if r.notes.get("protect")}
     texts = []
     for name in PROTECT_NOTES:
         found = [noted[name] for _, noted in sorted(by_secret.items()) if name in noted]
