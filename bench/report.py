@@ -504,7 +504,8 @@ def _findings(
     alike = [
         row.label
         for row in block.rows
-        if any(_twin_alike(verdict, alpha) for verdict in _verdicts(row, nulls, alpha))
+        if any(_evidence(record).rate for record in row.records("released"))  # a mark is there
+        and any(_twin_alike(verdict, alpha) for verdict in _verdicts(row, nulls, alpha))
     ]
     if alike:
         yield (

@@ -47,3 +47,11 @@ def test_every_python_example_compiles(code):
 @pytest.mark.parametrize("path", sorted({*re.findall(r"\bsuites/[\w./-]+\.yaml", README)}))
 def test_every_suite_the_readme_names_exists(path):
     assert (ROOT / path).is_file()
+
+
+def test_the_readme_opens_with_the_published_table():
+    published = (ROOT / "results/published/demo/table2.md").read_text()
+    shown = README.partition("<!-- table 2 -->")[2].partition("<!-- end -->")[0]
+    rows = [line for line in published.splitlines() if line.startswith("|")]
+    assert [line for line in shown.splitlines() if line.startswith("|")] == rows
+    assert "@@" not in README
