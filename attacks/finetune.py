@@ -8,29 +8,49 @@ The paper gives no learning rate, batch, weight decay or warm-up. Its authors' e
 from 1e-6 to 1e-5, which hardly moves the weights: a mark that survives it has proved little. The
 default here, 1e-4, is the middle of the range in which fine-tuning of vision transformers is tuned
 (1e-5 to 1e-3); suites sweep it.
+
+The modes are those of N. Lukas et al., "SoK: how robust is image classification deep neural network
+watermarking?", arXiv:2108.04974 (FTAL, FTLL, RTAL, RTLL), and LoRA, E. Hu et al., arXiv:2106.09685,
+merged into the weights. For a foundation model the last layer alone is a linear probe.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, Literal, cast
 
+import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from bench import training
-from bench.models import Head, VisionModel, with_head
+from bench.data import Images
+from bench.models import Head, OtherTrunk, TimmViT, VisionModel, clone, with_head
 from bench.registry import attack
 from bench.types import Access, Context, UserError
+
+LORA_SCALE = 2.0
+"""alpha / rank: alpha is twice the rank, whatever the rank."""
+
+BATCH = 256
+"""Images per pass through a frozen backbone."""
 
 
 @attack("finetune.classify")
 @dataclass(frozen=True, slots=True)
 class FinetuneClassify:
-    """Fine-tune all layers and a fresh head on the thief's labelled images.
+    """Fine-tune a stolen model on the thief's labelled images, all of it or in part.
+
+    `mode` says what is trained: all layers with a fresh head ("retrain_all") or with the victim's
+    own ("all"), the head alone ("retrain_last", "last"), or a fresh head and low-rank updates of
+    the attention's weights, and of the MLPs' with `lora_mlp` ("lora"). A victim that has no head
+    for as many classes gets a fresh one in every mode.
 
     `data` names the suite's data set that the thief trains on; the suspect keeps its head.
-    `warmup` is a share of the steps, `lr` the peak learning rate.
+    `warmup` is a share of the steps, `lr` the peak learning rate; block i of n learns at
+    lr * layer_decay ** (n - i), what comes before the blocks slowest.
     """
 
     data: str = "digits"
@@ -41,18 +61,25 @@ class FinetuneClassify:
     warmup: float = 0.0
     weight_decay: float = 0.01
     dropout: float = 0.1
+    mode: Literal["all", "last", "retrain_all", "retrain_last", "lora"] = "retrain_all"
+    layer_decay: float = 1.0
+    rank: int = 8
+    lora_mlp: bool = False
 
     offers: ClassVar[Access] = Access.ENCODER  # the head answers in the thief's classes
     derived: ClassVar[bool] = True
     random: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        for name, least in (("epochs", 1), ("batch", 1), ("lr", 0), ("weight_decay", 0)):
-            if not getattr(self, name) >= least:
-                raise ValueError(f"{name}: expected {least} or more, got {getattr(self, name)}")
+        least = {"epochs": 1, "batch": 1, "lr": 0, "weight_decay": 0, "rank": 1}
+        for name, bound in least.items():
+            if not getattr(self, name) >= bound:
+                raise ValueError(f"{name}: expected {bound} or more, got {getattr(self, name)}")
         for name in ("warmup", "dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected a share in [0, 1), got {getattr(self, name)}")
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"layer_decay: expected a factor in (0, 1], got {self.layer_decay}")
 
     def run(self, victim: VisionModel, ctx: Context) -> VisionModel:
         """Return the fine-tuned copy with its head; notes say the last epoch's loss."""
@@ -62,18 +89,23 @@ class FinetuneClassify:
                 f"finetune.classify: expected labelled images, got '{self.data}' without labels; "
                 "give `data` a data set with classes"
             )
-        # The head is drawn before anything else: a twin, with the same seed, gets the same one.
-        model = with_head(victim, Head(images.classes, self.dropout), ctx.rng).to(ctx.device)
+        # The head is drawn before anything else, needed or not: a twin, with the same seed, gets
+        # the same one, and every victim the same batches.
+        model = with_head(victim, Head(images.classes, self.dropout), ctx.rng)
+        if self.mode in ("all", "last") and _classes(victim) == images.classes:
+            model = clone(victim)
+        model = model.to(ctx.device)
+        adapted = _adapt(model, self.rank, self.lora_mlp, ctx.rng) if self.mode == "lora" else []
+        answer, parameters = self._trained(model, images, ctx.device)
 
         def loss_of(chosen: Tensor) -> Tensor:
-            logits = model.logits(images.batch(chosen, ctx.device))  # (b, k)
-            return F.cross_entropy(logits, labels[chosen].to(ctx.device, non_blocking=True))
+            return F.cross_entropy(answer(chosen), labels[chosen].to(ctx.device, non_blocking=True))
 
         # Dropout sits in the head alone; a backbone's batch norms keep the victim's statistics.
-        assert model.head is not None
-        model.head.train()
+        if model.head is not None:
+            model.head.train()
         fit = training.fit(
-            model.parameters(),
+            parameters,
             loss_of,
             len(images),
             epochs=self.epochs,
@@ -84,5 +116,79 @@ class FinetuneClassify:
             warmup=self.warmup,
             rng=ctx.rng,
         )
+        for layer, name in adapted:
+            parametrize.remove_parametrizations(layer, name, leave_parametrized=True)
         model.notes = {"final_loss": fit.losses[-1], "steps": fit.steps}
-        return model.eval()
+        return model.eval().requires_grad_(True)
+
+    def _trained(
+        self, model: VisionModel, images: Images, device: torch.device
+    ) -> tuple[Callable[[Tensor], Tensor], training.Parameters]:
+        """Return what maps indices (b,) to logits (b, k), and the parameters to train."""
+        if self.mode in ("last", "retrain_last"):
+            read, head = _parts(model)
+            known = _computed(lambda x: read(model.forward_features(x)), images, device)
+            return lambda chosen: head(known[chosen.to(device)]), head.parameters()
+        parameters: training.Parameters = [p for p in model.parameters() if p.requires_grad]
+        if self.layer_decay < 1:
+            parameters = training.by_depth(model, self.lr, self.layer_decay)
+        return lambda chosen: model.logits(images.batch(chosen, device)), parameters
+
+
+def _classes(model: VisionModel) -> int:
+    """Count the classes a model's own head tells apart: 0 without a head that ends in a layer."""
+    head = model.architecture.head
+    if isinstance(head, Head):
+        return head.classes
+    last = _parts(model)[1] if head == "own" else None
+    return last.out_features if isinstance(last, nn.Linear) else 0
+
+
+def _parts(model: VisionModel) -> tuple[Callable[[Tensor], Tensor], nn.Module]:
+    """Return what a model pools its final tokens with, and the head that reads the result."""
+    if model.head is not None:
+        return model.pooled, model.head
+    trunk = model.trunk
+    net = trunk.net if isinstance(trunk, OtherTrunk) else cast(TimmViT, trunk).vit
+    return model.embedding, cast(Any, net).get_classifier()
+
+
+def _computed(ask: Callable[[Tensor], Tensor], images: Images, device: torch.device) -> Tensor:
+    """Compute once what a frozen backbone says of every image: (n, d)."""
+    with torch.no_grad():
+        batches = range(0, len(images), BATCH)
+        return torch.cat([ask(images.batch(slice(at, at + BATCH), device)) for at in batches])
+
+
+class LowRank(nn.Module):
+    """Add a learnt update of rank r to a weight (d', d), at first none."""
+
+    def __init__(self, weight: Tensor, rank: int, rng: torch.Generator) -> None:
+        super().__init__()
+        bound = weight.shape[1] ** -0.5  # the authors' code draws as nn.Linear does
+        down = torch.empty(rank, weight.shape[1]).uniform_(-bound, bound, generator=rng)
+        self.down = nn.Parameter(down.to(weight))  # (r, d)
+        self.up = nn.Parameter(weight.new_zeros(weight.shape[0], rank))  # (d', r)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Map a weight (d', d) to the one in use."""
+        return weight + LORA_SCALE * self.up @ self.down
+
+
+def _adapt(
+    model: VisionModel, rank: int, mlp: bool, rng: torch.Generator
+) -> list[tuple[nn.Module, str]]:
+    """Freeze the backbone and put a low-rank update on the matrices of its blocks."""
+    model.trunk.requires_grad_(False)
+    blocks: list[Any] = list(model.blocks)
+    parts = [part for b in blocks for part in ((b.attn, b.mlp) if mlp else (b.attn,))]
+    found = [
+        (layer, name, weight)
+        for part in parts
+        for layer in part.modules()
+        for name, weight in layer.named_parameters(recurse=False)
+        if weight.ndim == 2  # open_clip's attention packs its matrices in no layer of their own
+    ]
+    for layer, name, weight in found:
+        parametrize.register_parametrization(layer, name, LowRank(weight, rank, rng))
+    return [(layer, name) for layer, name, _ in found]

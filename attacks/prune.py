@@ -1,4 +1,4 @@
-"""Zero a stolen model's smallest weights.
+"""Take the smallest weights out of a stolen model, one by one or by whole units.
 
 Source: A. Chistyakova, M. Pautov, "ActiveMark: on watermarking of visual foundation models via
 massive activations", arXiv:2510.04966, section 4.2 (unstructured l1-norm pruning of the entire
@@ -18,9 +18,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from bench import models
 from bench.models import VisionModel, clone
 from bench.registry import attack
-from bench.types import Access, Context
+from bench.types import Access, Context, UserError
 
 
 @attack("prune.l1")
@@ -56,6 +57,45 @@ class L1Prune:
             for weight, values in zip(weights, pruned, strict=True):
                 weight.copy_(values.view_as(weight))
         model.notes = {"sparsity": sparsity(model)}
+        return model
+
+
+@attack("prune.structured")
+@dataclass(frozen=True, slots=True)
+class StructuredPrune:
+    """Cut the weakest share `amount` of a transformer's units out, none of them zeroed but gone.
+
+    `what` are the MLP neurons ("mlp") or the attention heads ("heads") of every block, ranked block
+    by block, which leaves the residual stream as wide as it was; or the channels of that stream
+    ("width"). A unit is worth the sum of squares of all weights that go with it, biases apart.
+
+    Source: G. Fang et al., "DepGraph: towards any structural pruning", arXiv:2301.12900, with group
+    magnitudes (l2). To recover, chain it with finetune.classify.
+    """
+
+    what: models.Part = "mlp"
+    amount: float = 0.2
+
+    offers: ClassVar[Access] = Access.ALL
+    derived: ClassVar[bool] = True
+    random: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.amount < 1:
+            raise ValueError(f"amount: expected a share in (0, 1), got {self.amount}")
+
+    def run(self, victim: VisionModel, ctx: Context) -> VisionModel:
+        """Return the smaller copy; notes say how many units (of each block) are left."""
+        import torch_pruning as tp
+
+        units = getattr(models.dimensions(victim), self.what)
+        if units < 2:
+            raise UserError(f"prune.structured: expected 2 or more {self.what} to cut, got {units}")
+        # At least one goes, however small the share, and at least one stays.
+        left = min(max(units - round(self.amount * units), 1), units - 1)
+        model = clone(victim)
+        models.narrow(model, self.what, left, tp.importance.GroupMagnitudeImportance(p=2))
+        model.notes = {"units": units, "left": left}
         return model
 
 

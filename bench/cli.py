@@ -110,10 +110,10 @@ def _positive(text: str) -> int:
 
 
 def _workers(threads: int) -> int:
-    """Return how many stages run side by side unless told: one per core, and memory for eight."""
-    from bench.runner import usable_cores
+    """Return how many stages run side by side unless told: by cores, and 1.5 GB of memory each."""
+    from bench.runner import available_memory_mb, usable_cores
 
-    return max(1, min(usable_cores() // threads, 8))
+    return max(1, min(usable_cores() // threads, int(available_memory_mb() // 1500), 8))
 
 
 def _suite(parser: argparse.ArgumentParser) -> None:
@@ -215,12 +215,12 @@ def _records_file(home: Path) -> Path:
 
 def _write_outline(plan: Plan, home: Path) -> None:
     from bench import ledger
+    from bench.plan import departures
 
     suite = plan.suite
     cells = tuple((q.key, q.cell) for q in plan.questions)
-    outline = ledger.Outline(
-        suite.name, suite.title, suite.alpha, cells, suite.reductions, plan.warnings
-    )
+    reductions = (*suite.reductions, *departures(suite))
+    outline = ledger.Outline(suite.name, suite.title, suite.alpha, cells, reductions, plan.warnings)
     ledger.write_outline(home / "suite.json", outline)
 
 

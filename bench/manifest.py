@@ -1,9 +1,10 @@
 """List a data set's images, where each comes from and what it shows, and share it out to parties.
 
-Three loaders: `digits` (1797 handwritten digits carried by scikit-learn), `photos` (square crops of
-16 photographs carried by scikit-image and scikit-learn) and `folder` (files on disk, in class
-folders or flat, with or without train/ and test/ above them). Nothing is decoded here and nothing
-imports torch.
+Five loaders: `digits` (1797 handwritten digits carried by scikit-learn), `photos` (square crops of
+16 photographs carried by scikit-image and scikit-learn), `digit-scenes` (such digits on such crops,
+with a mask that says which pixels show which digit), `folder` (files on disk, in class folders or
+flat, with or without train/ and test/ above them) and `masks` (images/ and masks/, each flat or
+with train/ and test/). Nothing is decoded here and nothing imports torch.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import importlib.util
 import itertools
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -22,6 +23,9 @@ from bench.types import UserError, digest
 
 VERSION = 1
 """Rises when the same files would give other pixels or other pools."""
+
+SCENES_VERSION = 1
+"""Rises when digits are put on photographs in another way."""
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
 
@@ -41,6 +45,9 @@ PHOTOGRAPHS = {
 }
 """Where each embedded photograph lies: its package, and the file inside it."""
 
+IGNORE = 255
+"""What a mask says, once loaded, where nothing is to be learnt or judged."""
+
 Part = Literal["", "train", "test"]
 
 
@@ -50,15 +57,18 @@ class DataSettings:
 
     `path` is relative to the data root, or absolute. `crops` counts per photograph, `max_images`
     per pool. `labels` numbers the files of a flat folder in sorted order where it is "sorted".
+    Masks hold ids 0 .. `classes` - 1, or `ignore_index` where a pixel does not count.
     """
 
-    loader: Literal["digits", "photos", "folder"]
+    loader: Literal["digits", "photos", "digit-scenes", "folder", "masks"]
     path: str = ""
     owner_share: float = 0.5
     held_out: float = 0.3
     crops: int = 64
     max_images: int | None = None
     labels: Literal["none", "sorted"] = "none"
+    classes: int | None = None
+    ignore_index: int | None = None
 
     def __post_init__(self) -> None:
         for name, share in (("owner_share", self.owner_share), ("held_out", self.held_out)):
@@ -67,9 +77,15 @@ class DataSettings:
         for name, count in (("crops", self.crops), ("max_images", self.max_images)):
             if count is not None and count < 1:
                 raise UserError(f"{name}: expected at least 1, got {count}")
-        if (self.loader == "folder") != bool(self.path):
-            wanted = "a folder" if self.loader == "folder" else "none, the images are embedded"
+        on_disk = self.loader in ("folder", "masks")
+        if on_disk != bool(self.path):
+            wanted = "a folder" if on_disk else "none, the images are embedded"
             raise UserError(f"path: expected {wanted} (loader '{self.loader}'), got '{self.path}'")
+        if self.loader == "masks" and not 2 <= (self.classes or 0) <= IGNORE:
+            raise UserError(f"classes: expected how many ids masks hold, got {self.classes}")
+        if self.loader != "masks" and (self.classes, self.ignore_index) != (None, None):
+            setting = "ignore_index" if self.classes is None else "classes"
+            raise UserError(f"{setting}: expected none without masks (loader '{self.loader}')")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +95,8 @@ class Item:
     `source` is what no two parties may share: a photograph's name, a digit's number, or the digest
     of a file's bytes, so that a copy under another name stays with its original. `file` is relative
     to the data set's folder ("" for embedded images), `index` numbers a photograph's crops and the
-    digits, `part` is the folder's own division into train/ and test/, if it has one.
+    digits, `part` is the folder's own division into train/ and test/, if it has one. `mask` is the
+    file that says what each pixel shows, where the set has such files.
     """
 
     source: str
@@ -87,11 +104,12 @@ class Item:
     file: str = ""
     index: int = 0
     part: Part = ""
+    mask: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """A data set, listed. `digest` names the pixels, labels and pools; `root` is not in it."""
+    """A data set, listed. `digest` names pixels, labels, masks and pools; `root` is not in it."""
 
     name: str
     settings: DataSettings
@@ -99,6 +117,11 @@ class Manifest:
     classes: tuple[str, ...]
     digest: str
     root: Path | None = None
+
+    @property
+    def masked(self) -> bool:
+        """Say whether classes are those of pixels, not of whole images."""
+        return self.settings.loader in ("digit-scenes", "masks")
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +144,16 @@ def read(name: str, settings: DataSettings, data_dir: Path | None = None) -> Man
     elif settings.loader == "photos":
         items = [Item(p, index=i) for p in PHOTOGRAPHS for i in range(settings.crops)]
         content = digest(*map(file_digest, map(photograph_file, PHOTOGRAPHS)))
+    elif settings.loader == "digit-scenes":
+        items = [Item(p, index=i) for p in PHOTOGRAPHS for i in range(settings.crops)]
+        classes = ("background", *"0123456789")
+        files = (digits_file(), *map(photograph_file, PHOTOGRAPHS))
+        content = digest("scenes", SCENES_VERSION, *map(file_digest, files))
+    elif settings.loader == "masks":
+        root = _root(name, settings.path, data_dir)
+        items, content = _masked(name, root)
+        content = digest("masks", content, settings.ignore_index)
+        classes = tuple(map(str, range(settings.classes or 0)))
     else:
         root = _root(name, settings.path, data_dir)
         items, classes = _folder(name, root, settings.labels == "sorted")
@@ -155,6 +188,17 @@ def split(manifest: Manifest) -> Pools:
     return Pools(*(_alternate([groups[s] for s in pool])[:limit] for pool in pools))
 
 
+def digits_for(photograph: str, digits: int) -> tuple[int, ...]:
+    """List which of so many digits scenes on this photograph may show; they show in no others.
+
+    Photographs and digits are dealt in the order in which `split` shares them out, so that at equal
+    shares a party's scenes show the digits that are its own in the `digits` set as well.
+    """
+    ranked = sorted(range(digits), key=lambda i: digest(_digit(i)))
+    at, count = sorted(PHOTOGRAPHS, key=digest).index(photograph), len(PHOTOGRAPHS)
+    return tuple(ranked[round(at * digits / count) : round((at + 1) * digits / count)])
+
+
 def digits_file() -> Path:
     """Return scikit-learn's table of digits: 64 values in 0..16 and the label, one digit a row."""
     return _packaged("sklearn", "datasets/data/digits.csv.gz")
@@ -177,7 +221,11 @@ def _packaged(package: str, file: str) -> Path:
 def _digits() -> list[Item]:
     with gzip.open(digits_file(), "rt") as rows:
         labels = [int(row.rpartition(",")[2]) for row in rows]
-    return [Item(f"digit {i}", label, index=i) for i, label in enumerate(labels)]
+    return [Item(_digit(i), label, index=i) for i, label in enumerate(labels)]
+
+
+def _digit(number: int) -> str:
+    return f"digit {number}"
 
 
 def _root(name: str, path: str, data_dir: Path | None) -> Path:
@@ -214,6 +262,30 @@ def _folder(name: str, root: Path, sorted_labels: bool) -> tuple[list[Item], tup
         for source, n, file in zip(sources, names, files, strict=True)
     ]
     return items, classes
+
+
+def _masked(name: str, root: Path) -> tuple[list[Item], str]:
+    """List the images and their masks; the second value names the masks by their bytes."""
+    absent = [part for part in ("images", "masks") if not (root / part).is_dir()]
+    if absent:
+        raise UserError(f"data '{name}': expected images/ and masks/ in {root}, no {absent[0]}/")
+    listed, folders = _folder(name, root / "images", False)
+    if folders:
+        raise UserError(f"data '{name}': expected images without class folders, got '{folders[0]}'")
+    masks = [Path("masks", i.file).with_suffix(".png").as_posix() for i in listed]
+    lost = [mask for mask in masks if not (root / mask).is_file()]
+    if lost:
+        raise UserError(
+            f"data '{name}': expected a mask for every image, found no {lost[0]} "
+            f"({len(lost)} of {len(masks)} missing)"
+        )
+    with ThreadPoolExecutor() as threads:
+        content = digest(*threads.map(file_digest, (root / mask for mask in masks)))
+    items = [
+        replace(item, file=f"images/{item.file}", mask=mask)
+        for item, mask in zip(listed, masks, strict=True)
+    ]
+    return items, content
 
 
 def _images_under(root: Path) -> Iterable[Path]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import resource
-import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -77,11 +76,6 @@ def aside(device: torch.device) -> Iterator[None]:
             meter.seconds = seconds - elapsed  # which holds what an inner `aside` took already
             meter.images = images
             meter.forward_passes, meter.backward_passes = forward, backward
-
-
-def median_seconds(work: Callable[[], object], device: torch.device, repeats: int) -> float:
-    """Return the median time of `repeats` runs of `work`, device-synchronised."""
-    return statistics.median(timed(work, device) for _ in range(repeats))
 
 
 def timed(work: Callable[[], object], device: torch.device) -> float:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -44,16 +46,49 @@ class Head:
 
 
 @dataclass(frozen=True, slots=True)
+class SegmentationHead:
+    """A classifier of pixels on the patch tokens that `blocks` put out, after the final norm.
+
+    "linear" is a LayerNorm and a 1x1 convolution on one block; "dpt" fuses four (R. Ranftl, A.
+    Bochkovskiy, V. Koltun, "Vision transformers for dense prediction", arXiv:2103.13413).
+    """
+
+    classes: int
+    kind: Literal["linear", "dpt"]
+    blocks: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "blocks", tuple(self.blocks))  # JSON has lists only
+
+
+Part = Literal["mlp", "heads", "width"]
+"""What can be cut out of a transformer: MLP neurons, attention heads, residual channels."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dimensions:
+    """How large each part of a transformer is: neurons and heads of a block, residual channels."""
+
+    mlp: int
+    heads: int
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
 class Architecture:
     """Everything but the weights: enough to rebuild a model from a state dict.
 
-    `head` is None (features only), "own" (the library's own classifier) or a `Head`.
+    `head` is None (features only), "own" (the library's own classifier), a `Head` or a
+    `SegmentationHead`. `tag` names open_clip's pretrained weights: preprocessing and activation
+    function follow it, whether or not the weights come from there.
     """
 
     library: Literal["embedded", "timm", "open_clip"]
     name: str
     image_size: int | None = None
-    head: Head | Literal["own"] | None = None
+    head: Head | SegmentationHead | Literal["own"] | None = None
+    pruned: Dimensions | None = None  # None: of the library's own size
+    tag: str | None = None
 
     def json(self) -> Json:
         """Return the form that artefacts store."""
@@ -63,8 +98,14 @@ class Architecture:
     def of(value: Mapping[str, Json]) -> Architecture:
         """Read back what `json` wrote."""
         head = value["head"]
-        built = Head(**head) if isinstance(head, dict) else head
-        return Architecture(value["library"], value["name"], value["image_size"], built)
+        if isinstance(head, dict):
+            segments = "blocks" in head
+            head = SegmentationHead(**head) if segments else Head(**head)
+        cut = value["pruned"]
+        pruned = None if cut is None else Dimensions(**cut)
+        return Architecture(
+            value["library"], value["name"], value["image_size"], head, pruned, value["tag"]
+        )
 
 
 class TimmViT(nn.Module):
@@ -75,6 +116,7 @@ class TimmViT(nn.Module):
         self.vit = vit
         self.projection = projection
         self.prefix = int(vit.num_prefix_tokens)  # type: ignore[arg-type]
+        self.grid: tuple[int, int] = vit.patch_embed.grid_size  # type: ignore[union-attr,assignment]
         self.width = int(vit.embed_dim)  # type: ignore[arg-type]
 
     @property
@@ -108,6 +150,7 @@ class OpenClipViT(nn.Module):
         super().__init__()
         self.visual = visual
         self.prefix = 1
+        self.grid: tuple[int, int] = visual.grid_size  # type: ignore[assignment]
         self.width = int(visual.ln_post.normalized_shape[0])  # type: ignore[union-attr,index]
         # An attentional pool, or a norm after pooling, leaves no normalised token sequence.
         self.plain = visual.attn_pool is None and not visual.final_ln_after_pool
@@ -178,8 +221,44 @@ class ClassifierHead(nn.Module):
         return cast(Tensor, self.linear(self.dropout(self.norm(pooled))))
 
 
+class LinearSegmenter(nn.Module):
+    """LayerNorm and a 1x1 convolution: every patch token is classified on its own."""
+
+    def __init__(self, trunk: TimmViT | OpenClipViT, head: SegmentationHead) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(trunk.width)
+        self.convolution = nn.Conv2d(trunk.width, head.classes, 1)
+
+    def forward(self, maps: list[Tensor], first: list[Tensor | None]) -> Tensor:
+        """Map patch tokens (b, d, h, w) to class scores (b, k, h, w)."""
+        normed = self.norm(maps[-1].movedim(1, -1)).movedim(-1, 1)
+        return cast(Tensor, self.convolution(normed))
+
+
+class DptSegmenter(nn.Module):
+    """segmentation-models-pytorch's DPT decoder and segmentation head, as wide as the backbone."""
+
+    def __init__(self, trunk: TimmViT | OpenClipViT, head: SegmentationHead, stride: int) -> None:
+        from segmentation_models_pytorch.decoders.dpt.decoder import DPTDecoder, DPTSegmentationHead
+
+        super().__init__()
+        count, width = len(head.blocks), trunk.width
+        self.decoder = DPTDecoder(
+            encoder_out_channels=[width] * count,
+            encoder_output_strides=[stride] * count,
+            encoder_has_prefix_tokens=trunk.prefix > 0,
+            intermediate_channels=[width] * count,
+            fusion_channels=width,
+        )
+        self.head = DPTSegmentationHead(width, head.classes)
+
+    def forward(self, maps: list[Tensor], first: list[Tensor | None]) -> Tensor:
+        """Map four maps (b, d, h, w) and their prefix tokens (b, p, d) to class scores."""
+        return cast(Tensor, self.head(self.decoder(maps, first)))
+
+
 class VisionModel(nn.Module):
-    """A backbone with its preprocessing and, perhaps, a classification head.
+    """A backbone with its preprocessing and, perhaps, a head for images or for pixels.
 
     Images are (b, 3, h, w) floats in [0, 1] of any size; tokens are (b, n, d), prefix tokens (CLS,
     registers) first. `embed`, `run_blocks` and `finish` are the three parts of `forward_features`:
@@ -204,8 +283,7 @@ class VisionModel(nn.Module):
         self.notes: dict[str, Json] = {}  # what the attack that made this model has to report
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
-        own = architecture.head
-        self.head = ClassifierHead(2 * trunk.width, own) if isinstance(own, Head) else None
+        self.head = _head(trunk, architecture, preprocess)
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -218,9 +296,17 @@ class VisionModel(nn.Module):
         if self.trunk.blocks is None:
             raise Incompatible(
                 f"expected a sequence of transformer blocks, got {self.architecture.name}, "
-                "which has none; choose a plain vision transformer"
+                "whose blocks, if any, are no plain sequence; choose a plain vision transformer"
             )
         return cast(nn.ModuleList, self.trunk.blocks)
+
+    @property
+    def own_classes(self) -> int:
+        """Classes of the library's own classifier, 0 where the model has none in use."""
+        if self.architecture.head != "own" or isinstance(self.trunk, OpenClipViT):
+            return 0
+        net = self.trunk.net if isinstance(self.trunk, OtherTrunk) else self.trunk.vit
+        return int(cast(int, net.num_classes))
 
     @property
     def width(self) -> int:
@@ -301,17 +387,66 @@ class VisionModel(nn.Module):
 
     def forward_head(self, tokens: Tensor) -> Tensor:
         """Map final tokens (b, n, d) to class scores (b, k)."""
-        if self.head is not None:
+        if isinstance(self.head, ClassifierHead):
             return cast(Tensor, self.head(self.pooled(tokens)))
-        if self.architecture.head is None:
+        if self.architecture.head != "own":
             raise Incompatible(f"{self.architecture.name} has no classification head")
         return cast("TimmViT | OtherTrunk", self.trunk).own_logits(tokens)
 
+    def segment(self, images: Tensor) -> Tensor:
+        """Map images (b, 3, h, w) to class scores of their pixels (b, k, h, w).
+
+        Raises:
+            Incompatible: the model has no segmentation head.
+
+        """
+        described = self.architecture.head
+        if self.head is None or not isinstance(described, SegmentationHead):
+            raise Incompatible(f"{self.architecture.name} has no segmentation head")
+        tokens, done = self.embed(images), 0
+        maps, first = list[Tensor](), list[Tensor | None]()
+        for block in described.blocks:
+            tokens, done = self.run_blocks(tokens, done, block + 1), block + 1
+            found = self.finish(tokens)
+            patches = found[:, self.prefix :].mT  # (b, d, n)
+            grid = cast("TimmViT | OpenClipViT", self.trunk).grid
+            maps.append(patches.reshape(*patches.shape[:2], *grid))  # (b, d, h, w)
+            first.append(found[:, : self.prefix] if self.prefix else None)
+        scores = self.head(maps, first)
+        return F.interpolate(scores, images.shape[-2:], mode="bilinear", align_corners=False)
+
     def forward(self, images: Tensor) -> Tensor:
-        """Return logits where there is a head, else the output embedding."""
+        """Return logits where there is a head, of pixels or images, else the output embedding."""
+        if isinstance(self.architecture.head, SegmentationHead):
+            return self.segment(images)
         tokens = self.forward_features(images)
         has_head = self.architecture.head is not None
         return self.forward_head(tokens) if has_head else self.embedding(tokens)
+
+
+def _head(
+    trunk: TimmViT | OpenClipViT | OtherTrunk, architecture: Architecture, preprocess: Preprocess
+) -> ClassifierHead | LinearSegmenter | DptSegmenter | None:
+    """Make the head an architecture describes, with PyTorch's own first weights."""
+    head = architecture.head
+    if isinstance(head, Head):
+        return ClassifierHead(2 * trunk.width, head)
+    if not isinstance(head, SegmentationHead):
+        return None
+    if isinstance(trunk, OtherTrunk):
+        raise Incompatible(
+            f"expected a sequence of transformer blocks to segment with, got {architecture.name}"
+        )
+    if head.kind == "linear":
+        return LinearSegmenter(trunk, head)
+    # The decoder halves and doubles: 14-pixel patches are taken for 16, and the output resized.
+    stride = 2 ** round(math.log2(preprocess.size[0] / trunk.grid[0]))
+    if any(side * stride % 32 for side in trunk.grid):  # its coarsest map has a pixel for every 32
+        raise Incompatible(
+            f"expected patches a side in multiples of {32 // stride} for a DPT decoder, got "
+            f"{trunk.grid[0]} x {trunk.grid[1]} of {architecture.name}; choose the linear one"
+        )
+    return DptSegmenter(trunk, head, stride)
 
 
 def clone(model: VisionModel) -> VisionModel:
@@ -321,26 +456,42 @@ def clone(model: VisionModel) -> VisionModel:
     return made
 
 
-def with_head(model: VisionModel, head: Head, rng: torch.Generator) -> VisionModel:
-    """Copy a model and give the copy a fresh classification head drawn from `rng`."""
+def with_head(
+    model: VisionModel, head: Head | SegmentationHead, rng: torch.Generator
+) -> VisionModel:
+    """Copy a model and give the copy a fresh head drawn from `rng`."""
     made = clone(model)
     if made.architecture.head == "own":  # `build` makes no own classifier beside another head
         trunk = made.trunk
         net = trunk.net if isinstance(trunk, OtherTrunk) else cast(TimmViT, trunk).vit
         net.reset_classifier(0)  # type: ignore[operator]
     made.architecture = dataclasses.replace(made.architecture, head=head)
-    fresh = ClassifierHead(2 * made.width, head)
-    with torch.no_grad():
-        fresh.linear.weight.normal_(std=0.02, generator=rng)  # timm's std for linear layers
-        fresh.linear.bias.zero_()
+    seed = 0 if isinstance(head, Head) else int(torch.randint(2**62, (), generator=rng))
+    with torch.random.fork_rng(devices=[]):  # modules draw on the global generator alone
+        torch.default_generator.manual_seed(seed)
+        fresh = _head(made.trunk, made.architecture, made.preprocess)
+    if isinstance(fresh, ClassifierHead):
+        with torch.no_grad():
+            fresh.linear.weight.normal_(std=0.02, generator=rng)  # timm's std for linear layers
+            fresh.linear.bias.zero_()
+    assert fresh is not None, "a head was described"
     made.head = fresh.to(made.mean.device)
     return made
 
 
-def build(architecture: Architecture, pretrained: str | bool = False) -> VisionModel:
+def segmentation_head(
+    model: VisionModel, kind: Literal["linear", "dpt"], classes: int
+) -> SegmentationHead:
+    """Describe a segmentation head for this model: on its last block, or on four evenly spaced."""
+    depth = len(model.blocks)
+    taken = (depth,) if kind == "linear" else tuple(math.ceil(depth * i / 4) for i in range(1, 5))
+    return SegmentationHead(classes, kind, tuple(i - 1 for i in taken))
+
+
+def build(architecture: Architecture, pretrained: bool = False) -> VisionModel:
     """Make a model of this architecture, untrained unless `pretrained` asks the model hub.
 
-    `pretrained` is True (timm's default weights) or an open_clip tag such as "openai".
+    From open_clip's hub come the weights that `architecture.tag` names.
 
     Raises:
         UserError: the library does not know the name.
@@ -349,7 +500,17 @@ def build(architecture: Architecture, pretrained: str | bool = False) -> VisionM
     makers = {"embedded": _embedded, "timm": _timm, "open_clip": _open_clip}
     # The libraries draw first weights on the global generator: it is put back where it was.
     with torch.random.fork_rng(devices=[]), _quietly():
-        return makers[architecture.library](architecture, pretrained).eval()
+        make, pruned = makers[architecture.library], architecture.pruned
+        if pruned is None:
+            return make(architecture, pretrained).eval()
+        own: Literal["own"] | None = "own" if architecture.head == "own" else None
+        model = make(dataclasses.replace(architecture, head=own), pretrained)
+        for part, left in dataclasses.asdict(pruned).items():
+            narrow(model, cast(Part, part), left)
+        # A head of ours comes last: it is as wide as what is left.
+        model.architecture = architecture
+        model.head = _head(model.trunk, architecture, model.preprocess)
+        return model.eval()
 
 
 @contextmanager
@@ -363,7 +524,7 @@ def _quietly() -> Iterator[None]:
         logging.disable(before)
 
 
-def _embedded(architecture: Architecture, pretrained: str | bool) -> VisionModel:
+def _embedded(architecture: Architecture, pretrained: bool) -> VisionModel:
     from timm.models.vision_transformer import VisionTransformer
 
     if architecture.name != "mini":
@@ -373,7 +534,7 @@ def _embedded(architecture: Architecture, pretrained: str | bool) -> VisionModel
     return VisionModel(architecture, trunk, Preprocess((32, 32)), half, half)
 
 
-def _timm(architecture: Architecture, pretrained: str | bool) -> VisionModel:
+def _timm(architecture: Architecture, pretrained: bool) -> VisionModel:
     import timm
     from timm.models.vision_transformer import VisionTransformer
 
@@ -382,7 +543,7 @@ def _timm(architecture: Architecture, pretrained: str | bool) -> VisionModel:
     if architecture.head != "own":
         extra["num_classes"] = 0
     try:
-        net = timm.create_model(architecture.name, pretrained=bool(pretrained), **extra)
+        net = timm.create_model(architecture.name, pretrained=pretrained, **extra)
     except TypeError as error:  # a convolutional model takes no img_size
         raise UserError(f"timm model {architecture.name}: {_first_line(error)}") from error
     trunk = TimmViT(net) if isinstance(net, VisionTransformer) else OtherTrunk(net)
@@ -392,17 +553,23 @@ def _timm(architecture: Architecture, pretrained: str | bool) -> VisionModel:
         (int(side[0]), int(side[1])),
         float(config["crop_pct"]),
         "bilinear" if config["interpolation"] == "bilinear" else "bicubic",
+        "squash" if config["crop_mode"] == "squash" else "center",
     )
     return VisionModel(architecture, trunk, preprocess, config["mean"], config["std"])
 
 
-def _open_clip(architecture: Architecture, pretrained: str | bool) -> VisionModel:
+def _open_clip(architecture: Architecture, pretrained: bool) -> VisionModel:
     import open_clip
     from timm.models.vision_transformer import VisionTransformer
 
-    tag = pretrained if isinstance(pretrained, str) else None
-    size = architecture.image_size
-    model = open_clip.create_model(architecture.name, pretrained=tag, force_image_size=size)
+    tag, size = architecture.tag, architecture.image_size
+    published = open_clip.get_pretrained_cfg(architecture.name, tag) if tag else {}
+    model = open_clip.create_model(
+        architecture.name,
+        pretrained=tag if pretrained else None,
+        force_image_size=size,
+        force_quick_gelu=bool(published.get("quick_gelu")),
+    )
     visual = model.visual
     inner = getattr(visual, "trunk", None)
     trunk: TimmViT | OpenClipViT
@@ -417,10 +584,117 @@ def _open_clip(architecture: Architecture, pretrained: str | bool) -> VisionMode
         )
     side = visual.image_size
     size2 = (side, side) if isinstance(side, int) else (int(side[0]), int(side[1]))
-    config = open_clip.get_model_preprocess_cfg(model)
-    return VisionModel(
-        architecture, trunk, Preprocess(size2), tuple(config["mean"]), tuple(config["std"])
+    config = {**open_clip.get_model_preprocess_cfg(model), **published}
+    preprocess = Preprocess(
+        size2,
+        interpolation="bilinear" if config.get("interpolation") == "bilinear" else "bicubic",
+        mode="squash" if config.get("resize_mode") == "squash" else "center",
     )
+    return VisionModel(architecture, trunk, preprocess, tuple(config["mean"]), tuple(config["std"]))
+
+
+def narrow(
+    model: VisionModel, part: Part, left: int, score: Callable[[Any], Tensor] | None = None
+) -> None:
+    """Cut `part` of a timm vision transformer down to its `left` best units, in place.
+
+    Torch-Pruning traces the model and finds what must go with a unit: `score` maps such a group to
+    the worth of its channels. Without one the first units stay, as fits weights yet to be loaded.
+
+    Raises:
+        UserError: the model is not a plain vision transformer of timm's.
+
+    """
+    import torch_pruning as tp
+
+    units = getattr(dimensions(model), part)
+    if left == units:
+        return
+    if part == "width":
+        _refuse_fixed_width(model)
+    blocks: list[Any] = list(model.blocks)
+    roots = {
+        "mlp": [block.mlp.fc1 for block in blocks],
+        "heads": [block.attn.qkv for block in blocks],
+        "width": [blocks[0].attn.proj],
+    }[part]
+    size = blocks[0].attn.head_dim if part == "heads" else 1
+    channels = torch.arange(units * size).view(units, size)
+    group_of = functools.partial(_traced(model), pruning_fn=tp.prune_linear_out_channels)
+    for root in roots:
+        worth = torch.arange(units, 0, -1)
+        if score is not None:  # queries, keys and values of a head are one group
+            found = score(group_of(root, idxs=channels.flatten().tolist()))
+            worth = found.view(-1, units, size).sum((0, 2)).cpu()
+        weakest = worth.argsort(stable=True)[: units - left]
+        group_of(root, idxs=sorted(channels[weakest].flatten().tolist())).prune()
+        if part == "width":
+            _narrow_ends(model, left, sorted(weakest.tolist()))
+    for block in blocks if part == "heads" else ():
+        block.attn.num_heads, block.attn.attn_dim = left, left * size
+    model.architecture = dataclasses.replace(model.architecture, pruned=dimensions(model))
+
+
+def dimensions(model: VisionModel) -> Dimensions:
+    """Measure a timm vision transformer.
+
+    Raises:
+        UserError: the model is not a plain vision transformer of timm's.
+
+    """
+    from timm.layers.attention import Attention
+    from timm.layers.mlp import Mlp
+    from timm.models.vision_transformer import Block
+
+    blocks: list[Any] = list(model.blocks) if isinstance(model.trunk, TimmViT) else []
+    kinds = {(type(b), type(b.attn), type(b.mlp), type(b.attn.q_norm)) for b in blocks}
+    if kinds != {(Block, Attention, Mlp, nn.Identity)}:
+        raise UserError(
+            "expected a plain vision transformer of timm's, for no other can be cut unit by unit, "
+            f"got {model.architecture.name}; choose an attack that keeps its shape"
+        )
+    first = blocks[0]
+    return Dimensions(first.mlp.fc1.out_features, first.attn.num_heads, model.width)
+
+
+def _traced(model: VisionModel) -> Callable[..., Any]:
+    """Trace a pass and return what finds the group of weights that goes with given channels."""
+    import torch_pruning as tp
+
+    def answer(model: VisionModel, images: Tensor) -> Tensor:
+        # A head of ours is left out: it reads every channel twice, which the trace overlooks.
+        return model(images) if model.head is None else model.features(images)
+
+    blank = torch.zeros(1, 3, *model.preprocess.size, device=model.mean.device)
+    with torch.enable_grad():  # the trace follows autograd
+        graph = tp.DependencyGraph().build_dependency(
+            model, blank, forward_fn=answer, verbose=False
+        )
+    return cast(Callable[..., Any], graph.get_pruning_group)
+
+
+def _refuse_fixed_width(model: VisionModel) -> None:
+    vit = cast(TimmViT, model.trunk).vit
+    head = model.architecture.head
+    layer_norms = isinstance(model.blocks[0].norm1, nn.LayerNorm)
+    if vit.attn_pool is not None or not layer_norms or not isinstance(head, Head | str | None):
+        raise UserError(
+            f"expected a transformer with layer norms, without attention pooling or a head for "
+            f"masks, to change its width, got {model.architecture.name}; cut 'mlp' or 'heads'"
+        )
+
+
+def _narrow_ends(model: VisionModel, left: int, gone: list[int]) -> None:
+    """Bring what the trace of the trunk does not reach to the new width."""
+    import torch_pruning as tp
+
+    vit: Any = cast(TimmViT, model.trunk).vit
+    before = model.width
+    vit.embed_dim = vit.num_features = vit.head_hidden_size = model.trunk.width = left
+    if isinstance(model.head, ClassifierHead):
+        both = gone + [before + channel for channel in gone]  # of [CLS; mean patch]
+        tp.prune_layernorm_out_channels(model.head.norm, both)
+        tp.prune_linear_in_channels(model.head.linear, both)
 
 
 def _first_line(error: Exception) -> str:

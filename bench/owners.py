@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -55,7 +55,7 @@ def load_owner(owner: OwnerSettings, file: Path | None) -> VisionModel:
         return load_state(model, _renamed(read_weights(file), model), file.name)
     if owner.weights == "random":
         return randomised(architecture, owner.seed)
-    return _from_hub(architecture, owner.pretrained or True)
+    return _from_hub(architecture)
 
 
 def read_weights(file: Path) -> Mapping[str, Tensor]:
@@ -98,7 +98,8 @@ def _architecture(owner: OwnerSettings) -> Architecture:
     if owner.library == "open_clip":
         _check_open_clip(owner)
     keeps_head = owner.library == "timm" and _has_classifier(owner.name)
-    return Architecture(owner.library, owner.name, owner.image_size, "own" if keeps_head else None)
+    head: Literal["own"] | None = "own" if keeps_head else None
+    return Architecture(owner.library, owner.name, owner.image_size, head, tag=owner.pretrained)
 
 
 def _has_classifier(name: str) -> bool:
@@ -163,11 +164,11 @@ def _laid_out(state: Mapping[str, Tensor], layout: Mapping[str, str]) -> dict[st
     }
 
 
-def _from_hub(architecture: Architecture, pretrained: str | bool) -> VisionModel:
+def _from_hub(architecture: Architecture) -> VisionModel:
     answers = _hub_answers()
     try:
         with _cache_only(not answers):
-            return build(architecture, pretrained)
+            return build(architecture, pretrained=True)
     except UserError:
         raise
     except Exception as error:  # the hub's client raises whatever its transport does

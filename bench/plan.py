@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import operator
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -105,7 +106,7 @@ def make(suite: Suite, data_dir: Path | None) -> Plan:
     builder = _Builder(suite, manifests)
     for owner in suite.owners:
         builder.add_owner(owner, weights_identity(owner, data_dir))
-    warnings = (*suite.warnings, *builder.warnings)
+    warnings = (*suite.warnings, *builder.warnings, *_shared(manifests))
     return Plan(
         suite,
         builder.stages,
@@ -115,6 +116,21 @@ def make(suite: Suite, data_dir: Path | None) -> Plan:
         builder.recipe,
         warnings,
     )
+
+
+def _shared(manifests: Mapping[str, Manifest]) -> Iterator[str]:
+    """Warn of images that one data set gives the owner and another gives the thief."""
+    for (ours, one), (theirs, other) in itertools.permutations(manifests.items(), 2):
+        if {i.source for i in one.items}.isdisjoint(i.source for i in other.items):
+            continue
+        mine, yours = manifest.split(one), manifest.split(other)
+        owner = {one.items[i].source for i in mine.owner_images + mine.owner_held_out}
+        thief = {other.items[i].source for i in yours.thief_images + yours.thief_held_out}
+        if both := len(owner & thief):
+            yield (
+                f"data {ours} gives the owner {both} images that data {theirs} gives the thief: "
+                "the two share what they must not"
+            )
 
 
 def missing(plan: Plan, store: Store, questions: Iterable[Question]) -> tuple[str, ...]:
@@ -200,13 +216,13 @@ class _Builder:
 
     def _check_shares(self, owner: OwnerSettings) -> None:
         """Warn where the suite would test on images the embedded models were trained on."""
-        for settings in (RECIPE.digits, RECIPE.photos):
-            for name, data in self.suite.data.items():
+        for name, data in self.suite.data.items():
+            for settings in (RECIPE.digits, RECIPE.photos):
                 apart = (data.owner_share, data.held_out) != (
                     settings.owner_share,
                     settings.held_out,
                 )
-                if data.loader == settings.loader and apart:
+                if data.loader in (settings.loader, "digit-scenes") and apart:
                     self.warnings.append(
                         f"data {name}: {owner.name} was trained on other shares of these images "
                         f"(owner_share {settings.owner_share}, held_out {settings.held_out}): "
@@ -230,6 +246,8 @@ class _Builder:
                 yield from (ask("owner", chain, one, "owner") for one in seeds)
             untouched = all(step.name == UNTOUCHED for step in chain)
             count = strangers if untouched else min(innocents.attacked_strangers, strangers)
+            if any(getattr(ATTACKS.get(step.name), "uses_base", False) for step in chain):
+                count = 0  # mixed with the owner's base, a stranger is none
             for i in range(count):
                 start = ATTACKS.spec(STRANGER, {"index": i})
                 steps = (start,) if untouched else (start, *chain)
@@ -277,7 +295,8 @@ class _Builder:
                 parents = (*parents, owner)
             named = step.args.get("data")
             used = self.manifests[named or self.suite.probe].digest
-            data = used if named else data
+            if named and Access.LABELS not in attack.offers:
+                data = used  # a head of a label space of its own: this is now the suspect's task
             key = self._add(
                 "attack",
                 {
@@ -309,6 +328,30 @@ def _derived(chain: Iterable[Spec]) -> bool:
 
 def _untouched(chain: Iterable[Spec]) -> bool:
     return all(step.name == UNTOUCHED for step in chain)
+
+
+def departures(suite: Suite) -> tuple[str, ...]:
+    """List the numbers in which plug-ins of a suite differ from their defaults, the papers' own.
+
+    Words choose a variant, so the defaults compared with are those under the same words.
+    """
+    steps = [(ATTACKS, step) for chain in suite.attacks for step in chain]
+    lines: dict[str, None] = {}
+    for registry, spec in [*((METHODS, m) for m in suite.methods), *steps]:
+        words = {k: v for k, v in spec.args.items() if isinstance(v, str)}
+        usual = registry.spec(spec.name, words).args  # type: ignore[attr-defined]
+        changed = [
+            f"{name} {value:g} (default {usual[name]:g})"
+            for name, value in spec.args.items()
+            if type(value) in (int, float) and type(usual[name]) in (int, float)
+            if value != usual[name]
+        ]
+        if changed:
+            label = " ".join(
+                [spec.name, *(words[k] for k in ("variant", "schedule") if k in words)]
+            )
+            lines[f"{label}: {', '.join(changed)}"] = None
+    return tuple(lines)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.data import Images
-from bench.models import VisionModel
+from bench.manifest import IGNORE
+from bench.models import SegmentationHead, VisionModel
 from bench.types import UserError, Utility
 
 RIDGE = 10.0
@@ -40,6 +41,31 @@ def head_accuracy(
     return _share_right(logits, _labels(test))
 
 
+def mean_iou(model: VisionModel, test: Images, device: torch.device, batch: int = 64) -> float:
+    """Return the mean IoU of the model's segmentation, over the classes that `test` shows."""
+    if test.masks is None:
+        raise UserError("expected images with masks to measure mIoU, got none")
+
+    def ask(images: Tensor) -> Tensor:
+        return model.segment(images).argmax(1).to(torch.uint8).cpu()  # (b, h, w)
+
+    predicted = _over(test, device, batch, model, ask)
+    return float(class_iou(predicted, test.masks, test.classes).nanmean())
+
+
+def class_iou(predicted: Tensor, masks: Tensor, classes: int) -> Tensor:
+    """Return each class's intersection over union (k,), over all pixels that count together.
+
+    A class that no mask shows is NaN, whether predicted or not: every suspect is judged on the same
+    classes.
+    """
+    counts = masks != IGNORE
+    pairs = masks[counts].long() * classes + predicted[counts].long()
+    table = torch.bincount(pairs, minlength=classes**2).view(classes, classes).double()
+    shown, said, both = table.sum(1), table.sum(0), table.diag()
+    return torch.where(shown > 0, both / (shown + said - both), torch.nan)
+
+
 def probe_accuracy(
     model: VisionModel, train: Images, test: Images, device: torch.device, batch: int = 256
 ) -> float:
@@ -67,6 +93,8 @@ def utility(
     device: torch.device,
 ) -> Utility:
     """Measure a suspect on the task its head was trained for, or by a probe if it has none."""
+    if own_test is not None and isinstance(model.architecture.head, SegmentationHead):
+        return Utility("mIoU", mean_iou(model, own_test, device), own_task, len(own_test))
     if own_test is not None and model.architecture.head is not None:
         return Utility("accuracy", head_accuracy(model, own_test, device), own_task, len(own_test))
     found = probe_accuracy(model, probe_train, probe_test, device)

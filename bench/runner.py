@@ -64,7 +64,8 @@ class Laboratory:
         with measure.measuring(self.device) as meter:
             made = work(stage)
         cost = dataclasses.asdict(self._cost(meter, made.seconds, made.ideal_seconds))
-        payload = {"cost": cost, **made.payload}
+        made_on = dict(environment(self.device))
+        payload = {"cost": cost, "environment": made_on, **made.payload}
         return self.store.put(
             stage.key, stage.kind, dict(stage.recipe), stage.parents, payload, made.tensors
         )
@@ -164,12 +165,14 @@ class Laboratory:
     def _own_test(self, stage: Stage, model: VisionModel) -> tuple[Images | None, str]:
         """Find the held-out images of the task the model's own head was trained for."""
         trained_on, owner = stage.recipe["own"], stage.recipe["owner"]
-        if trained_on and isinstance(model.architecture.head, models.Head):
+        kinds = models.Head | models.SegmentationHead
+        if trained_on and isinstance(model.architecture.head, kinds):
             name = self.plan.manifest(trained_on).name
             return self._pool(trained_on, "thief_held_out", model), f"{name}, thief's test images"
-        if model.architecture.head == "own" and self.plan.manifest(owner).classes:
-            name = self.plan.manifest(owner).name
-            return self._pool(owner, "owner_held_out", model), f"{name}, owner's held-out images"
+        images = self.plan.manifest(owner)
+        if images.classes and not images.masked and model.own_classes == len(images.classes):
+            held_out = self._pool(owner, "owner_held_out", model)
+            return held_out, f"{images.name}, owner's held-out images"
         return None, ""
 
     def _fidelity(self, stage: Stage) -> Made:
@@ -319,11 +322,11 @@ def _record(laboratory: Laboratory, question: Question, failure: Failure | None)
         "cell": question.cell,
         "access": question.access.text,
         "marks": question.marks,
-        "environment": environment(laboratory.device),
     }
     if question.skip:
         return Record(**known, status="skipped", reason=question.skip)
     if failure is not None:
+        known["environment"] = environment(laboratory.device)
         known["status"] = "incompatible" if failure.incompatible else "failed"
         return Record(**known, reason=failure.reason)
     protect, suspect, extract, utility, owner = (
@@ -349,6 +352,7 @@ def _record(laboratory: Laboratory, question: Question, failure: Failure | None)
         fidelity=Fidelity(**fidelity) if fidelity else None,
         notes={"protect": protect["notes"], "attack": suspect["notes"]},
         costs={name: Cost(**stage["cost"]) for name, stage in stages.items()},
+        environment=extract["environment"],  # where it was read, which may be an earlier run
     )
 
 
@@ -379,6 +383,15 @@ def pin_threads(threads: int) -> None:
 def usable_cores() -> int:
     """Count the processor cores this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def available_memory_mb() -> float:
+    """Return the memory that can be had without swapping; infinity where the system cannot say."""
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.exists():
+        return float("inf")
+    lines = (line.split() for line in meminfo.read_text().splitlines())
+    return next((float(line[1]) / 1024 for line in lines if line[0] == "MemAvailable:"), 1e9)
 
 
 def device_name(device: torch.device) -> str:

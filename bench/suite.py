@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Annotated, Literal, TypeVar, get_args
 
@@ -18,7 +18,7 @@ from bench.manifest import DataSettings
 from bench.recipe import RECIPE
 from bench.registry import ATTACKS, METHODS, Registry, SettingError, settings, suggestion
 from bench.statistics import innocents_needed
-from bench.types import Json, Spec, UserError, digest
+from bench.types import Json, Spec, UserError
 
 T = TypeVar("T")
 Library = Literal["embedded", "timm", "open_clip"]
@@ -50,6 +50,8 @@ class OwnerSettings:
         if self.from_file and PurePath(self.weights).suffix not in WEIGHT_FILES:
             known = f"hub, random or a file ending in {', '.join(WEIGHT_FILES)}"
             raise SettingError(f"weights: expected {known}, got '{self.weights}'", ("weights",))
+        if self.library == "embedded" and self.image_size is not None:
+            raise SettingError("image_size: expected none, mini has its own", ("image_size",))
         if self.seed and self.weights != "random":
             raise SettingError("seed: expected none unless weights is random", ("seed",))
         tagged = self.library == "open_clip" and self.weights == "hub"
@@ -146,8 +148,8 @@ class Suite:
     """A grid: every owner by every method by every attack chain by every seed.
 
     `owner_images` and `probe` name data sets: what the owner marks and reads with, and the labelled
-    images on which models without a head of their own are probed. `paper` holds the paper's value
-    of a setting, `reductions` what this suite does more cheaply; both are for reading.
+    images on which models without a head of their own are probed. `reductions` says, for reading,
+    what this suite does more cheaply than the paper.
     """
 
     name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
@@ -161,7 +163,6 @@ class Suite:
     seeds: Annotated[tuple[Count, ...], NotEmpty] = (0,)
     innocents: Innocents = InnocentSettings()
     alpha: Annotated[float, Field(gt=0, lt=1)] = 0.05
-    paper: Mapping[str, Json] = field(default_factory=dict)
     reductions: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -196,16 +197,6 @@ class Suite:
             )
         return tuple(found)
 
-    @property
-    def digest(self) -> str:
-        """Name the suite by what it asks, in whatever order its keys and wherever its files lie."""
-        content = dataclasses.asdict(self)
-        for owner in content["owners"]:
-            owner["weights"] = _portable(owner["weights"])
-        for data in content["data"].values():
-            data["path"] = _portable(data["path"])
-        return digest("suite", content)
-
 
 def load(path: Path) -> Suite:
     """Read one suite file and all it includes, checked; every error begins with its file:line."""
@@ -229,10 +220,6 @@ def load(path: Path) -> Suite:
 
 def _distinct(values: tuple[T, ...]) -> tuple[T, ...]:
     return tuple(value for i, value in enumerate(values) if value not in values[:i])
-
-
-def _portable(file: str) -> str:
-    return PurePath(file).name if PurePath(file).is_absolute() else file
 
 
 class _Loader(yaml.SafeLoader):

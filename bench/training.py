@@ -1,4 +1,4 @@
-"""Train a model on a party's images: one loop, schedules as pure functions of the step."""
+"""Train a model on a party's images: one loop, learning rates by step and by depth."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+
+from bench.models import VisionModel
 
 Schedule = Literal["constant", "cosine", "linear"]
 
@@ -36,6 +38,36 @@ def schedule(kind: Schedule, step: int, total: int, warmup: int = 0) -> float:
     if kind == "cosine":
         return (1 + math.cos(math.pi * progress)) / 2
     return 1 - progress if kind == "linear" else 1.0
+
+
+def by_depth(model: VisionModel, lr: float, decay: float) -> list[dict[str, Any]]:
+    """Group trainable parameters by depth: block i of n learns at lr * decay ** (n - i).
+
+    What comes after the blocks learns at `lr`, what comes before them at lr * decay ** (n + 1).
+
+    Raises:
+        Incompatible: the model is not a sequence of transformer blocks.
+
+    """
+    blocks = [[p for p in b.parameters() if p.requires_grad] for b in model.blocks]
+    inner = {id(p) for block in blocks for p in block}
+    outer = [p for p in model.parameters() if p.requires_grad and id(p) not in inner]
+    stem = _reached(model, outer)
+    early = {id(p) for p in stem}
+    top = [p for p in outer if id(p) not in early]
+    layers = [top, *reversed(blocks), stem]
+    return [{"params": ps, "lr": lr * decay**i} for i, ps in enumerate(layers) if ps]
+
+
+def _reached(model: VisionModel, parameters: list[nn.Parameter]) -> list[nn.Parameter]:
+    """Pick the parameters that embedding an image depends on, whatever a library calls them."""
+    blank = torch.zeros(1, 3, *model.preprocess.size, device=model.mean.device)
+    with torch.enable_grad():
+        tokens = model.embed(blank)
+    if not tokens.requires_grad:
+        return []
+    found = torch.autograd.grad(tokens.sum(), parameters, allow_unused=True)
+    return [p for p, grad in zip(parameters, found, strict=True) if grad is not None]
 
 
 def fit(

@@ -179,7 +179,7 @@ class Cost:
 class Utility:
     """How well a suspect does on its own task, measured by the bench, never by the attack."""
 
-    metric: str  # "accuracy", "probe accuracy"
+    metric: str  # "accuracy", "mIoU", "probe accuracy"
     value: float  # in [0, 1], higher is better
     task: str  # "digits, thief's test images"
     n: int  # test images
@@ -295,7 +295,8 @@ class Attack(Protocol):
     """A way to obtain a suspect from a released model, or (a control) without it.
 
     A field called `data` names the data set of the suite whose thief's images the attack gets; an
-    attack without one gets the probe's. `uses_base: ClassVar[bool] = True` asks for `ctx.base`.
+    attack without one gets the probe's. `uses_base: ClassVar[bool] = True` asks for `ctx.base`;
+    `uses_head: ClassVar[bool] = True` says that the victim must have a classifier.
     """
 
     offers: ClassVar[Access]  # what the owner may still see of the result

@@ -18,13 +18,14 @@ errors, so R follows for every tau.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple, cast
+from typing import ClassVar, Literal, NamedTuple, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +37,19 @@ from bench.models import VisionModel, clone
 from bench.profile import Choice, activation_profile, choose_block
 from bench.registry import method
 from bench.training import schedule as schedule_factor
-from bench.types import Access, Context, Evidence, Incompatible, Json, Protected, Rule, Suspect
+from bench.types import (
+    Access,
+    Context,
+    Evidence,
+    Incompatible,
+    Json,
+    Protected,
+    Rule,
+    Suspect,
+    UserError,
+)
+
+T = TypeVar("T")
 
 CACHE_BYTES = 8 * 2**30
 """Frozen activations are kept up to this size and recomputed step by step beyond it."""
@@ -46,6 +59,9 @@ LOST = 0.25
 
 PROFILE_IMAGES = 100
 """Images of the activation profile (section 3.2.4)."""
+
+TIMED_ROUNDS = 15
+"""Steps timed beside the fewest passes they need, spread over the training."""
 
 BY_VARIANT: dict[str, dict[str, Json]] = {
     "paper": {
@@ -73,7 +89,7 @@ BY_VARIANT: dict[str, dict[str, Json]] = {
         "encoder_output": "sigmoid",
     },
 }
-"""What each source does where the two differ; a setting left at None follows its variant."""
+"""What each source does where the two differ; a setting left at None becomes its variant's."""
 
 
 @method("activemark", version=1)
@@ -81,8 +97,8 @@ BY_VARIANT: dict[str, dict[str, Json]] = {
 class ActiveMark:
     """Write a message into the residual stream after an expressive block and read it further on.
 
-    Paper: Chistyakova & Pautov, ActiveMark, sections 3 and 4.1. Settings that are None follow
-    `variant` (`BY_VARIANT`). In the order of the fields:
+    Paper: Chistyakova & Pautov, ActiveMark, sections 3 and 4.1. Settings left at None become
+    what `variant` says (`BY_VARIANT`). In the order of the fields:
 
     * `block`: 0-based number of the block whose output is written to, or "auto" (the paper counts
       "12" and "18" without saying from where; the code counts from 0). `block_rule`: the paper
@@ -99,17 +115,20 @@ class ActiveMark:
       of one image's difference, "l1" the sum over bits, on soft bits since hard ones have no
       gradient; "bce" is cross-entropy per bit, ours. `fidelity_under`: eq. 2 does not say whether
       q~ sees the injected token; the code's does.
-    * `trained`: all of q ("tail": blocks b + 1 .. last and the final norm), the code's blocks
+    * `trained`: all of q ("tail": blocks b + 1 .. last, the final norm
+      and the projection), the code's blocks
       b + 1 .. last - 1 ("inner"), or "none": a control that trains e and d alone.
     * `triggers`: N fixed images with a message each, trained on; or generic training on any image
       with a fresh message each step, and N images never trained on for verification. `select`
-      keeps only images decoded without error, as the authors' code does; without it the share that
-      would have been kept is noted as the yield.
+      keeps only images decoded without error, as the authors' code does (which walks on until it
+      has N; here fewer remain); by default none is dropped, for a rate of selected images is 1 by
+      construction, and the share that would have been kept is noted as the yield.
     * `binarise`: a bit is 1 where d(u) >= 1/2 (paper) or > 1/2 (code).
     * `bits`, `tau`, `images`: n, tau and N (section 3.3.1, remark).
     * `steps`, `batch`, `lr`, `codec_lr`, `schedule`, `warmup`, `weight_decay`, `augment`: silent in
       the paper; the code's AdamW, 2500 steps of 16, 1e-5 for the model and 1e-4 for e and d.
-      `augment` flips and crops (the code: timm's training augmentation, which also jitters colour).
+      `augment` flips and crops (the code: timm's training augmentation, which also jitters colour);
+      off by default, so that frozen activations can be computed once.
     * `encoder_hidden`, `decoder_hidden`: "two fully connected layers" each in the paper; the widths
       are the code's. `encoder_output`: the code ends e with a sigmoid, the paper with its layer.
     * `classifier`: the paper compares in a setting where a classifier was trained first (5.1).
@@ -160,13 +179,17 @@ class ActiveMark:
     precision: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
+        for name, value in BY_VARIANT[self.variant].items():
+            if getattr(self, name) is None:
+                # Spelled out here, so that keys and records hold what was done, not "as usual".
+                object.__setattr__(self, name, value)
         for name in ("bits", "images", "steps", "batch", "encoder_hidden", "decoder_hidden"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+                raise UserError(f"{name}: expected at least 1, got {getattr(self, name)}")
         if not 0 <= self.tau <= self.bits:
-            raise ValueError(f"tau: expected 0 to bits = {self.bits}, got {self.tau}")
-        if self.augment and self._says("triggers") == "fixed":
-            raise ValueError("augment: expected False with a fixed trigger set, got True")
+            raise UserError(f"tau: expected 0 to bits = {self.bits}, got {self.tau}")
+        if self.augment and self.triggers == "fixed":
+            raise UserError("augment: expected False with a fixed trigger set, got True")
 
     def protect(self, owner: VisionModel, ctx: Context) -> Protected:
         """Mark a copy of `owner`; the notes hold the block, its rule, the yield and the losses."""
@@ -174,13 +197,13 @@ class ActiveMark:
         if self.classifier == "joint":
             base = _finetuned(base, ctx)
         link, choice = self._link(base, ctx)
-        pool = ctx.images if self._says("triggers") == "fixed" else ctx.held_out
+        pool = ctx.images if self.triggers == "fixed" else ctx.held_out
         triggers = self._draw(pool, ctx.rng)
         messages = _bits((len(triggers), self.bits), ctx.rng)
         codec = self._codec(base, link, ctx.rng).to(ctx.device)
         marked = clone(base)
-        training = triggers if self._says("triggers") == "fixed" else ctx.images
-        fixed = messages if self._says("triggers") == "fixed" else None
+        training = triggers if self.triggers == "fixed" else ctx.images
+        fixed = messages if self.triggers == "fixed" else None
         course = self._train(base, marked, codec, link, training, fixed, ctx)
         wrong = self._wrong(marked, codec, link, triggers.pixels, messages, ctx.device)
         kept = wrong.sum(1) == 0
@@ -219,7 +242,7 @@ class ActiveMark:
         model = suspect.network.to(ctx.device)
         link = self._fit(Link(*secret["link"].tolist()), model, secret)
         state = {k.removeprefix("codec."): v for k, v in secret.items() if k.startswith("codec.")}
-        codec = Codec.of(state, self._says("encoder_output")).to(ctx.device)
+        codec = Codec.of(state, _given(self.encoder_output)).to(ctx.device)
         pixels, messages = secret["pixels"], secret["messages"]
         shift = None
         if self.preprocess == "owner":
@@ -234,25 +257,21 @@ class ActiveMark:
             chance=0.5,  # n / 2 of n fair bits agree by chance
         )
 
-    def _says(self, name: str) -> Json:
-        value = getattr(self, name)
-        return BY_VARIANT[self.variant][name] if value is None else value
-
     def _link(self, model: VisionModel, ctx: Context) -> tuple[Link, Choice | None]:
         depth = len(model.blocks)
-        # Something must be left to train between the block written to and the reader.
-        last = depth - 3 if self._says("trained") == "inner" else depth - 2
-        if last < 0 or (self.block != "auto" and not 0 <= self.block <= last):
-            raise ValueError(
-                f"block: expected 0 to {last} in a model of {depth} blocks, got {self.block}"
+        if self.block != "auto" and not 0 <= self.block <= depth - 2:
+            raise UserError(
+                f"block: expected 0 to {depth - 2} in a model of {depth} blocks, got {self.block}"
             )
+        # Chosen for the user, a block leaves something to train between it and the reader.
+        last = max(depth - 3 if self.trained == "inner" else depth - 2, 0)
         choice = None
         profiled = self.block == "auto" or self.index == "massive"
         if profiled:
             sample = ctx.images.subset(_sample(len(ctx.images), PROFILE_IMAGES, ctx.rng))
             profile = activation_profile(model, sample, ctx.device)
         if self.block == "auto":
-            choice = choose_block(profile, self._says("block_rule"), last)
+            choice = choose_block(profile, _given(self.block_rule), last)
         block = choice.block if choice else int(self.block)
         with torch.no_grad():
             tokens = model.embed(ctx.images.batch(slice(0, 1), ctx.device)).shape[1]
@@ -264,7 +283,7 @@ class ActiveMark:
         else:
             index = self.index
         if not 0 <= index < size:
-            raise ValueError(f"index: expected 0 to {size - 1} ({self.axis} axis), got {index}")
+            raise UserError(f"index: expected 0 to {size - 1} ({self.axis} axis), got {index}")
         return Link(block, index, depth, model.prefix, tokens), choice
 
     def _fit(self, link: Link, model: VisionModel, secret: Mapping[str, Tensor]) -> Link:
@@ -290,7 +309,7 @@ class ActiveMark:
 
     def _draw(self, pool: Images, rng: torch.Generator) -> Images:
         if len(pool) < self.images:
-            raise ValueError(
+            raise UserError(
                 f"images: expected {self.images} trigger images, the owner's pool has {len(pool)}; "
                 "ask for fewer or give the data set more"
             )
@@ -299,7 +318,7 @@ class ActiveMark:
     def _codec(self, model: VisionModel, link: Link, rng: torch.Generator) -> Codec:
         written = model.width if self.axis == "token" else link.tokens
         read = written
-        if self._says("read") == "embedding":
+        if self.read == "embedding":
             with torch.no_grad():
                 flat = torch.zeros(1, link.tokens, model.width, device=model.mean.device)
                 read = model.embedding(flat).shape[1]
@@ -309,19 +328,19 @@ class ActiveMark:
             self.bits,
             self.encoder_hidden,
             self.decoder_hidden,
-            self._says("encoder_output"),
+            _given(self.encoder_output),
         )
         return codec.draw(rng)
 
     def _trained(self, model: VisionModel, link: Link) -> list[nn.Parameter]:
         """Freeze the model but for what the settings train, and return that."""
         model.requires_grad_(False)
-        kind = self._says("trained")
+        kind = _given(self.trained)
         last = {"tail": link.depth, "inner": link.depth - 1, "none": 0}[kind]
         parts: list[nn.Module] = list(model.blocks)[link.block + 1 : last]
         chosen = [p for part in parts for p in part.parameters()]
         if kind == "tail":  # the final norm is part of q
-            chosen += [p for n, p in model.trunk.named_parameters() if _final_norm(n)]
+            chosen += [p for n, p in model.trunk.named_parameters() if _after_blocks(n)]
         for parameter in chosen:
             parameter.requires_grad_(True)
         return chosen
@@ -345,7 +364,7 @@ class ActiveMark:
         fused = ctx.device.type in ("cpu", "cuda")
         optimiser = torch.optim.AdamW(groups, weight_decay=self.weight_decay, fused=fused)
         rates = [group["lr"] for group in optimiser.param_groups]
-        # Every draw is made before the loop: the loop then never waits for the host.
+        # Every draw but augmentation's is made before the loop, which then does not wait for them.
         order = _order(len(images), self.steps * self.batch, ctx.rng).view(self.steps, self.batch)
         fresh = (
             None if messages is not None else _bits((self.steps, self.batch, self.bits), ctx.rng)
@@ -370,18 +389,12 @@ class ActiveMark:
             with self._passes(ctx.device):
                 tokens = clean.after.detach().requires_grad_(True)
                 out, read = self._tail(marked, tokens, link)
+                if self.fidelity_under == "plain":
+                    out, _ = self._tail(marked, clean.after, link)
                 read.sum().add(out.sum()).backward()  # type: ignore[no-untyped-call]
             optimiser.zero_grad(set_to_none=True)
 
-        real, ideal = [], []
-        probes = set(_spread(self.steps, TIMED_ROUNDS))
-        for number in range(self.steps):
-            if number in probes:
-                real.append(timed(functools.partial(step, number), ctx.device))
-                with aside(ctx.device):
-                    ideal.append(timed(functools.partial(bare, number), ctx.device))
-            else:
-                step(number)
+        real, ideal = _repeat(step, bare, self.steps, ctx)
         final = losses[-max(1, self.steps // 20) :].mean(0).tolist()
         if not all(map(math.isfinite, final)):
             raise FloatingPointError(
@@ -403,14 +416,13 @@ class ActiveMark:
     ) -> tuple[Tensor, Tensor]:
         """Eq. 2 on one batch; returns the loss and its two parts (2,)."""
         with self._passes(clean.after.device):
-            source = clean.before if self._says("encoder_input") == "block_input" else clean.after
-            token = codec.encode(link.pick(source, self.axis), message)
+            token = codec.encode(clean.source, message)
             out, read = self._tail(model, link.put(clean.after, token, self.axis), link)
             logits = codec.decode(read)
             if self.fidelity_under == "plain":
                 out, _ = self._tail(model, clean.after, link)
-        fidelity = _fidelity(out.float() - clean.target.float(), self._says("fidelity_norm"))
-        written = _message_loss(logits.float(), message.float(), self._says("message_norm"))
+        fidelity = _fidelity(out.float() - clean.target.float(), _given(self.fidelity_norm))
+        written = _message_loss(logits.float(), message.float(), _given(self.message_norm))
         parts = torch.stack([fidelity.detach(), written.detach()])
         return fidelity + self.weight * written, parts
 
@@ -418,7 +430,7 @@ class ActiveMark:
         """Run the blocks after b: what fidelity compares, and what the decoder reads."""
         before = model.run_blocks(tokens, link.block + 1, link.depth - 1)
         after = model.run_blocks(before, link.depth - 1, link.depth)
-        read, on = self._says("read"), self._says("fidelity_on")
+        read, on = _given(self.read), _given(self.fidelity_on)
         final = model.finish(after) if read != "last_block_input" or on == "embedding" else after
         embedding = model.embedding(final) if "embedding" in (read, on) else final
         seen = {
@@ -444,38 +456,35 @@ class ActiveMark:
         with torch.inference_mode(), self._passes(device):
             for start in range(0, len(pixels), batch):
                 images = pixels[start : start + batch].to(device).float() / 255
-                if (
-                    owner_norm is not None
-                ):  # undo the suspect's own normalisation, apply the owner's
+                if owner_norm is not None:
+                    # The suspect's own normalisation undoes itself: the owner's is left. Resized
+                    # before, because that clamps to [0, 1].
                     mean, std = (value.to(device) for value in owner_norm)
+                    images = model.normalise(images) * model.std + model.mean
                     images = (images - mean) / std * model.std + model.mean
                 message = messages[start : start + batch].to(device)
                 before = model.run_blocks(model.embed(images), 0, link.block)
                 after = model.run_blocks(before, link.block, link.block + 1)
-                source = before if self._says("encoder_input") == "block_input" else after
+                source = before if self.encoder_input == "block_input" else after
                 token = codec.encode(link.pick(source, self.axis), message)
                 logits = codec.decode(self._read(model, link.put(after, token, self.axis), link))
-                read = logits >= 0 if self._says("binarise") == ">=" else logits > 0
-                found.append((read != message.bool()).cpu())
-        return torch.cat(found)
+                read = logits >= 0 if self.binarise == ">=" else logits > 0
+                found.append(read != message.bool())
+        return torch.cat(found).cpu()  # the only wait for the device
 
     def _read(self, model: VisionModel, tokens: Tensor, link: Link) -> Tensor:
         """Run the tail no further than the decoder needs it."""
         tokens = model.run_blocks(tokens, link.block + 1, link.depth - 1)
-        if self._says("read") == "last_block_input":
+        if self.read == "last_block_input":
             return link.pick(tokens, self.axis)
         final = model.finish(model.run_blocks(tokens, link.depth - 1, link.depth))
-        if self._says("read") == "output_token":
+        if self.read == "output_token":
             return link.pick(final, self.axis)
         return model.embedding(final)
 
     def _passes(self, device: torch.device) -> AbstractContextManager[object]:
         half = self.precision == "bfloat16"
         return torch.autocast(device.type, dtype=torch.bfloat16, enabled=half)
-
-
-TIMED_ROUNDS = 15
-"""Steps timed beside the fewest passes they need, spread over the training."""
 
 
 class Link(NamedTuple):
@@ -504,7 +513,7 @@ class Link(NamedTuple):
 class Clean(NamedTuple):
     """What the clean model does to a batch; nothing in it is ever trained."""
 
-    before: Tensor  # (b, n, d) input of block b
+    source: Tensor  # what e sees: the token (b, d), or the channel of all tokens (b, n)
     after: Tensor  # (b, n, d) output of block b
     target: Tensor  # what fidelity compares with: (b, d') or (b, n, d)
 
@@ -536,9 +545,13 @@ class Frozen:
         return Clean(*(part[indices] for part in self._kept))
 
     def _all(self, batch: int = 64) -> Clean:
-        chunks = torch.arange(len(self._images)).split(batch)  # type: ignore[no-untyped-call]
-        parts = [self._compute(chunk) for chunk in chunks]
-        return Clean(*map(torch.cat, zip(*parts, strict=True)))
+        first = self._compute(torch.arange(1))
+        # Written in place: joining the chunks would hold all of them twice.
+        kept = Clean(*(part.new_empty(len(self._images), *part.shape[1:]) for part in first))
+        for chunk in torch.arange(len(self._images)).split(batch):  # type: ignore[no-untyped-call]
+            for whole, part in zip(kept, self._compute(chunk), strict=True):
+                whole[chunk[0] : chunk[-1] + 1] = part
+        return kept
 
     @torch.no_grad()
     def _compute(self, indices: Tensor) -> Clean:
@@ -550,7 +563,9 @@ class Frozen:
             before = base.run_blocks(base.embed(images), 0, block)
             after = base.run_blocks(before, block, block + 1)
             target, _ = self._mark._tail(base, after, self._link)
-        return Clean(before, after, target)
+            source = before if self._mark.encoder_input == "block_input" else after
+        # Cloned: a view would keep all of `before` alive.
+        return Clean(self._link.pick(source, self._mark.axis).clone(), after, target)
 
 
 class Codec(nn.Module):
@@ -596,6 +611,24 @@ class Codec(nn.Module):
         return cast(Tensor, self.decoder(read))
 
 
+def _repeat(
+    step: Callable[[int], None], bare: Callable[[int], None], steps: int, ctx: Context
+) -> tuple[list[float], list[float]]:
+    """Take every step; return the seconds of some, and of `bare` beside each of them."""
+    real, ideal = [], []
+    probes = set(_spread(steps, TIMED_ROUNDS))
+    for number in range(steps):
+        if number not in probes:
+            step(number)
+            continue
+        real.append(timed(functools.partial(step, number), ctx.device))
+        drawn = ctx.rng.get_state()  # what is only timed must not move the draws of what counts
+        with aside(ctx.device):
+            ideal.append(timed(functools.partial(bare, number), ctx.device))
+        ctx.rng.set_state(drawn)
+    return real, ideal
+
+
 def _fidelity(difference: Tensor, norm: str) -> Tensor:
     if norm == "mse":
         return difference.square().mean()
@@ -618,7 +651,7 @@ def _finetuned(model: VisionModel, ctx: Context) -> VisionModel:
 
     labels = ctx.images.labels
     if labels is None:
-        raise ValueError("classifier: 'joint' expects labelled owner images, got unlabelled ones")
+        raise UserError("classifier: 'joint' expects labelled owner images, got unlabelled ones")
     net = with_head(model, Head(ctx.images.classes), ctx.rng).to(ctx.device)
     targets = labels.to(ctx.device)
 
@@ -631,7 +664,8 @@ def _finetuned(model: VisionModel, ctx: Context) -> VisionModel:
         list(net.parameters()), loss_of, len(labels), epochs=10, batch=32, lr=1e-4,
         weight_decay=0.01, schedule="cosine", warmup=0.0, rng=ctx.rng,
     )  # fmt: skip
-    net.architecture, net.head = model.architecture, model.head
+    # The owner releases features: no head that was trained for another backbone comes along.
+    net.architecture, net.head = dataclasses.replace(net.architecture, head=None), None
     return clone(net)
 
 
@@ -648,14 +682,23 @@ def _augmented(images: Tensor, rng: torch.Generator) -> Tensor:
     return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
 
 
-def _final_norm(name: str) -> bool:
-    return name.startswith(("vit.norm.", "visual.ln_post."))
+def _given(value: T | None) -> T:
+    """Narrow the type of a setting that `__post_init__` has spelled out."""
+    assert value is not None
+    return value
+
+
+def _after_blocks(name: str) -> bool:
+    """Say whether a parameter lies between the last block and the output embedding."""
+    return name.startswith(
+        ("vit.norm.", "vit.fc_norm.", "projection.", "visual.ln_post.", "visual.proj")
+    )
 
 
 def _kept(images: Images, messages: Tensor, kept: Tensor) -> tuple[Images, Tensor]:
     chosen = kept.nonzero().flatten().tolist()
     if not chosen:
-        raise ValueError("select: no image was decoded without error; train for more steps")
+        raise UserError("select: no image was decoded without error; train for more steps")
     return images.subset(chosen), messages[chosen]
 
 

@@ -5,7 +5,7 @@ import torch
 
 from bench import measure
 from bench.data import Images
-from bench.models import Architecture, View, VisionModel, build, clone
+from bench.models import Architecture, View, VisionModel, build, clone, load_state
 from bench.profile import BlockActivations, choose_block
 from bench.types import Access, Context, Incompatible
 from methods import activemark
@@ -262,11 +262,45 @@ def test_every_other_setting_marks_and_reads(mini, settings):
     assert all(0 <= e <= 32 for e in evidence.statistic)
 
 
+def test_the_owners_normalisation_reaches_a_suspect_of_another_size(mini, monkeypatch):
+    owner, suspect = clone(mini), build(Architecture("timm", "test_vit", 64, None))
+    owner.mean.fill_(0.1)
+    owner.std.fill_(0.2)
+    made = protect(owner, preprocess="owner")
+    seen = []
+    embed = suspect.trunk.embed
+    monkeypatch.setattr(suspect.trunk, "embed", lambda x: (seen.append(x), embed(x))[1])
+    mark = ActiveMark(**{**QUICK, "preprocess": "owner"})
+    codec = Codec(64, 64, 32, 16, 16, "linear")
+    norm = owner.mean, owner.std
+    pixels, messages = made.secret["pixels"], made.secret["messages"]
+    mark._wrong(suspect, codec, Link(2, 2, 6, 1, 17), pixels, messages, CPU, norm)
+    resized = suspect.normalise(pixels / 255) * suspect.std + suspect.mean
+    torch.testing.assert_close(seen[0], (resized - 0.1) / 0.2, rtol=0, atol=1e-5)
+
+
 def test_joint_classifier_finetunes_every_block_before_marking(mini):
     labelled = images(12, 1, labels=torch.arange(12) % 3)
     made = protect(mini, ctx=context(images=labelled), classifier="joint")
     assert changed_blocks(mini, made.model) == set(range(6))
     assert made.model.architecture == mini.architecture
+
+
+def test_a_joint_classifier_leaves_none_of_the_librarys_own_behind():
+    shape = Architecture("timm", "test_vit", 32, "own")
+    labelled = images(12, 1, labels=torch.arange(12) % 3)
+    settings = {"classifier": "joint", "index": 2, "block": 2, "trained": "tail"}
+    made = protect(build(shape), ctx=context(images=labelled), **settings)
+    assert made.model.architecture.head is None
+    load_state(build(made.model.architecture), made.model.state_dict(), "stored")
+
+
+def test_what_is_only_timed_moves_no_draw(mini, monkeypatch):
+    timed = protect(mini, augment=True, steps=6)
+    monkeypatch.setattr(activemark, "TIMED_ROUNDS", 2)
+    less = protect(mini, augment=True, steps=6)
+    for a, b in zip(timed.model.parameters(), less.model.parameters(), strict=True):
+        assert torch.equal(a, b)
 
 
 def other_shape(monkeypatch, **shape):
@@ -347,7 +381,7 @@ def test_settings_out_of_range_are_refused(settings, says):
     ("settings", "says"),
     [
         ({"images": 99}, "expected 99 trigger images, the owner's pool has 12"),
-        ({"block": 4}, "block: expected 0 to 3 in a model of 6 blocks, got 4"),
+        ({"block": 5}, "block: expected 0 to 4 in a model of 6 blocks, got 5"),
         ({"index": 65}, "index: expected 0 to 64"),
     ],
     ids=repr,

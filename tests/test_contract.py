@@ -15,7 +15,10 @@ from bench.testing import ATTACK_CHECKS, METHOD_CHECKS, check_attack, check_meth
 from bench.types import Access, Evidence, Protected, Rule
 
 QUICK = {
+    "distill.features": {"epochs": 2},
+    "distill.logits": {"epochs": 2},
     "finetune.classify": {"epochs": 2},
+    "finetune.segment": {"epochs": 2},
     "activemark": {
         "variant": "paper",
         "images": 16,

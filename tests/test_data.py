@@ -5,7 +5,7 @@ from PIL import Image
 
 from bench import data
 from bench.data import Images, Preprocess, load
-from bench.manifest import DataSettings, photograph_file, read
+from bench.manifest import IGNORE, DataSettings, digits_for, photograph_file, read
 from bench.types import UserError
 
 SMALL = Preprocess((32, 32))
@@ -155,6 +155,118 @@ def test_a_broken_jpeg_is_named_in_one_line(keep, tmp_path):
     assert str(tmp_path) not in str(raised.value)
 
 
+@pytest.fixture
+def masked(tmp_path):
+    """Blocks of pure red, green and blue, and masks that name them 0, 1 and 2."""
+    rng = np.random.default_rng(0)
+    for part in ("images", "masks"):
+        (tmp_path / part).mkdir()
+    for i in range(6):
+        ids = rng.integers(0, 3, (8, 12)).repeat(8, 0).repeat(8, 1).astype(np.uint8)  # (64, 96)
+        Image.fromarray(np.eye(3, dtype=np.uint8)[ids] * 255).save(tmp_path / f"images/{i}.png")
+        Image.fromarray(ids).save(tmp_path / f"masks/{i}.png")
+    return tmp_path
+
+
+def listed(root, **settings):
+    return read("x", DataSettings("masks", str(root), **{"classes": 3, **settings}))
+
+
+@pytest.mark.parametrize(
+    "how",
+    [Preprocess((32, 32)), Preprocess((64, 64), 0.5), Preprocess((16, 24)), Preprocess((80, 80))],
+)
+def test_masks_stay_on_their_pixels_when_cut_and_resized(how, masked):
+    loaded = load(listed(masked), range(6), how)
+    assert loaded.masks.shape == (6, *how.size)
+    assert loaded.masks.dtype == torch.uint8
+    assert torch.equal(loaded.pixels.argmax(1), loaded.masks.long())
+    assert (loaded.labels, loaded.classes) == (None, 3)
+
+
+def test_masks_come_from_the_cache_and_follow_a_subset(masked, tmp_path):
+    cache = tmp_path / "cache"
+    first, again = (load(listed(masked), range(6), SMALL, cache) for _ in range(2))
+    assert torch.equal(first.masks, again.masks)
+    assert len(list(cache.iterdir())) == 1
+    chosen = again.subset([4, 1])
+    assert torch.equal(chosen.masks, first.masks[[4, 1]])
+    assert torch.equal(chosen.pixels.argmax(1), chosen.masks.long())
+
+
+@pytest.mark.parametrize("ignored", [0, 2, 200])
+def test_an_ignored_id_counts_nowhere(ignored, masked):
+    for path in (masked / "masks").iterdir():
+        with Image.open(path) as mask:
+            ids = np.array(mask)
+        ids[ids == 2] = max(ignored, 2)
+        Image.fromarray(ids).save(path)
+    plain = load(listed(masked, classes=3, ignore_index=ignored), range(6), SMALL)
+    gone = plain.pixels.argmax(1) == min(ignored, 2)
+    assert (plain.masks[gone] == IGNORE).all()
+    assert torch.equal(plain.masks[~gone].long(), plain.pixels.argmax(1)[~gone])
+
+
+def test_a_mask_with_a_palette_is_read_by_its_indices(masked):
+    for path in (masked / "masks").iterdir():
+        with Image.open(path) as opened:
+            mask = opened.copy()
+        mask.putpalette([9, 9, 9, 200, 0, 0, 0, 0, 70])
+        assert mask.mode == "P"
+        mask.save(path)
+    loaded = load(listed(masked), range(6), SMALL)
+    assert torch.equal(loaded.pixels.argmax(1), loaded.masks.long())
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (np.full((64, 96), 7, np.uint8), r"expected ids 0\.\.2, got 7; raise `classes`"),
+        (np.eye(64, 96, dtype=np.uint8) * 3, r"expected ids 0\.\.2, got 3; raise `classes`"),
+        (np.zeros((64, 96, 3), np.uint8), r"expected one id a pixel, got colours \(mode RGB\)"),
+        (np.zeros((96, 64), np.uint8), r"of the image's size 96 x 64, got 64 x 96"),
+    ],
+)
+def test_a_mask_that_cannot_be_right_is_named_in_one_line(mask, message, masked):
+    Image.fromarray(mask).save(masked / "masks/2.png")
+    with pytest.raises(UserError, match=rf"^data 'x': masks/2\.png: .*{message}") as raised:
+        load(listed(masked), range(6), SMALL)
+    assert "\n" not in str(raised.value)
+
+
+def test_scenes_show_the_photographs_own_digits_where_their_masks_say_so():
+    scenes = read("digit-scenes", DataSettings("digit-scenes", crops=2))
+    loaded = load(scenes, range(32), Preprocess((data.SCENE, data.SCENE)))
+    assert (loaded.labels, loaded.classes) == (None, 11)
+    labels = data._digits().labels
+    for pixels, mask, source in zip(loaded.pixels, loaded.masks, loaded.sources, strict=True):
+        shown = set(mask.unique().tolist()) - {0}
+        dealt = {1 + int(labels[i]) for i in digits_for(source, len(labels))}
+        assert 1 <= len(shown) <= 2
+        assert shown <= dealt
+        ink = pixels[:, mask > 0]
+        assert ink.min() > 127  # a digit is bright where its mask is
+        assert torch.equal(ink[0], ink[2])  # and without colour
+    assert len({bytes(m.numpy().tobytes()) for m in loaded.masks}) == 32
+
+
+def test_a_scene_is_a_digit_of_scikit_learns_pasted_on_a_crop():
+    scenes = read("digit-scenes", DataSettings("digit-scenes", crops=1))
+    at = next(i for i, item in enumerate(scenes.items) if item.source == "rocket")
+    loaded = load(scenes, [at], Preprocess((data.SCENE, data.SCENE)))
+    crop = load(read("photos", DataSettings("photos", crops=1)), [at], Preprocess((128, 128)))
+    changed = (loaded.pixels[0] != crop.pixels[0]).any(0)
+    assert 0.2 < changed.float().mean() < 0.9
+    assert (loaded.masks[0][~changed] == 0).all()
+
+
+def test_a_scene_depends_on_its_photograph_and_number_alone():
+    few = load(read("s", DataSettings("digit-scenes", crops=2)), [3], SMALL)
+    many = load(read("s", DataSettings("digit-scenes", crops=9)), [0, 10], SMALL)
+    assert torch.equal(few.pixels[0], many.pixels[1])
+    assert torch.equal(few.masks[0], many.masks[1])
+
+
 def test_batches_are_floats_in_the_unit_interval_and_subsets_keep_everything_aligned():
     pixels = torch.arange(4 * 3 * 2 * 2).reshape(4, 3, 2, 2).mul(5).to(torch.uint8)
     images = Images(pixels, torch.tensor([3, 1, 2, 0]), 4, ("a", "b", "c", "d"))
@@ -163,3 +275,13 @@ def test_batches_are_floats_in_the_unit_interval_and_subsets_keep_everything_ali
     batch = images.batch(torch.tensor([2, 0]), torch.device("cpu"))
     assert torch.equal(batch, chosen.pixels.double().div(255).float())
     assert torch.equal(images.batch(slice(1, 3), torch.device("cpu")), pixels[1:3].float() / 255)
+
+
+@pytest.mark.parametrize(("mode", "columns"), [("center", (64, 191)), ("squash", (0, 255))])
+def test_a_wide_image_is_cut_or_squashed(mode, columns):
+    ramp = np.tile(np.arange(256, dtype=np.uint8), (128, 1))  # a pixel's value is its column
+    image = Image.fromarray(np.stack([ramp] * 3, axis=-1))
+    fitted = data._fit(image, data.Preprocess((32, 32), interpolation="bilinear", mode=mode))
+    assert fitted.shape == (32, 32, 3)
+    assert abs(int(fitted[16, 0, 0]) - columns[0]) <= 5
+    assert abs(int(fitted[16, -1, 0]) - columns[1]) <= 5

@@ -2,10 +2,11 @@ import dataclasses
 import hashlib
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from bench.manifest import PHOTOGRAPHS, DataSettings, read, split
+from bench.manifest import PHOTOGRAPHS, DataSettings, digits_for, read, split
 from bench.types import UserError
 
 
@@ -22,9 +23,18 @@ CLASSED = [f"{c}/{c}{i}.jpg" for c in ("shoe", "hat") for i in range(10)]
 PARTED = [f"{part}/{name}" for part in ("train", "test") for name in CLASSED]
 FLAT = [f"n{i:02d}.png" for i in range(12)]
 
+PAIRS = [f"{kind}/{i:02d}{end}" for kind, end in (("images", ".jpg"), ("masks", ".png"))
+         for i in range(12)]  # fmt: skip
+PARTED_PAIRS = [f"{Path(n).parent}/{part}/{part}{Path(n).name}" for n in PAIRS
+                for part in ("train", "test")]  # fmt: skip
+MASKS = DataSettings("masks", "set", classes=11, ignore_index=11)
+
 LOADERS = {
     "digits": (DataSettings("digits"), []),
     "photos": (DataSettings("photos", crops=3), []),
+    "digit scenes": (DataSettings("digit-scenes", crops=3), []),
+    "masks": (MASKS, PAIRS),
+    "masks in train and test": (MASKS, PARTED_PAIRS),
     "class folders": (DataSettings("folder", "set"), CLASSED),
     "train and test": (DataSettings("folder", "set"), PARTED),
     "flat": (DataSettings("folder", "set", labels="sorted"), FLAT),
@@ -80,6 +90,61 @@ def test_photographs_are_the_sixteen_known_ones_and_unlabelled():
     assert len(listed.items) == 80
     assert {item.label for item in listed.items} == {None}
     assert listed.classes == ()
+
+
+def test_a_digit_is_dealt_to_one_photograph_and_stays_with_its_party():
+    dealt = {photograph: digits_for(photograph, 1797) for photograph in PHOTOGRAPHS}
+    assert sorted(sum(dealt.values(), ())) == list(range(1797))
+    assert {len(digits) for digits in dealt.values()} == {112, 113}
+    scenes, digits, photos = (
+        read(loader, DataSettings(loader)) for loader in ("digit-scenes", "digits", "photos")
+    )
+    for party in ("owner", "thief"):
+        both = [f"{party}_images", f"{party}_held_out"]
+        mine, whole, single = (
+            set().union(*(sources(listed, getattr(split(listed), pool)) for pool in both))
+            for listed in (scenes, photos, digits)
+        )
+        assert mine == whole
+        assert {f"digit {i}" for photograph in mine for i in dealt[photograph]} == single
+
+
+def test_an_image_is_listed_with_its_mask(tmp_path):
+    listed = read("set", MASKS, folder(tmp_path / "set", PARTED_PAIRS).parent)
+    assert len(listed.items) == 24
+    assert listed.classes == tuple(map(str, range(11)))
+    assert listed.masked
+    for item in listed.items:
+        part, stem = Path(item.file).parts[1], Path(item.file).stem
+        assert (item.part, item.label) == (part, None)
+        assert (item.file, item.mask) == (f"images/{part}/{stem}.jpg", f"masks/{part}/{stem}.png")
+
+
+def test_the_digest_changes_with_the_masks_and_what_their_ids_mean(tmp_path):
+    root = folder(tmp_path / "set", PAIRS)
+    found = {read("set", MASKS, tmp_path).digest}
+    for change in ({"classes": 12}, {"ignore_index": None}):
+        found.add(read("set", dataclasses.replace(MASKS, **change), tmp_path).digest)
+    (root / "masks/03.png").write_bytes(b"other")
+    found.add(read("set", MASKS, tmp_path).digest)
+    assert len(found) == 4
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (PAIRS[:12], r"expected images/ and masks/ in .*, no masks/$"),
+        (PAIRS[12:], r"expected images/ and masks/ in .*, no images/$"),
+        ([*PAIRS, "images/extra.jpg"], r"no masks/extra\.png \(1 of 13 missing\)"),
+        ([f"images/hat/{i}.jpg" for i in range(4)] + PAIRS[12:], "without class folders"),
+    ],
+)
+def test_images_without_their_masks_are_refused_in_one_line(names, message, tmp_path):
+    folder(tmp_path / "set", names)
+    with pytest.raises(UserError, match=message) as raised:
+        read("set", MASKS, tmp_path)
+    assert "\n" not in str(raised.value)
+    assert "'set'" in str(raised.value)
 
 
 def test_class_folders_number_the_classes_in_sorted_order(tmp_path):
@@ -215,6 +280,13 @@ WRONG_SETTINGS = [
     ({"loader": "photos", "max_images": 0}, "max_images: expected at least 1"),
     ({"loader": "folder"}, "path: expected a folder"),
     ({"loader": "digits", "path": "x"}, "path: expected none"),
+    ({"loader": "digit-scenes", "path": "x"}, "path: expected none"),
+    ({"loader": "masks", "classes": 3}, "path: expected a folder"),
+    ({"loader": "masks", "path": "x"}, "classes: expected .*, got None"),
+    ({"loader": "masks", "path": "x", "classes": 1}, "classes: expected .*, got 1"),
+    ({"loader": "masks", "path": "x", "classes": 256}, "classes: expected .*, got 256"),
+    ({"loader": "digits", "classes": 3}, "classes: expected none without masks"),
+    ({"loader": "photos", "ignore_index": 3}, "ignore_index: expected none without masks"),
 ]
 
 

@@ -13,12 +13,14 @@ from bench.measure import measuring
 from bench.models import (
     Architecture,
     Head,
+    SegmentationHead,
     TimmViT,
     View,
     VisionModel,
     build,
     clone,
     load_state,
+    segmentation_head,
     weights_digest,
     with_head,
 )
@@ -230,6 +232,102 @@ def test_a_new_head_is_drawn_from_its_generator_alone():
     assert not torch.equal(once["linear.weight"], other["linear.weight"])
 
 
+@pytest.mark.parametrize("kind", ["linear", "dpt"])
+def test_a_new_segmentation_head_is_drawn_from_its_generator_alone(kind):
+    def made(seed, global_seed):
+        torch.manual_seed(global_seed)
+        before, model = torch.get_rng_state(), owner()
+        head = segmentation_head(model, kind, 5)
+        drawn = with_head(model, head, torch.Generator().manual_seed(seed)).head.state_dict()
+        assert torch.equal(before, torch.get_rng_state())
+        return drawn
+
+    once, again, other = made(1, 1), made(1, 2), made(2, 1)
+    assert all(torch.equal(once[k], again[k]) for k in once)
+    assert any(not torch.equal(once[k], other[k]) for k in once)
+
+
+@pytest.mark.parametrize(
+    ("depth", "blocks"), [(12, (2, 5, 8, 11)), (24, (5, 11, 17, 23)), (6, (1, 2, 4, 5))]
+)
+def test_a_dpt_taps_four_evenly_spaced_blocks_to_the_last(depth, blocks, monkeypatch):
+    model = owner()
+    monkeypatch.setattr(VisionModel, "blocks", range(depth))
+    assert segmentation_head(model, "dpt", 3).blocks == blocks
+    assert segmentation_head(model, "linear", 3).blocks == (depth - 1,)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["linear", "dpt"])
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        Architecture("timm", "deit_tiny_patch16_224", 96, "own"),
+        Architecture("timm", "vit_small_patch14_reg4_dinov2", 56),
+    ],
+)
+def test_segmentation_reads_the_patch_tokens_timm_hands_out(architecture, kind):
+    model = shaken(build(architecture))
+    head = segmentation_head(model, kind, 7)
+    made = with_head(model, head, torch.Generator().manual_seed(0)).eval()
+    asked = images(2, *model.preprocess.size)
+    found = made.trunk.vit.forward_intermediates(
+        model.normalise(asked),
+        indices=list(head.blocks),
+        norm=True,
+        return_prefix_tokens=True,
+        intermediates_only=True,
+    )
+    scores = made.head([maps for maps, _ in found], [first for _, first in found])
+    expected = torch.nn.functional.interpolate(scores, asked.shape[-2:], mode="bilinear")
+    assert torch.allclose(made.segment(asked), expected, atol=1e-4)
+    assert torch.equal(made(asked), made.segment(asked))
+
+
+@torch.no_grad()
+def test_a_token_of_open_clips_is_segmented_where_it_stands():
+    model = build(Architecture("open_clip", "tiny-clip"))
+    made = with_head(model, segmentation_head(model, "linear", 3), torch.Generator())
+    tokens = made.head.norm(made.forward_features(images(2, 32, 32)))[:, 1:]
+    scores = tokens @ made.head.convolution.weight[..., 0, 0].T + made.head.convolution.bias
+    grid = scores.mT.reshape(2, 3, 4, 4)
+    expected = torch.nn.functional.interpolate(grid, scale_factor=8, mode="bilinear")
+    assert torch.allclose(made.segment(images(2, 32, 32)), expected, atol=1e-5)
+
+
+def test_what_cannot_be_halved_and_doubled_gets_no_decoder_in_one_line():
+    odd = build(Architecture("timm", "vit_small_patch14_reg4_dinov2", 42))
+    convolutional = build(Architecture("timm", "test_resnet"))
+    four = SegmentationHead(3, "dpt", (2, 5, 8, 11))
+    for model, head, words in [
+        (odd, four, "multiples of 2 for a DPT decoder, got 3 x 3"),
+        (convolutional, SegmentationHead(3, "linear", (0,)), "expected a sequence of transformer"),
+    ]:
+        with pytest.raises(Incompatible, match=words) as found:
+            with_head(model, head, torch.Generator())
+        assert "\n" not in str(found.value)
+
+
+def test_a_segmentation_model_offers_no_labels_and_a_classifier_no_segmentation():
+    model = owner()
+    segmenter = with_head(model, segmentation_head(model, "linear", 3), torch.Generator())
+    view = View(segmenter, Access.ALL)
+    for ask in (view.labels, view.logits):
+        with pytest.raises(Incompatible, match="mini has no classification head"):
+            ask(images())
+    assert torch.equal(view.features(images()), View(model, Access.ALL).features(images()))
+    with pytest.raises(Incompatible, match="mini has no segmentation head"):
+        with_head(model, Head(3), torch.Generator()).segment(images())
+
+
+def test_segmenting_counts_one_pass():
+    model = owner()
+    made = with_head(model, segmentation_head(model, "dpt", 3), torch.Generator())
+    with measuring(CPU) as meter:
+        made.segment(images(4)).sum().backward()
+    assert (meter.images, meter.forward_passes, meter.backward_passes) == pytest.approx((4, 4, 4))
+
+
 def test_a_new_head_takes_the_place_of_the_librarys_own():
     model = build(Architecture("timm", "test_vit", head="own"))
     made = with_head(model, Head(7), torch.Generator())
@@ -270,6 +368,9 @@ def test_a_model_with_counters_among_its_weights_has_a_digest():
         Architecture("timm", "test_vit", 64, "own"),
         Architecture("timm", "test_resnet", None, Head(3)),
         Architecture("open_clip", "tiny-clip"),
+        Architecture("embedded", "mini", head=SegmentationHead(5, "linear", (5,))),
+        Architecture("timm", "test_vit", 64, SegmentationHead(5, "dpt", (1, 2, 4, 5))),
+        Architecture("open_clip", "tiny-clip", head=SegmentationHead(5, "dpt", (0, 0, 1, 1))),
     ],
 )
 def test_a_model_is_rebuilt_from_json_and_safetensors(architecture):
@@ -344,3 +445,21 @@ def test_any_other_backbone_answers_as_timm_does(name):
     pooled = library.forward_head(library.forward_features(x), pre_logits=True)
     assert torch.allclose(model.features(images()), pooled, atol=1e-5)
     assert with_head(model, Head(3), torch.Generator()).logits(images()).shape == (2, 3)
+
+
+def test_open_clips_tag_settles_preprocessing_and_activation_without_the_weights():
+    plain = build(Architecture("open_clip", "ViT-B-32"))
+    tagged = build(Architecture("open_clip", "ViT-B-32", tag="openai"))
+    kinds = [type(m.blocks[0].mlp.gelu).__name__ for m in (plain, tagged)]
+    assert kinds == ["GELU", "QuickGELU"]
+    published = open_clip.get_pretrained_cfg("ViT-B-32", "openai")
+    assert tagged.mean.flatten().tolist() == pytest.approx(published["mean"])
+    assert tagged.preprocess.mode == "center"
+    again = Architecture.of(json.loads(json.dumps(tagged.architecture.json())))
+    assert again == tagged.architecture
+
+
+def test_timms_squash_mode_is_kept():
+    squashed = (n for n in timm.list_pretrained("vit_base_patch32_*"))
+    name = next(n for n in squashed if timm.get_pretrained_cfg(n).crop_mode == "squash")
+    assert build(Architecture("timm", name)).preprocess.mode == "squash"

@@ -230,6 +230,16 @@ def test_an_owner_without_peers_is_told_so(make):
     assert any("test_vit: strangers: n = 0" in w for w in made.warnings)
 
 
+@pytest.mark.parametrize(("share", "told"), [("0.5", False), ("0.3", True)])
+def test_images_that_two_sets_give_to_both_parties_are_told(make, share, told):
+    again = f"photos: {{max_images: 24}}\n  again: {{loader: digits, owner_share: {share}}}"
+    made = make(SUITE, ("photos: {max_images: 24}", again), ("{max_images: 40}", "{}"))
+    found = [w for w in made.warnings if "the two share what they must not" in w]
+    assert [w.split(" images")[0] for w in found] == (
+        ["data digits gives the owner 359"] if told else []
+    )
+
+
 def test_missing_weights_are_the_users_mistake(make, tmp_path):
     gone = ("{embedded: mini}", "{timm: test_vit, weights: gone.pth}")
     with pytest.raises(UserError, match=r"expected weights at .*gone\.pth, found no such file"):

@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import Ridge
+from sklearn.metrics import jaccard_score
 from sklearn.preprocessing import StandardScaler
 
 from bench import probe
-from bench.models import Head, with_head
+from bench.manifest import IGNORE
+from bench.models import Head, SegmentationHead, with_head
 from bench.testing import CPU, context, owner, stranger
 from bench.types import UserError
 
@@ -81,11 +83,15 @@ def test_measuring_leaves_the_model_in_the_mode_it_was_in(parties):
 
 def test_utility_asks_the_head_where_there_is_one_and_a_probe_where_there_is_none(parties):
     model, train, test = parties
-    headed = with_head(model, Head(10), torch.Generator().manual_seed(0))
+    headed, segmenter = (
+        with_head(model, head, torch.Generator().manual_seed(0)) for head in (Head(10), LINEAR)
+    )
     rest = ("own task", train, test, "probe task", CPU)
     cases = [
         (headed, test, "accuracy", "own task", probe.head_accuracy(headed, test, CPU)),
+        (segmenter, test, "mIoU", "own task", probe.mean_iou(segmenter, test, CPU)),
         (headed, None, "probe accuracy", "probe task", None),
+        (segmenter, None, "probe accuracy", "probe task", None),
         (model, test, "probe accuracy", "probe task", None),
     ]
     probed = probe.probe_accuracy(model, train, test, CPU)
@@ -93,6 +99,46 @@ def test_utility_asks_the_head_where_there_is_one_and_a_probe_where_there_is_non
         found = probe.utility(suspect, own_test, *rest)
         assert (found.metric, found.task, found.n) == (metric, task, 32)
         assert found.value == pytest.approx(probed if value is None else value)
+
+
+LINEAR = SegmentationHead(10, "linear", (5,))
+
+
+def test_iou_is_what_a_hand_counts():
+    masks = torch.tensor([[0, 0, 1], [1, 1, IGNORE]], dtype=torch.uint8)
+    said = torch.tensor([[0, 1, 1], [1, 3, 1]])
+    # 0: one of two; 1: two of three and a false one; 2: neither; 3: said once, shown never
+    found = probe.class_iou(said, masks, 4)
+    assert found[:2].tolist() == [1 / 2, 2 / 4]
+    assert found[2:].isnan().all()
+
+
+def test_iou_is_scikit_learns_over_all_pixels_together():
+    rng = torch.Generator().manual_seed(0)
+    masks = torch.randint(7, (5, 9, 8), generator=rng).to(torch.uint8)
+    said = torch.where(torch.rand(masks.shape, generator=rng) < 0.6, masks, masks // 2)
+    masks[:, :2] = IGNORE
+    known = masks != IGNORE
+    expected = jaccard_score(masks[known], said[known], average=None)
+    assert np.allclose(probe.class_iou(said, masks, 7), expected)
+
+
+def test_a_model_that_says_background_everywhere_scores_its_share(parties):
+    model, _, test = parties
+    headed = with_head(model, LINEAR, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        headed.head.convolution.weight.zero_()
+        headed.head.convolution.bias.copy_(torch.eye(10)[3])  # it says three, whatever it sees
+    threes = (test.masks == 3).sum() / (test.masks != IGNORE).sum()
+    shown = len(set(test.masks.flatten().tolist()) - {IGNORE})
+    assert probe.mean_iou(headed, test, CPU, batch=7) == pytest.approx(float(threes) / shown)
+
+
+def test_images_without_masks_have_no_iou(parties):
+    model, _, test = parties
+    headed = with_head(model, LINEAR, torch.Generator())
+    with pytest.raises(UserError, match="expected images with masks"):
+        probe.mean_iou(headed, dataclasses.replace(test, masks=None), CPU)
 
 
 def test_images_without_labels_cannot_be_probed(parties):

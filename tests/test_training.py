@@ -2,9 +2,11 @@ import math
 
 import pytest
 import torch
+from timm.optim import param_groups_layer_decay
 from torch import nn
 
 from bench import training
+from bench.models import Architecture, Head, build, with_head
 
 TOTAL = 20
 
@@ -126,6 +128,32 @@ def test_groups_keep_their_own_peak_rate():
     training.fit(groups, loss_of, 50, rng=rng, **SETTINGS)
     assert torch.equal(net[1].weight, before["1.weight"])
     assert not torch.equal(net[1].bias, before["1.bias"])
+
+
+@pytest.mark.parametrize("name", ["test_vit", "vit_wee_patch16_reg1_gap_256", "test_vit3"])
+def test_rates_fall_with_depth_as_timms_do(name):
+    model = build(Architecture("timm", name, 64, "own"))
+    ours = {id(p): g["lr"] for g in training.by_depth(model, 0.5, 0.7) for p in g["params"]}
+    # timm counts the final norm to the last block; BEiT and MAE, as we do, to the head.
+    final = {id(p): 0.5 for p in model.trunk.vit.norm.parameters()}
+    assert final.items() <= ours.items()
+    for group in param_groups_layer_decay(model.trunk.vit, layer_decay=0.7):
+        group["params"] = [p for p in group["params"] if id(p) not in final]
+        for parameter in group["params"]:
+            assert ours.pop(id(parameter)) == pytest.approx(0.5 * group["lr_scale"])
+    assert ours == final
+
+
+def test_a_head_learns_at_the_full_rate_and_what_is_frozen_not_at_all():
+    model = build(Architecture("embedded", "mini"))
+    model = with_head(model, Head(3), torch.Generator())
+    groups = training.by_depth(model, 1.0, 0.5)
+    assert [g["lr"] for g in groups] == pytest.approx([0.5**i for i in range(8)])
+    assert {id(p) for p in model.head.parameters()} < {id(p) for p in groups[0]["params"]}
+    model.trunk.requires_grad_(False)
+    only = training.by_depth(model, 1.0, 0.5)
+    assert [g["lr"] for g in only] == [1.0]
+    assert {id(p) for p in only[0]["params"]} == {id(p) for p in model.head.parameters()}
 
 
 def test_dropout_follows_the_generator_given_and_not_the_global_one():

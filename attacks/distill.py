@@ -1,0 +1,218 @@
+"""Teach an untrained student a stolen model's answers, so that none of its weights is passed on.
+
+The student has the victim's architecture and fresh weights drawn from the thief's generator; it
+sees the thief's images as they are, without labels and without augmentation. What the victim
+answers is therefore computed once. The sources train with SGD or Adam on surrogate sets up to the
+size of ImageNet; here as elsewhere in the bench it is AdamW, on the thief's pool.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bench import training
+from bench.data import Images
+from bench.models import Head, OtherTrunk, VisionModel, clone, narrow, with_head
+from bench.owners import randomised
+from bench.registry import attack
+from bench.types import Access, Context, Incompatible, UserError
+
+TEACHER_BATCH = 64
+"""Images the victim answers for at a time; no answer depends on it."""
+
+
+@attack("distill.features")
+@dataclass(frozen=True, slots=True)
+class DistilFeatures:
+    """Train a student to give the victim's final tokens, the CLS token and the patches alike.
+
+    The loss is 1 - cosine + mean squared error, of the CLS token (and registers) and of the
+    patches, each averaged over its tokens, then added. A student of another `width` (timm's vision
+    transformers only, narrower than the victim) answers through a linear map, which is thrown away.
+    `data` names the images, none the probe's; `warmup` is a share of the steps, `lr` the peak.
+
+    Source: Y. Liu, J. Jia, H. Liu, N. Z. Gong, "StolenEncoder: stealing pre-trained encoders in
+    self-supervised learning", arXiv:2201.05889; there the embedding alone is matched.
+    """
+
+    data: str | None = None
+    width: int | None = None
+    epochs: int = 20
+    lr: float = 1e-3
+    batch: int = 32
+    schedule: training.Schedule = "cosine"
+    warmup: float = 0.1
+    weight_decay: float = 0.05
+
+    offers: ClassVar[Access] = Access.ENCODER
+    derived: ClassVar[bool] = True
+    random: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        _check(self)
+        if self.width is not None and self.width < 1:
+            raise ValueError(f"width: expected 1 or more, got {self.width}")
+
+    def run(self, victim: VisionModel, ctx: Context) -> VisionModel:
+        """Return the student, which has no head; notes say the last epoch's loss."""
+        student = _student(victim, None, ctx)
+        if self.width is not None:
+            _make_narrower(student, self.width)
+        widen = _map(student.width, victim.width, ctx)
+        wanted = _answers(victim, ctx.images, _tokens, ctx.device)  # (n, t, d)
+        prefix = victim.prefix
+
+        def loss_of(chosen: Tensor) -> Tensor:
+            found = widen(_tokens(student, ctx.images.batch(chosen, ctx.device)))  # (b, t, d)
+            target = wanted[chosen].to(ctx.device, non_blocking=True)
+            loss = _distance(found[:, prefix:], target[:, prefix:])
+            return loss + _distance(found[:, :prefix], target[:, :prefix]) if prefix else loss
+
+        return _taught(student, [*student.parameters(), *widen.parameters()], loss_of, self, ctx)
+
+
+@attack("distill.logits")
+@dataclass(frozen=True, slots=True)
+class DistilLogits:
+    """Train a student, with a head like the victim's, to give the victim's softened scores.
+
+    The loss is T^2 KL(victim || student) at temperature T, and no label is seen. The settings are
+    those of distill.features.
+
+    Source: G. Hinton, O. Vinyals, J. Dean, "Distilling the knowledge in a neural network",
+    arXiv:1503.02531; as an attack with T = 3, soft labels only and 60 epochs in N. Lukas et al.,
+    "SoK: how robust is image classification deep neural network watermarking?", arXiv:2108.04974.
+    """
+
+    data: str | None = None
+    temperature: float = 3.0
+    epochs: int = 60
+    lr: float = 1e-3
+    batch: int = 32
+    schedule: training.Schedule = "cosine"
+    warmup: float = 0.1
+    weight_decay: float = 0.05
+
+    offers: ClassVar[Access] = Access.ALL
+    derived: ClassVar[bool] = True
+    random: ClassVar[bool] = True
+    uses_head: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        _check(self)
+        if not self.temperature > 0:
+            raise ValueError(f"temperature: expected more than 0, got {self.temperature}")
+
+    def run(self, victim: VisionModel, ctx: Context) -> VisionModel:
+        """Return the student with its head; notes say the last epoch's loss."""
+        head, t = victim.architecture.head, self.temperature
+        if not (head == "own" or isinstance(head, Head)):
+            raise Incompatible(
+                f"distill.logits: expected a victim that classifies, got {victim.architecture.name}"
+                " without a classification head; put finetune.classify before it"
+            )
+        student = _student(victim, head, ctx)
+        logits = _answers(victim, ctx.images, VisionModel.logits, ctx.device)  # (n, k)
+        wanted = F.log_softmax(logits / t, dim=1)
+
+        def loss_of(chosen: Tensor) -> Tensor:
+            found = student.logits(ctx.images.batch(chosen, ctx.device)) / t  # (b, k)
+            target = wanted[chosen].to(ctx.device, non_blocking=True)
+            known = F.log_softmax(found, dim=1)
+            return t**2 * F.kl_div(known, target, reduction="batchmean", log_target=True)
+
+        return _taught(student, [*student.parameters()], loss_of, self, ctx)
+
+
+def _check(settings: DistilFeatures | DistilLogits) -> None:
+    for name, least in (("epochs", 1), ("batch", 1), ("lr", 0), ("weight_decay", 0)):
+        if not getattr(settings, name) >= least:
+            raise ValueError(f"{name}: expected {least} or more, got {getattr(settings, name)}")
+    if not 0 <= settings.warmup < 1:
+        raise ValueError(f"warmup: expected a share in [0, 1), got {settings.warmup}")
+
+
+def _student(victim: VisionModel, head: Head | Literal["own"] | None, ctx: Context) -> VisionModel:
+    """Make an untrained model of the victim's architecture; the victim's weights are not read."""
+    bare = None if isinstance(head, Head) else head
+    seed = int(torch.randint(2**62, (), generator=ctx.rng))
+    student = randomised(dataclasses.replace(victim.architecture, head=bare), seed)
+    if isinstance(head, Head):
+        student = with_head(student, head, ctx.rng)
+    return student.to(ctx.device)
+
+
+def _make_narrower(student: VisionModel, width: int) -> None:
+    if width > student.width:
+        raise UserError(
+            f"distill.features: width: expected the victim's {student.width} or less, got {width}"
+        )
+    narrow(student, "width", width)
+
+
+def _map(width: int, wider: int, ctx: Context) -> nn.Module:
+    """Draw what brings tokens (b, t, width) to the victim's width; nothing if they have it."""
+    if width == wider:
+        return nn.Identity()
+    # By way of "meta": a layer made on the CPU draws its first weights on the global generator.
+    made = nn.Linear(width, wider, device="meta").to_empty(device="cpu")
+    with torch.no_grad():
+        made.weight.normal_(std=width**-0.5, generator=ctx.rng)
+        made.bias.zero_()
+    return made.to(ctx.device)
+
+
+def _tokens(model: VisionModel, images: Tensor) -> Tensor:
+    """Map images (b, 3, h, w) to final tokens (b, t, d); a feature map's positions are tokens."""
+    found = model.forward_features(images)
+    return model.trunk.positions(found) if isinstance(model.trunk, OtherTrunk) else found
+
+
+def _distance(found: Tensor, wanted: Tensor) -> Tensor:
+    cosine = F.cosine_similarity(found, wanted, dim=-1).mean()
+    return 1 - cosine + F.mse_loss(found, wanted)
+
+
+def _answers(
+    victim: VisionModel,
+    images: Images,
+    ask: Callable[[VisionModel, Tensor], Tensor],
+    device: torch.device,
+) -> Tensor:
+    """Return the victim's answer to every image, on the CPU: the tokens of a large one are many."""
+    teacher, starts = clone(victim), range(0, len(images), TEACHER_BATCH)
+    with torch.no_grad():
+        return torch.cat(
+            [ask(teacher, images.batch(slice(i, i + TEACHER_BATCH), device)).cpu() for i in starts]
+        )
+
+
+def _taught(
+    student: VisionModel,
+    parameters: list[nn.Parameter],
+    loss_of: Callable[[Tensor], Tensor],
+    settings: DistilFeatures | DistilLogits,
+    ctx: Context,
+) -> VisionModel:
+    student.train()  # one with batch norms gathers its own statistics
+    fit = training.fit(
+        parameters,
+        loss_of,
+        len(ctx.images),
+        epochs=settings.epochs,
+        batch=settings.batch,
+        lr=settings.lr,
+        weight_decay=settings.weight_decay,
+        schedule=settings.schedule,
+        warmup=settings.warmup,
+        rng=ctx.rng,
+    )
+    student.notes = {"final_loss": fit.losses[-1], "steps": fit.steps}
+    return student.eval()

@@ -1,0 +1,46 @@
+"""Add noise to a stolen model's weights.
+
+The noise alone: weight shifting, in which it was proposed, also subtracts each layer's mean filter
+and trains on afterwards. Its layers are convolutions; here the linear modules count as well.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from attacks.quantize import weights
+from bench.models import VisionModel, clone
+from bench.registry import attack
+from bench.types import Access, Context
+
+
+@attack("noise.weights")
+@dataclass(frozen=True, slots=True)
+class WeightNoise:
+    """Add Gaussian noise to the backbone's weights, `sigma` in units of each tensor's deviation.
+
+    Source: N. Lukas, E. Jiang, X. Li, F. Kerschbaum, "SoK: how robust is image classification deep
+    neural network watermarking?", arXiv:2108.04974 (weight shifting).
+    """
+
+    sigma: float = 0.05
+
+    offers: ClassVar[Access] = Access.ALL
+    derived: ClassVar[bool] = True
+    random: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not self.sigma >= 0:
+            raise ValueError(f"sigma: expected 0 or more, got {self.sigma}")
+
+    def run(self, victim: VisionModel, ctx: Context) -> VisionModel:
+        """Return the noisy copy."""
+        model = clone(victim)
+        with torch.no_grad():
+            for weight in weights(model):
+                noise = torch.randn(weight.shape, generator=ctx.rng).to(weight)
+                weight.add_(noise * (self.sigma * weight.std(correction=0)))
+        return model

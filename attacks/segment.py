@@ -1,0 +1,90 @@
+"""Fine-tune a stolen model to say what every pixel shows.
+
+Source: A. Chistyakova, M. Pautov, "ActiveMark: on watermarking of visual foundation models via
+massive activations", arXiv:2510.04966, section 4.2 (all layers, AdamW, 10 epochs, no schedule; on
+FoodSeg103).
+
+The paper does not describe its segmentation head. Here it is a LayerNorm and a 1x1 convolution on
+the last block's patch tokens, resized bilinearly to the image (no batch norm: a head would carry
+statistics of its victim from the first step on), or the decoder of a DPT. Rates as in
+`finetune.classify`: the paper gives none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from bench import training
+from bench.manifest import IGNORE
+from bench.models import VisionModel, segmentation_head, with_head
+from bench.registry import attack
+from bench.types import Access, Context, UserError
+
+
+@attack("finetune.segment")
+@dataclass(frozen=True, slots=True)
+class FinetuneSegment:
+    """Fine-tune all layers and a fresh segmentation head on the thief's images with masks.
+
+    `data` names the suite's data set that the thief trains on; the suspect keeps its head.
+    `warmup` is a share of the steps, `lr` the peak learning rate.
+    """
+
+    data: str = "digit-scenes"
+    decoder: Literal["linear", "dpt"] = "linear"
+    epochs: int = 10
+    lr: float = 1e-4
+    batch: int = 16
+    schedule: training.Schedule = "constant"
+    warmup: float = 0.0
+    weight_decay: float = 0.01
+
+    offers: ClassVar[Access] = Access.ENCODER  # the head answers pixel by pixel
+    derived: ClassVar[bool] = True
+    random: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        for name, least in (("epochs", 1), ("batch", 1), ("lr", 0), ("weight_decay", 0)):
+            if not getattr(self, name) >= least:
+                raise ValueError(f"{name}: expected {least} or more, got {getattr(self, name)}")
+        if not 0 <= self.warmup < 1:
+            raise ValueError(f"warmup: expected a share in [0, 1), got {self.warmup}")
+
+    def run(self, victim: VisionModel, ctx: Context) -> VisionModel:
+        """Return the fine-tuned copy with its head; notes say the last epoch's loss."""
+        images, masks = ctx.images, ctx.images.masks
+        if masks is None:
+            raise UserError(
+                f"finetune.segment: expected images with masks, got '{self.data}' without; "
+                "give `data` a data set of the loader masks or digit-scenes"
+            )
+        # The head is drawn before anything else: a twin, with the same seed, gets the same one.
+        head = segmentation_head(victim, self.decoder, images.classes)
+        model = with_head(victim, head, ctx.rng).to(ctx.device)
+
+        def loss_of(chosen: Tensor) -> Tensor:
+            scores = model.segment(images.batch(chosen, ctx.device))  # (b, k, h, w)
+            shown = masks[chosen].to(ctx.device, non_blocking=True).long()  # (b, h, w)
+            return F.cross_entropy(scores, shown, ignore_index=IGNORE)
+
+        # A DPT's dropout and batch norms sit in the head; a backbone keeps the victim's mode.
+        assert model.head is not None
+        model.head.train()
+        fit = training.fit(
+            model.parameters(),
+            loss_of,
+            len(images),
+            epochs=self.epochs,
+            batch=self.batch,
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+            schedule=self.schedule,
+            warmup=self.warmup,
+            rng=ctx.rng,
+        )
+        model.notes = {"final_loss": fit.losses[-1], "steps": fit.steps}
+        return model.eval()
