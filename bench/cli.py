@@ -219,7 +219,10 @@ def _write_outline(plan: Plan, home: Path) -> None:
 
     suite = plan.suite
     cells = tuple((q.key, q.cell) for q in plan.questions)
-    reductions = (*suite.reductions, *departures(suite))
+    reductions = (
+        *(f"Reduced: {text}" for text in suite.reductions),
+        *(f"Not the default: {text}" for text in departures(suite)),
+    )
     outline = ledger.Outline(suite.name, suite.title, suite.alpha, cells, reductions, plan.warnings)
     ledger.write_outline(home / "suite.json", outline)
 

@@ -327,10 +327,14 @@ def _labels(specs: Iterable[Spec]) -> _Labels:
 
 
 def _words(family: Sequence[Spec], telling: Sequence[str]) -> list[str]:
-    """Return the telling settings that are words, if they alone tell the family apart."""
+    """Return the fewest telling settings that are words and tell the family apart, or none."""
     words = [s for s in telling if all(isinstance(spec.args.get(s), str) for spec in family)]
-    apart = {tuple(str(spec.args[s]) for s in words) for spec in family}
-    return words if len(apart) == len(family) > 1 else []
+    words.sort(key="variant".__ne__)  # a variant names a whole set of choices, so it goes first
+    for chosen in ([], *([word] for word in words), words):
+        apart = {tuple(str(spec.args[s]) for s in chosen) for spec in family}
+        if len(apart) == len(family):
+            return chosen
+    return []
 
 
 def _telling(family: Sequence[Spec]) -> list[str]:
@@ -380,7 +384,7 @@ def _table_2(outline: Outline, blocks: Sequence[_Block], legend: Sequence[str]) 
             *(f"utility {number}: {task}." for task, number in tasks.items()),
             *legend,
             *notes,
-            *(f"Reduced: {text}" for text in outline.reductions),
+            *outline.reductions,
             *outline.warnings,
         ),
         heads=3,
@@ -509,8 +513,8 @@ def _findings(
     ]
     if alike:
         yield (
-            f"the twin scores like the marked copy ({', '.join(alike)}): the mark would be read "
-            "off models nobody marked."
+            f"descendants of the unmarked owner score like the marked copy ({', '.join(alike)}): "
+            "the mark would be read off models nobody marked."
         )
     if undone := [row.label for row in block.rows if row.undone]:
         yield f"the suspect has the clean owner's weights, hence is a twin: {', '.join(undone)}."
@@ -576,7 +580,7 @@ def _table_3(outline: Outline, blocks: Sequence[_Block]) -> Table:
             "passes the variant needs, timed on the same device in the same run. step: a training "
             "step over its ideal, without set-up. e/x: embedding / extraction, in images through "
             "the whole depth.",
-            *(f"Reduced: {text}" for text in outline.reductions),
+            *outline.reductions,
         ),
     )
 

@@ -204,8 +204,8 @@ def test_a_mark_read_off_unmarked_models_is_called_that(twin_errors, marked_erro
     marked = answer(cell(attack=COSINE), marked_errors)
     table, *_ = made([marked, *innocents(twin_errors=twin_errors)])
     text = (
-        "mini, activemark: the twin scores like the marked copy (finetune.classify): "
-        "the mark would be read off models nobody marked."
+        "mini, activemark: descendants of the unmarked owner score like the marked copy "
+        "(finetune.classify): the mark would be read off models nobody marked."
     )
     assert (text in table.notes) == said
     assert row(table, "activemark", "finetune.classify")["p"] == p_value
@@ -260,7 +260,7 @@ def test_the_notes_carry_rules_nulls_blocks_reductions_and_warnings():
     chosen = {"protect": {"block": 6, "block_rule": "first massive", "yield": 0.25, "loss": 1.0}}
     table, *_ = made(
         [answer(cell(), 0.0, notes=chosen), *innocents()],
-        reductions=("steps 400 (paper: 2500)",),
+        reductions=("Reduced: steps 400 (paper: 2500)",),
         warnings=("alpha is strict",),
     )
     text = notes(table)
