@@ -186,13 +186,13 @@ def _unanswered(plan: Plan, home: Path) -> list[Question]:
 
 def _finish(home: Path, console: Console, keys: set[str]) -> int:
     """Print and write the tables; the status says whether any cell failed."""
-    from bench import ledger, report
+    from bench import ledger, report, tables
 
     records = ledger.latest(ledger.read(home))
-    tables = report.tables(ledger.read_outline(home / "suite.json"), records)
-    for table in tables:
-        report.print_table(table, console)
-    report.write(home, tables)
+    made = report.tables(ledger.read_outline(home / "suite.json"), records)
+    for table in made:
+        tables.print_table(table, console)
+    tables.write(home, made)
     failed = [r for k, r in records.items() if k in keys and r.status == "failed"]
     if not failed:
         return OK
@@ -269,7 +269,7 @@ def _guess(value: float | None) -> str:
 
 def show_report(arguments: argparse.Namespace) -> int:
     """Print a suite's tables from its records; needs neither torch nor the models."""
-    from bench import ledger, report
+    from bench import ledger, report, tables
 
     home = arguments.suite
     if home.suffix in (".yaml", ".yml"):
@@ -281,13 +281,13 @@ def show_report(arguments: argparse.Namespace) -> int:
             raise UserError(f"expected a suite file with a name, got {home}") from None
         home = arguments.results / str(name)
     records = ledger.latest(ledger.read(home))
-    tables = report.tables(ledger.read_outline(home / "suite.json"), records)
+    made = report.tables(ledger.read_outline(home / "suite.json"), records)
     console = _console()
-    for table in tables:
+    for table in made:
         if arguments.format == "terminal":
-            report.print_table(table, console)
+            tables.print_table(table, console)
         else:
-            text = report.markdown(table) if arguments.format == "markdown" else report.csv(table)
+            text = tables.markdown(table) if arguments.format == "markdown" else tables.csv(table)
             print(text)
     return OK
 

@@ -23,6 +23,13 @@ from torch import Tensor, nn
 
 from bench import measure
 from bench.data import Preprocess
+from bench.heads import ClassifierHead as ClassifierHead
+from bench.heads import DptSegmenter, LinearSegmenter, make_head
+from bench.heads import Head as Head
+from bench.heads import SegmentationHead as SegmentationHead
+from bench.trunks import OpenClipViT as OpenClipViT
+from bench.trunks import OtherTrunk as OtherTrunk
+from bench.trunks import TimmViT as TimmViT
 from bench.types import Access, Incompatible, Json, UserError
 
 MINI: dict[str, Json] = {
@@ -35,30 +42,6 @@ MINI: dict[str, Json] = {
     "num_classes": 0,
 }
 """The embedded owner's shape: timm's VisionTransformer, 65 tokens, 16 MFLOP a forward pass."""
-
-
-@dataclass(frozen=True, slots=True)
-class Head:
-    """A classifier on [CLS; mean patch]: LayerNorm, dropout, linear (ActiveMark, section 5.1)."""
-
-    classes: int
-    dropout: float = 0.1
-
-
-@dataclass(frozen=True, slots=True)
-class SegmentationHead:
-    """A classifier of pixels on the patch tokens that `blocks` put out, after the final norm.
-
-    "linear" is a LayerNorm and a 1x1 convolution on one block; "dpt" fuses four (R. Ranftl, A.
-    Bochkovskiy, V. Koltun, "Vision transformers for dense prediction", arXiv:2103.13413).
-    """
-
-    classes: int
-    kind: Literal["linear", "dpt"]
-    blocks: tuple[int, ...]
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "blocks", tuple(self.blocks))  # JSON has lists only
 
 
 Part = Literal["mlp", "heads", "width"]
@@ -108,155 +91,6 @@ class Architecture:
         )
 
 
-class TimmViT(nn.Module):
-    """timm's VisionTransformer, in the vocabulary of `VisionModel`."""
-
-    def __init__(self, vit: nn.Module, projection: nn.Module | None = None) -> None:
-        super().__init__()
-        self.vit = vit
-        self.projection = projection
-        self.prefix = int(vit.num_prefix_tokens)  # type: ignore[arg-type]
-        self.grid: tuple[int, int] = vit.patch_embed.grid_size  # type: ignore[union-attr,assignment]
-        self.width = int(vit.embed_dim)  # type: ignore[arg-type]
-
-    @property
-    def blocks(self) -> nn.Module:
-        """The transformer blocks, in order."""
-        return cast(nn.Module, self.vit.blocks)
-
-    def embed(self, x: Tensor) -> Tensor:
-        """Map normalised images to the residual stream (b, n, d)."""
-        x = self.vit._pos_embed(self.vit.patch_embed(x))  # type: ignore[operator]
-        return cast(Tensor, self.vit.norm_pre(self.vit.patch_drop(x)))  # type: ignore[operator]
-
-    def finish(self, tokens: Tensor) -> Tensor:
-        """Apply the final norm."""
-        return cast(Tensor, self.vit.norm(tokens))  # type: ignore[operator]
-
-    def embedding(self, tokens: Tensor) -> Tensor:
-        """Pool final tokens to the library's own embedding."""
-        pooled = self.vit.forward_head(tokens, pre_logits=True)  # type: ignore[operator]
-        return cast(Tensor, self.projection(pooled) if self.projection else pooled)
-
-    def own_logits(self, tokens: Tensor) -> Tensor:
-        """Apply the library's own classifier to final tokens."""
-        return cast(Tensor, self.vit.forward_head(tokens))  # type: ignore[operator]
-
-
-class OpenClipViT(nn.Module):
-    """open_clip's VisionTransformer image tower, in the vocabulary of `VisionModel`."""
-
-    def __init__(self, visual: nn.Module) -> None:
-        super().__init__()
-        self.visual = visual
-        self.prefix = 1
-        self.grid: tuple[int, int] = visual.grid_size  # type: ignore[assignment]
-        self.width = int(visual.ln_post.normalized_shape[0])  # type: ignore[union-attr,index]
-        # An attentional pool, or a norm after pooling, leaves no normalised token sequence.
-        self.plain = visual.attn_pool is None and not visual.final_ln_after_pool
-
-    @property
-    def blocks(self) -> nn.Module:
-        """The transformer blocks, in order."""
-        return cast(nn.Module, self.visual.transformer.resblocks)  # type: ignore[union-attr]
-
-    def embed(self, x: Tensor) -> Tensor:
-        """Map normalised images to the residual stream (b, n, d)."""
-        return cast(Tensor, self.visual._embeds(x))  # type: ignore[operator]
-
-    def finish(self, tokens: Tensor) -> Tensor:
-        """Apply the final norm, where the tower has one for tokens."""
-        return cast(Tensor, self.visual.ln_post(tokens)) if self.plain else tokens  # type: ignore[operator]
-
-    def embedding(self, tokens: Tensor) -> Tensor:
-        """Pool final tokens to the library's own embedding."""
-        pool = self.visual._global_pool if self.plain else self.visual._pool
-        pooled = pool(tokens)[0]  # type: ignore[operator]
-        proj = self.visual.proj
-        return cast(Tensor, pooled if proj is None else pooled @ proj)
-
-
-class OtherTrunk(nn.Module):
-    """Any other timm backbone: features, but no residual stream of transformer blocks."""
-
-    blocks = None
-    prefix = 0
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-        self.width = int(net.num_features)  # type: ignore[arg-type]
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        """Map normalised images to the library's own features, by token or as a map."""
-        return cast(Tensor, self.net.forward_features(x))  # type: ignore[operator]
-
-    def positions(self, found: Tensor) -> Tensor:
-        """List features by position (b, n, d)."""
-        if found.ndim == 4:  # (b, d, h, w), or (b, h, w, d) where the library says so
-            last = getattr(self.net, "output_fmt", "NCHW") == "NHWC"
-            found = found.flatten(1, 2) if last else found.flatten(2).mT
-        return found
-
-    def embedding(self, found: Tensor) -> Tensor:
-        """Pool features to the library's own embedding."""
-        return cast(Tensor, self.net.forward_head(found, pre_logits=True))  # type: ignore[operator]
-
-    def own_logits(self, found: Tensor) -> Tensor:
-        """Apply the library's own classifier to features."""
-        return cast(Tensor, self.net.forward_head(found))  # type: ignore[operator]
-
-
-class ClassifierHead(nn.Module):
-    """LayerNorm, dropout and a linear layer on [CLS; mean patch] (ActiveMark, section 5.1)."""
-
-    def __init__(self, width: int, head: Head) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(width)
-        self.dropout = nn.Dropout(head.dropout)
-        self.linear = nn.Linear(width, head.classes)
-
-    def forward(self, pooled: Tensor) -> Tensor:
-        """Map [CLS; mean patch] (b, 2 d) to logits (b, k)."""
-        return cast(Tensor, self.linear(self.dropout(self.norm(pooled))))
-
-
-class LinearSegmenter(nn.Module):
-    """LayerNorm and a 1x1 convolution: every patch token is classified on its own."""
-
-    def __init__(self, trunk: TimmViT | OpenClipViT, head: SegmentationHead) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(trunk.width)
-        self.convolution = nn.Conv2d(trunk.width, head.classes, 1)
-
-    def forward(self, maps: list[Tensor], first: list[Tensor | None]) -> Tensor:
-        """Map patch tokens (b, d, h, w) to class scores (b, k, h, w)."""
-        normed = self.norm(maps[-1].movedim(1, -1)).movedim(-1, 1)
-        return cast(Tensor, self.convolution(normed))
-
-
-class DptSegmenter(nn.Module):
-    """segmentation-models-pytorch's DPT decoder and segmentation head, as wide as the backbone."""
-
-    def __init__(self, trunk: TimmViT | OpenClipViT, head: SegmentationHead, stride: int) -> None:
-        from segmentation_models_pytorch.decoders.dpt.decoder import DPTDecoder, DPTSegmentationHead
-
-        super().__init__()
-        count, width = len(head.blocks), trunk.width
-        self.decoder = DPTDecoder(
-            encoder_out_channels=[width] * count,
-            encoder_output_strides=[stride] * count,
-            encoder_has_prefix_tokens=trunk.prefix > 0,
-            intermediate_channels=[width] * count,
-            fusion_channels=width,
-        )
-        self.head = DPTSegmentationHead(width, head.classes)
-
-    def forward(self, maps: list[Tensor], first: list[Tensor | None]) -> Tensor:
-        """Map four maps (b, d, h, w) and their prefix tokens (b, p, d) to class scores."""
-        return cast(Tensor, self.head(self.decoder(maps, first)))
-
-
 class VisionModel(nn.Module):
     """A backbone with its preprocessing and, perhaps, a head for images or for pixels.
 
@@ -283,7 +117,9 @@ class VisionModel(nn.Module):
         self.notes: dict[str, Json] = {}  # what the attack that made this model has to report
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
-        self.head = _head(trunk, architecture, preprocess)
+        self.head: ClassifierHead | LinearSegmenter | DptSegmenter | None = None
+        if not isinstance(architecture.head, str | None):
+            self.head = make_head(trunk, architecture.head, preprocess.size[0])
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -424,31 +260,6 @@ class VisionModel(nn.Module):
         return self.forward_head(tokens) if has_head else self.embedding(tokens)
 
 
-def _head(
-    trunk: TimmViT | OpenClipViT | OtherTrunk, architecture: Architecture, preprocess: Preprocess
-) -> ClassifierHead | LinearSegmenter | DptSegmenter | None:
-    """Make the head an architecture describes, with PyTorch's own first weights."""
-    head = architecture.head
-    if isinstance(head, Head):
-        return ClassifierHead(2 * trunk.width, head)
-    if not isinstance(head, SegmentationHead):
-        return None
-    if isinstance(trunk, OtherTrunk):
-        raise Incompatible(
-            f"expected a sequence of transformer blocks to segment with, got {architecture.name}"
-        )
-    if head.kind == "linear":
-        return LinearSegmenter(trunk, head)
-    # The decoder halves and doubles: 14-pixel patches are taken for 16, and the output resized.
-    stride = 2 ** round(math.log2(preprocess.size[0] / trunk.grid[0]))
-    if any(side * stride % 32 for side in trunk.grid):  # its coarsest map has a pixel for every 32
-        raise Incompatible(
-            f"expected patches a side in multiples of {32 // stride} for a DPT decoder, got "
-            f"{trunk.grid[0]} x {trunk.grid[1]} of {architecture.name}; choose the linear one"
-        )
-    return DptSegmenter(trunk, head, stride)
-
-
 def clone(model: VisionModel) -> VisionModel:
     """Copy a model, its notes left out; the copy is in eval mode and trainable throughout."""
     made = copy.deepcopy(model).eval().requires_grad_(True)
@@ -469,12 +280,11 @@ def with_head(
     seed = 0 if isinstance(head, Head) else int(torch.randint(2**62, (), generator=rng))
     with torch.random.fork_rng(devices=[]):  # modules draw on the global generator alone
         torch.default_generator.manual_seed(seed)
-        fresh = _head(made.trunk, made.architecture, made.preprocess)
+        fresh = make_head(made.trunk, head, made.preprocess.size[0])
     if isinstance(fresh, ClassifierHead):
         with torch.no_grad():
             fresh.linear.weight.normal_(std=0.02, generator=rng)  # timm's std for linear layers
             fresh.linear.bias.zero_()
-    assert fresh is not None, "a head was described"
     made.head = fresh.to(made.mean.device)
     return made
 
@@ -509,7 +319,8 @@ def build(architecture: Architecture, pretrained: bool = False) -> VisionModel:
             narrow(model, cast(Part, part), left)
         # A head of ours comes last: it is as wide as what is left.
         model.architecture = architecture
-        model.head = _head(model.trunk, architecture, model.preprocess)
+        if not isinstance(architecture.head, str | None):
+            model.head = make_head(model.trunk, architecture.head, model.preprocess.size[0])
         return model.eval()
 
 

@@ -6,40 +6,24 @@ was found): the same records give the same bytes, whatever order they come in.
 
 from __future__ import annotations
 
-import csv as csv_format
-import io
 import itertools
-import re
-import textwrap
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean, median
 from typing import TYPE_CHECKING, TypeVar
 
 from bench import statistics
-from bench.files import write_atomically
+from bench.tables import NOTHING, Table
 from bench.types import Cell, Cost, Evidence, Fidelity, Lineage, Record, Spec, canonical
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from bench.ledger import Outline
 
 T = TypeVar("T", bound=Hashable)
 
-NOTHING = "—"
-"""Printed where nothing was asked."""
-
 LONGEST_LABEL = 44
 """Letters; a longer name gets a number and moves to the legend."""
-
-TERMINAL_COLUMN = 18
-"""Letters; seven such columns and an attack's name fit on 120."""
-
-FIRST_COLUMN = 17
-"""Letters at least for the names of attacks: a name broken within a word is hard to read."""
 
 LONGEST_REASON = 48
 """Letters; the record keeps the whole of it."""
@@ -73,32 +57,6 @@ LEGEND = (
     "the verdict on 2 of 2 copies. statistic: mean of the method's native number. m/t/s: "
     f"marked / twin / stranger. {NOTHING}: not asked. hole: not run yet.",
 )
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table whose cells are text already.
-
-    The first `heads` columns name the block a row belongs to; Markdown and the terminal print them
-    once, above the block.
-    """
-
-    name: str
-    caption: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    notes: tuple[str, ...] = ()
-    heads: int = 0
-
-    def __post_init__(self) -> None:
-        assert all(len(row) == len(self.columns) for row in self.rows), "a row of another width"
-
-    def blocks(self) -> dict[tuple[str, ...], list[tuple[str, ...]]]:
-        """Return the rows without their heads, by head, in order."""
-        blocks: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
-        for row in self.rows:
-            blocks.setdefault(row[: self.heads], []).append(row[self.heads :])
-        return blocks
 
 
 @dataclass(frozen=True)
@@ -182,71 +140,6 @@ def tables(outline: Outline, records: Mapping[str, Record]) -> tuple[Table, ...]
         _table_3(outline, blocks),
         *((curves,) if curves.rows else ()),
     )
-
-
-def markdown(table: Table) -> str:
-    """Write a table as Markdown, one block after the other."""
-    lines = [f"# {table.name}: {table.caption}", ""]
-    columns = table.columns[table.heads :]
-    for head, rows in table.blocks().items():
-        lines += [f"## {_heading(head)}", ""] if head else []
-        lines += [_pipes(columns), _pipes(["---"] * len(columns)), *map(_pipes, rows), ""]
-    lines += [f"* {_flat(note)}" for note in table.notes]
-    return "\n".join(lines).rstrip() + "\n"
-
-
-def csv(table: Table) -> str:
-    """Write a table's columns and rows as comma-separated values, without its notes."""
-    text = io.StringIO()
-    writer = csv_format.writer(text, lineterminator="\n")
-    writer.writerow(table.columns)
-    writer.writerows(table.rows)
-    return text.getvalue()
-
-
-def print_table(table: Table, console: Console) -> None:
-    """Print a table to a terminal; it reads well from 120 columns on."""
-    from rich import box
-    from rich.table import Table as Grid
-    from rich.text import Text
-
-    console.print(Text(f"{table.name}: {table.caption}", style="bold"))
-    for head, rows in table.blocks().items():
-        if head:
-            console.print(Text(_heading(head), style="bold"))
-        grid = Grid(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
-        for number, column in enumerate(table.columns[table.heads :]):
-            grid.add_column(
-                Text(_narrow(column)),
-                no_wrap=number > 0,
-                min_width=0 if number else FIRST_COLUMN,
-                overflow="fold",
-            )
-        for first, *others in rows:
-            grid.add_row(Text(first), *(Text(_narrow(cell)) for cell in others))
-        console.print(grid)
-        console.print()
-    for note in table.notes:
-        console.print(Text(f"* {_flat(note)}"))
-    console.print()
-
-
-def _narrow(cell: str) -> str:
-    """Break a cell into lines where a reader would: before an interval, a range, a count."""
-    parts = re.split(r" (?=\[|\(|\d+/\d)|(?<= /) ", cell)
-    return "\n".join(textwrap.fill(part, TERMINAL_COLUMN) for part in parts)
-
-
-def write(folder: Path, made: Iterable[Table]) -> tuple[Path, ...]:
-    """Write every table as Markdown and CSV, each file whole; return the paths."""
-    paths = []
-    for table in made:
-        stem = table.name.lower().replace(" ", "")
-        for suffix, text in (("md", markdown(table)), ("csv", csv(table))):
-            path = folder / f"{stem}.{suffix}"
-            write_atomically(path, text.encode())
-            paths.append(path)
-    return tuple(paths)
 
 
 # Who is who: blocks, rows and labels.
@@ -704,15 +597,3 @@ def _short(reason: str) -> str:
 
 def _title(outline: Outline) -> str:
     return outline.title or outline.name
-
-
-def _heading(head: Sequence[str]) -> str:
-    return ", ".join(part for part in head if part != NOTHING)
-
-
-def _pipes(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(_flat(cell).replace("|", "\\|") for cell in cells) + " |"
-
-
-def _flat(text: str) -> str:
-    return " ".join(text.split())

@@ -8,7 +8,7 @@ import sys
 import pytest
 from rich.console import Console
 
-from bench import report
+from bench import report, tables
 from bench.ledger import Outline
 from bench.types import (
     Cell,
@@ -323,7 +323,7 @@ def test_the_same_records_give_the_same_bytes_whatever_their_order(tmp_path):
     for seed in range(5):
         random.Random(seed).shuffle(records)
         folder = tmp_path / str(seed)
-        paths = report.write(folder, report.tables(asked, {r.key: r for r in records}))
+        paths = tables.write(folder, report.tables(asked, {r.key: r for r in records}))
         found = {p.name: p.read_bytes() for p in paths}
         assert found == (expected := expected or found)
     assert sorted(expected) == [
@@ -335,11 +335,11 @@ def test_the_same_records_give_the_same_bytes_whatever_their_order(tmp_path):
 def test_every_cell_survives_csv_and_markdown():
     records, holes = full()
     for table in made(records, holes):
-        assert [tuple(r) for r in csv.reader(io.StringIO(report.csv(table)))] == [
+        assert [tuple(r) for r in csv.reader(io.StringIO(tables.csv(table)))] == [
             table.columns,
             *table.rows,
         ]
-        bars = [n for n in report.markdown(table).replace("\\|", "").splitlines() if "| " in n]
+        bars = [n for n in tables.markdown(table).replace("\\|", "").splitlines() if "| " in n]
         columns = len(table.columns) - table.heads
         assert {line.count("|") for line in bars} == {columns + 1}
         assert len(bars) == len(table.rows) + 2 * len(table.blocks())
@@ -349,12 +349,12 @@ def test_tables_read_at_120_columns_with_nothing_cut_off():
     records, holes = full()
     for table in made(records, holes):
         console = Console(width=120, file=io.StringIO())
-        report.print_table(table, console)
+        tables.print_table(table, console)
         text = console.file.getvalue()
         assert max(map(len, text.splitlines())) <= 120
         shown = "".join(text.split())
         for word in (w for cells in table.rows for c in cells[table.heads :] for w in c.split()):
-            assert word in shown or len(word) > report.TERMINAL_COLUMN
+            assert word in shown or len(word) > tables.TERMINAL_COLUMN
 
 
 def test_a_report_needs_neither_torch_nor_a_heavy_library_to_be_imported():

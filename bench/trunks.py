@@ -1,0 +1,110 @@
+"""Speak to the backbones of timm and open_clip in one vocabulary.
+
+Tokens are (b, n, d), prefix tokens (CLS, registers) first. A transformer is `embed`, a sequence of
+`blocks`, `finish`; any other backbone has `forward_features` alone.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+from torch import Tensor, nn
+
+
+class TimmViT(nn.Module):
+    """timm's VisionTransformer."""
+
+    def __init__(self, vit: nn.Module, projection: nn.Module | None = None) -> None:
+        super().__init__()
+        self.vit = vit
+        self.projection = projection
+        self.prefix = int(vit.num_prefix_tokens)  # type: ignore[arg-type]
+        self.grid: tuple[int, int] = vit.patch_embed.grid_size  # type: ignore[union-attr,assignment]
+        self.width = int(vit.embed_dim)  # type: ignore[arg-type]
+
+    @property
+    def blocks(self) -> nn.Module:
+        """The transformer blocks, in order."""
+        return cast(nn.Module, self.vit.blocks)
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Map normalised images to the residual stream (b, n, d)."""
+        x = self.vit._pos_embed(self.vit.patch_embed(x))  # type: ignore[operator]
+        return cast(Tensor, self.vit.norm_pre(self.vit.patch_drop(x)))  # type: ignore[operator]
+
+    def finish(self, tokens: Tensor) -> Tensor:
+        """Apply the final norm."""
+        return cast(Tensor, self.vit.norm(tokens))  # type: ignore[operator]
+
+    def embedding(self, tokens: Tensor) -> Tensor:
+        """Pool final tokens to the library's own embedding."""
+        pooled = self.vit.forward_head(tokens, pre_logits=True)  # type: ignore[operator]
+        return cast(Tensor, self.projection(pooled) if self.projection else pooled)
+
+    def own_logits(self, tokens: Tensor) -> Tensor:
+        """Apply the library's own classifier to final tokens."""
+        return cast(Tensor, self.vit.forward_head(tokens))  # type: ignore[operator]
+
+
+class OpenClipViT(nn.Module):
+    """open_clip's VisionTransformer image tower."""
+
+    def __init__(self, visual: nn.Module) -> None:
+        super().__init__()
+        self.visual = visual
+        self.prefix = 1
+        self.grid: tuple[int, int] = visual.grid_size  # type: ignore[assignment]
+        self.width = int(visual.ln_post.normalized_shape[0])  # type: ignore[union-attr,index]
+        # An attentional pool, or a norm after pooling, leaves no normalised token sequence.
+        self.plain = visual.attn_pool is None and not visual.final_ln_after_pool
+
+    @property
+    def blocks(self) -> nn.Module:
+        """The transformer blocks, in order."""
+        return cast(nn.Module, self.visual.transformer.resblocks)  # type: ignore[union-attr]
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Map normalised images to the residual stream (b, n, d)."""
+        return cast(Tensor, self.visual._embeds(x))  # type: ignore[operator]
+
+    def finish(self, tokens: Tensor) -> Tensor:
+        """Apply the final norm, where the tower has one for tokens."""
+        return cast(Tensor, self.visual.ln_post(tokens)) if self.plain else tokens  # type: ignore[operator]
+
+    def embedding(self, tokens: Tensor) -> Tensor:
+        """Pool final tokens to the library's own embedding."""
+        pool = self.visual._global_pool if self.plain else self.visual._pool
+        pooled = pool(tokens)[0]  # type: ignore[operator]
+        proj = self.visual.proj
+        return cast(Tensor, pooled if proj is None else pooled @ proj)
+
+
+class OtherTrunk(nn.Module):
+    """Any other timm backbone: features, but no residual stream of transformer blocks."""
+
+    blocks = None
+    prefix = 0
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+        self.width = int(net.num_features)  # type: ignore[arg-type]
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Map normalised images to the library's own features, by token or as a map."""
+        return cast(Tensor, self.net.forward_features(x))  # type: ignore[operator]
+
+    def positions(self, found: Tensor) -> Tensor:
+        """List features by position (b, n, d)."""
+        if found.ndim == 4:  # (b, d, h, w), or (b, h, w, d) where the library says so
+            last = getattr(self.net, "output_fmt", "NCHW") == "NHWC"
+            found = found.flatten(1, 2) if last else found.flatten(2).mT
+        return found
+
+    def embedding(self, found: Tensor) -> Tensor:
+        """Pool features to the library's own embedding."""
+        return cast(Tensor, self.net.forward_head(found, pre_logits=True))  # type: ignore[operator]
+
+    def own_logits(self, found: Tensor) -> Tensor:
+        """Apply the library's own classifier to features."""
+        return cast(Tensor, self.net.forward_head(found))  # type: ignore[operator]
