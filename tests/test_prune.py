@@ -13,7 +13,6 @@ from attacks.prune import L1Prune, StructuredPrune, sparsity
 from bench import models
 from bench.models import (
     Architecture,
-    Dimensions,
     Head,
     View,
     build,
@@ -246,12 +245,6 @@ def test_a_cut_model_is_cut_again_and_trained_on(part):
 @pytest.mark.parametrize("part", ["heads", "width"])
 def test_every_part_keeps_an_attacks_promises(part, check):
     check(StructuredPrune(part))
-
-
-def test_an_uncut_architecture_reads_as_it_was_written_before_there_was_cutting():
-    old = {"library": "embedded", "name": "mini", "image_size": None, "head": None}
-    assert Architecture.of(old) == Architecture("embedded", "mini")
-    assert models.dimensions(owner()) == Dimensions(48, 3, 48)
 
 
 def test_a_mark_in_the_residual_stream_reads_a_cut_block_but_no_other_width():
