@@ -463,3 +463,10 @@ def test_timms_squash_mode_is_kept():
     squashed = (n for n in timm.list_pretrained("vit_base_patch32_*"))
     name = next(n for n in squashed if timm.get_pretrained_cfg(n).crop_mode == "squash")
     assert build(Architecture("timm", name)).preprocess.mode == "squash"
+
+
+def test_only_a_classifier_in_use_has_classes_of_its_own():
+    name = "test_vit"
+    assert build(Architecture("timm", name, head="own")).own_classes == 1000
+    assert build(Architecture("timm", name)).own_classes == 0
+    assert owner().own_classes == 0

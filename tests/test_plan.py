@@ -334,3 +334,27 @@ def test_a_plan_can_be_thought_of_without_torch(module):
     code = f"import sys, bench.{module}; sys.exit('torch' in sys.modules)"
     root = Path(__file__).parents[1]
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
+
+
+def test_numbers_that_are_not_the_plug_ins_defaults_are_listed(make):
+    made = make()
+    assert plan.departures(made.suite) == (
+        "activemark expressprint constant: images 4 (default 1000), steps 2 (default 2500), "
+        "batch 4 (default 16)",
+        "finetune.classify constant: epochs 1 (default 10)",
+    )
+
+
+def test_shares_that_the_embedded_models_were_not_trained_on_are_told(make):
+    told = make(SUITE, ("digits: {max", "digits: {owner_share: 0.3, max")).warnings
+    assert sum("was trained on other shares of these images" in line for line in told) == 1
+    assert not any("other shares" in line for line in make().warnings)
+
+
+def test_a_stranger_is_not_mixed_with_the_owners_base(make):
+    made = make(SUITE, ("[{name: prune.l1, amount: 0.2}, {", "[{name: interpolate}, {"))
+    mixed = [c for c in cells(made) if "interpolate" in chain(c)]
+    assert {c.lineage for c in mixed} == {"released", "owner"}
+    stage = next(q for q in made.questions if "interpolate" in chain(q.cell))
+    first = next(s for s in made.stages.values() if s.kind == "attack" and len(s.parents) == 2)
+    assert first.parents[1] == stage.owner
