@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from bench.plan import Plan, Question
     from bench.suite import OwnerSettings
+    from bench.tables import Table
 
 OK, SOME_FAILED, USERS_MISTAKE = 0, 1, 2
 """Exit statuses: all cells ok, skipped or incompatible; some cell failed; the user's mistake."""
@@ -76,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--format", choices=("terminal", "markdown", "csv"), default="terminal")
     listing = add("list", list_known, "list methods, attacks, models or embedded data")
     listing.add_argument("what", choices=("methods", "attacks", "models", "data"))
+    listing.add_argument("--format", choices=("terminal", "markdown"), default="terminal")
     _suite(add("check", check_suite, "say line by line what a suite needs and whether it is there"))
     profile = add("profile", profile_model, "measure the activations of every block of a model")
     profile.add_argument("model", help="mini, timm:NAME or open_clip:NAME")
@@ -294,42 +296,74 @@ def show_report(arguments: argparse.Namespace) -> int:
 
 def list_known(arguments: argparse.Namespace) -> int:
     """Print every known name of one kind, with what it does and its source."""
-    from rich.table import Table
+    from rich.table import Table as Grid
+    from rich.text import Text
 
-    console = _console()
-    table = Table(box=None, pad_edge=False, show_header=True)
-    if arguments.what in ("methods", "attacks"):
-        from bench.registry import ATTACKS, METHODS
+    from bench import tables
 
-        registry = METHODS if arguments.what == "methods" else ATTACKS
-        for column in ("name", "what it does", "source", "from"):
-            table.add_column(column, overflow="fold")
-        for name in registry.names():
-            source = registry.source(name)
-            origin = registry.origin(name)
-            table.add_row(name, source.summary, source.paper, origin.distribution or origin.value)
-    elif arguments.what == "data":
-        for column in ("loader", "images", "what it is"):
-            table.add_column(column, overflow="fold")
-        from bench import manifest
-
-        digits, photos = (
-            manifest.read("", settings)
-            for settings in (manifest.DataSettings("digits"), manifest.DataSettings("photos"))
-        )
-        table.add_row("digits", str(len(digits.items)), "handwritten, carried by scikit-learn")
-        table.add_row("photos", str(len(photos.items)), "crops, carried by scikit-image and -learn")
-        table.add_row(
-            "folder", "-", "your images: path/class/file, or path/{train,test}/class/file"
-        )
-    else:
-        for column in ("model", "where it comes from"):
-            table.add_column(column, overflow="fold")
-        table.add_row("embedded: mini", "shipped with the bench; `python -m bench.pretrain`")
-        table.add_row("timm: NAME", "any timm model; see timm.list_models()")
-        table.add_row("open_clip: NAME", "any open_clip image tower; see open_clip.list_models()")
-    console.print(table)
+    kinds = {"data": _known_data, "models": _known_models}
+    made = kinds[arguments.what]() if arguments.what in kinds else _known_plugins(arguments.what)
+    if arguments.format == "markdown":
+        print(tables.markdown(made), end="")
+        return OK
+    grid = Grid(box=None, pad_edge=False, show_header=True)
+    for column in made.columns:
+        grid.add_column(column, overflow="fold")
+    for row in made.rows:
+        grid.add_row(*map(Text, row))  # a docstring's [CLS] is no markup
+    _console().print(grid)
     return OK
+
+
+def _known_plugins(kind: str) -> Table:
+    from bench.registry import ATTACKS, METHODS
+    from bench.tables import Table
+
+    registry = METHODS if kind == "methods" else ATTACKS
+    rows = []
+    for name in registry.names():
+        source, origin = registry.source(name), registry.origin(name)
+        settings = ", ".join(f"{k}={_setting(v)}" for k, v in registry.spec(name, {}).args.items())
+        found = origin.distribution or origin.value
+        rows.append((name, source.summary, settings, source.paper, found))
+    columns = ("name", "what it does", "settings and defaults", "source", "from")
+    return Table(kind.capitalize(), "by name, with settings and sources", columns, tuple(rows))
+
+
+def _setting(value: object) -> str:
+    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _known_data() -> Table:
+    from bench import manifest
+    from bench.tables import Table
+
+    def count(settings: manifest.DataSettings) -> str:
+        return str(len(manifest.read("", settings).items))
+
+    rows = (
+        ("digits", count(manifest.DataSettings("digits")), "handwritten, carried by scikit-learn"),
+        ("photos", count(manifest.DataSettings("photos")), "crops of scikit-image's and -learn's"),
+        (
+            "digit-scenes",
+            count(manifest.DataSettings("digit-scenes")),
+            "digits pasted on photographs, with masks",
+        ),
+        ("folder", "-", "your images: path/class/file, or path/{train,test}/class/file"),
+        ("masks", "-", "your images and masks: path/images/... and path/masks/..."),
+    )
+    return Table("Data", "loaders, by name", ("loader", "images", "what it is"), rows)
+
+
+def _known_models() -> Table:
+    from bench.tables import Table
+
+    rows = (
+        ("embedded: mini", "shipped with the bench; `python -m bench.pretrain` rebuilds it"),
+        ("timm: NAME", "any timm model; see timm.list_models()"),
+        ("open_clip: NAME", "any open_clip image tower; see open_clip.list_models()"),
+    )
+    return Table("Models", "owners, by library", ("model", "where it comes from"), rows)
 
 
 def check_suite(arguments: argparse.Namespace) -> int:

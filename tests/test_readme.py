@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.cli import _parser
+from bench.cli import _parser, main
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -55,3 +55,8 @@ def test_the_readme_opens_with_the_published_table():
     rows = [line for line in published.splitlines() if line.startswith("|")]
     assert [line for line in shown.splitlines() if line.startswith("|")] == rows
     assert "@@" not in README
+
+
+def test_the_list_of_attacks_is_the_one_the_command_prints(capsys):
+    assert main(["list", "attacks", "--format", "markdown"]) == 0
+    assert capsys.readouterr().out == (ROOT / "attacks/README.md").read_text()
