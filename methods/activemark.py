@@ -134,8 +134,10 @@ class ActiveMark:
     * `classifier`: the paper compares in a setting where a classifier was trained first (5.1).
       "frozen" marks the model as it is, "joint" finetunes it on the owner's labels before.
     * `token_match`, `depth_match`, `preprocess`: how a suspect with other prefix tokens, depth or
-      preprocessing is read; the code uses equal indices and the suspect's transform. A suspect of
-      another width is incompatible: e and d are tied to the owner's.
+      preprocessing is read; the code uses equal indices and the suspect's transform. "patch" counts
+      patches after the prefix tokens, "relative" takes the same spot of a grid of another size.
+    * `width_match`: a suspect of another width is incompatible, for e and d are tied to the owner's
+      and neither paper nor code says more; "pad" fills with zeros or cuts, to see what is read then.
     * `precision`: of the passes; "bfloat16" uses autocast.
     """
 
@@ -149,7 +151,7 @@ class ActiveMark:
     index: int | Literal["massive", "random"] = 46
     encoder_input: Literal["block_output", "block_input"] | None = None
     read: Literal["embedding", "output_token", "last_block_input"] | None = None
-    fidelity_norm: Literal["l2", "mse"] | None = None
+    fidelity_norm: Literal["l2", "l2_squared", "mse"] | None = None
     fidelity_on: Literal["embedding", "tokens"] | None = None
     fidelity_under: Literal["injection", "plain"] = "injection"
     message_norm: Literal["l1", "mse", "bce"] | None = None
@@ -173,8 +175,9 @@ class ActiveMark:
     decoder_hidden: int = 512
     encoder_output: Literal["sigmoid", "linear"] | None = None
     classifier: Literal["frozen", "joint"] = "frozen"
-    token_match: Literal["index", "patch"] = "index"
+    token_match: Literal["index", "patch", "relative"] = "index"
     depth_match: Literal["absolute", "from_end"] = "absolute"
+    width_match: Literal["incompatible", "pad"] = "incompatible"
     preprocess: Literal["suspect", "owner"] = "suspect"
     precision: Literal["float32", "bfloat16"] = "float32"
 
@@ -292,15 +295,20 @@ class ActiveMark:
         block = link.block + (depth - link.depth if self.depth_match == "from_end" else 0)
         if not 0 <= block < depth - 1:
             raise Incompatible(f"expected more than {block + 1} blocks, got {depth}")
-        index = link.place
-        if self.axis == "token" and self.token_match == "patch" and index >= link.prefix:
-            index += model.prefix - link.prefix
-        width = secret["codec.encoder.2.bias"].shape[0]
         with torch.no_grad():
             side = model.preprocess.size
             tokens = model.embed(torch.zeros(1, 3, *side, device=model.mean.device)).shape[1]
+        index = link.place
+        if self.axis == "token" and index >= link.prefix:
+            if self.token_match == "patch":
+                index += model.prefix - link.prefix
+            elif self.token_match == "relative":
+                index = model.prefix + _same_spot(
+                    index - link.prefix, link.tokens - link.prefix, tokens - model.prefix
+                )
+        width = secret["codec.encoder.2.bias"].shape[0]
         found = model.width if self.axis == "token" else tokens
-        if found != width:
+        if found != width and self.width_match == "incompatible":
             what = "width" if self.axis == "token" else "token count"
             raise Incompatible(f"expected the owner's {what} {width}, got {found}")
         if index >= (tokens if self.axis == "token" else model.width):
@@ -466,11 +474,21 @@ class ActiveMark:
                 before = model.run_blocks(model.embed(images), 0, link.block)
                 after = model.run_blocks(before, link.block, link.block + 1)
                 source = before if self.encoder_input == "block_input" else after
-                token = codec.encode(link.pick(source, self.axis), message)
-                logits = codec.decode(self._read(model, link.put(after, token, self.axis), link))
+                picked = link.pick(source, self.axis)
+                token = codec.encode(self._sized(picked, codec.written), message)
+                put = link.put(after, self._sized(token, picked.shape[1]), self.axis)
+                logits = codec.decode(self._sized(self._read(model, put, link), codec.read))
                 read = logits >= 0 if self.binarise == ">=" else logits > 0
                 found.append(read != message.bool())
         return torch.cat(found).cpu()  # the only wait for the device
+
+    def _sized(self, value: Tensor, width: int) -> Tensor:
+        """Bring (b, w) to (b, `width`), with zeros or by cutting, where the settings allow it."""
+        if value.shape[1] == width:
+            return value
+        if self.width_match == "incompatible":
+            raise Incompatible(f"expected the owner's width {width}, got {value.shape[1]}")
+        return F.pad(value, (0, width - value.shape[1]))  # a negative pad cuts
 
     def _read(self, model: VisionModel, tokens: Tensor, link: Link) -> Tensor:
         """Run the tail no further than the decoder needs it."""
@@ -575,7 +593,7 @@ class Codec(nn.Module):
         self, written: int, read: int, bits: int, encoder: int, decoder: int, output: str
     ) -> None:
         super().__init__()
-        self.output = output
+        self.written, self.read, self.output = written, read, output
         self.encoder = nn.Sequential(
             nn.Linear(written + bits, encoder), nn.ReLU(), nn.Linear(encoder, written)
         )
@@ -629,9 +647,20 @@ def _repeat(
     return real, ideal
 
 
+def _same_spot(patch: int, owners: int, suspects: int) -> int:
+    """Find the patch of a square grid of `suspects` where `patch` lies in one of `owners`."""
+    here, there = math.isqrt(owners), math.isqrt(suspects)
+    if here**2 != owners or there**2 != suspects:
+        raise Incompatible(f"expected square grids of patches, got {owners} and {suspects}")
+    row, column = divmod(patch, here)
+    return (row * there // here) * there + column * there // here
+
+
 def _fidelity(difference: Tensor, norm: str) -> Tensor:
     if norm == "mse":
         return difference.square().mean()
+    if norm == "l2_squared":
+        return difference.square().flatten(1).sum(1).mean()
     return cast(Tensor, torch.linalg.vector_norm(difference.flatten(1), dim=1)).mean()
 
 

@@ -203,6 +203,7 @@ def test_fidelity_loss_equals_the_hand_count():
     difference = torch.tensor([[3.0, 4.0], [0.0, 0.0]])
     assert float(activemark._fidelity(difference, "l2")) == pytest.approx(2.5)
     assert float(activemark._fidelity(difference, "mse")) == pytest.approx(25 / 4)
+    assert float(activemark._fidelity(difference, "l2_squared")) == pytest.approx(25 / 2)
 
 
 def test_select_keeps_only_images_without_error_and_yield_tells_their_share(mini):
@@ -410,3 +411,29 @@ def test_the_codec_is_drawn_from_its_generator_alone():
 def test_settings_are_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         ActiveMark().steps = 3  # type: ignore[misc]
+
+
+def test_a_suspect_of_another_width_can_be_padded(mini, monkeypatch):
+    """The hand-made codec uses channels 0 .. 3 alone, which a narrower stream has too."""
+    link = Link(2, 46, 6, 1, 65)
+    sent = torch.tensor([[1, 0, 1, 0]], dtype=torch.uint8)
+    secret = secret_of(wired(mini, link), link, sent, images(1).pixels, mini)
+    narrow = silent(other_shape(monkeypatch, embed_dim=24))
+    mark = ActiveMark(bits=4, tau=1, encoder_output="linear", width_match="pad")
+    found = mark.extract(secret, View(narrow, Access.WEIGHTS), context())
+    assert found.statistic == (0.0,)
+
+
+@pytest.mark.parametrize(
+    ("patch", "owners", "suspects", "expected"),
+    [(0, 64, 16, 0), (63, 64, 16, 15), (45, 64, 16, 10), (45, 256, 64, 14), (5, 16, 64, 18)],
+)
+def test_the_same_spot_of_another_grid_equals_the_hand_count(patch, owners, suspects, expected):
+    assert activemark._same_spot(patch, owners, suspects) == expected
+
+
+def test_the_same_spot_is_read_in_a_coarser_suspect(mini, monkeypatch):
+    coarse = other_shape(monkeypatch, patch_size=8)
+    secret = secret_of(wired(mini, Link(2, 46, 6, 1, 65)), (0,) * 5, None, None, mini)
+    placed = ActiveMark(token_match="relative")._fit(Link(2, 46, 6, 1, 65), coarse, secret)
+    assert (placed.place, placed.tokens) == (11, 17)  # patch 45 is row 5, column 5 of 8 x 8
