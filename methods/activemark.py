@@ -137,7 +137,7 @@ class ActiveMark:
       preprocessing is read; the code uses equal indices and the suspect's transform. "patch" counts
       patches after the prefix tokens, "relative" takes the same spot of a grid of another size.
     * `width_match`: a suspect of another width is incompatible, for e and d are tied to the owner's
-      and neither paper nor code says more; "pad" fills with zeros or cuts, to see what is read then.
+      and neither paper nor code says more; "pad" fills with zeros or cuts.
     * `precision`: of the passes; "bfloat16" uses autocast.
     """
 
