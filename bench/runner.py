@@ -146,6 +146,8 @@ class Laboratory:
     ) -> tuple[Evidence, float, float]:
         """Read the evidence; time it beside a plain forward pass of as many images."""
         found: list[Evidence] = []
+        with measure.aside(self.device):  # neither is timed cold
+            _plain_pass(model, BATCH, self.device)
         with measure.measuring(self.device) as meter:
             seconds = measure.timed(lambda: found.append(read()), self.device)
         with measure.aside(self.device):

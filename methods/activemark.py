@@ -605,8 +605,9 @@ class Codec(nn.Module):
         first, last = state["encoder.0.weight"], state["encoder.2.weight"]
         read, bits = state["decoder.0.weight"].shape[1], state["decoder.2.weight"].shape[0]
         hidden = state["decoder.0.weight"].shape[0]
-        codec = Codec(last.shape[0], read, bits, first.shape[0], hidden, output)
-        codec.load_state_dict(dict(state))
+        with torch.device("meta"):  # first weights would be drawn only to be thrown away
+            codec = Codec(last.shape[0], read, bits, first.shape[0], hidden, output)
+        codec.load_state_dict(dict(state), assign=True)
         return codec.eval()
 
     def draw(self, rng: torch.Generator) -> Codec:
