@@ -36,7 +36,8 @@ class DistilFeatures:
     The loss is 1 - cosine + mean squared error, of the CLS token (and registers) and of the
     patches, each averaged over its tokens, then added. A student of another `width` (timm's vision
     transformers only, narrower than the victim) answers through a linear map, which is thrown away.
-    `data` names the images, none the probe's; `warmup` is a share of the steps, `lr` the peak.
+    `data` names the images, none the probe's; `warmup` is a share of the steps, `lr` the peak,
+    `precision` that of the student's passes.
 
     Source: Y. Liu, J. Jia, H. Liu, N. Z. Gong, "StolenEncoder: stealing pre-trained encoders in
     self-supervised learning", arXiv:2201.05889; there the embedding alone is matched.
@@ -50,6 +51,7 @@ class DistilFeatures:
     schedule: training.Schedule = "cosine"
     warmup: float = 0.1
     weight_decay: float = 0.05
+    precision: training.Precision = "float32"
 
     offers: ClassVar[Access] = Access.ENCODER
     derived: ClassVar[bool] = True
@@ -99,6 +101,7 @@ class DistilLogits:
     schedule: training.Schedule = "cosine"
     warmup: float = 0.1
     weight_decay: float = 0.05
+    precision: training.Precision = "float32"
 
     offers: ClassVar[Access] = Access.ALL
     derived: ClassVar[bool] = True
@@ -125,7 +128,7 @@ class DistilLogits:
         def loss_of(chosen: Tensor) -> Tensor:
             found = student.logits(ctx.images.batch(chosen, ctx.device)) / t  # (b, k)
             target = wanted[chosen].to(ctx.device, non_blocking=True)
-            known = F.log_softmax(found, dim=1)
+            known = F.log_softmax(found, dim=1, dtype=torch.float32)
             return t**2 * F.kl_div(known, target, reduction="batchmean", log_target=True)
 
         return _taught(student, [*student.parameters()], loss_of, self, ctx)
@@ -212,6 +215,7 @@ def _taught(
         weight_decay=settings.weight_decay,
         schedule=settings.schedule,
         warmup=settings.warmup,
+        precision=settings.precision,
         rng=ctx.rng,
     )
     student.notes = {"final_loss": fit.losses[-1], "steps": fit.steps}

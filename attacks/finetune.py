@@ -50,7 +50,8 @@ class FinetuneClassify:
 
     `data` names the suite's data set that the thief trains on; the suspect keeps its head.
     `warmup` is a share of the steps, `lr` the peak learning rate; block i of n learns at
-    lr * layer_decay ** (n - i), what comes before the blocks slowest.
+    lr * layer_decay ** (n - i), what comes before the blocks slowest. `precision` is that of the
+    passes.
     """
 
     data: str = "digits"
@@ -65,6 +66,7 @@ class FinetuneClassify:
     layer_decay: float = 1.0
     rank: int = 8
     lora_mlp: bool = False
+    precision: training.Precision = "float32"
 
     offers: ClassVar[Access] = Access.ENCODER  # the head answers in the thief's classes
     derived: ClassVar[bool] = True
@@ -114,6 +116,7 @@ class FinetuneClassify:
             weight_decay=self.weight_decay,
             schedule=self.schedule,
             warmup=self.warmup,
+            precision=self.precision,
             rng=ctx.rng,
         )
         for layer, name in adapted:

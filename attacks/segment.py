@@ -31,7 +31,7 @@ class FinetuneSegment:
     """Fine-tune all layers and a fresh segmentation head on the thief's images with masks.
 
     `data` names the suite's data set that the thief trains on; the suspect keeps its head.
-    `warmup` is a share of the steps, `lr` the peak learning rate.
+    `warmup` is a share of the steps, `lr` the peak learning rate, `precision` that of the passes.
     """
 
     data: str = "digit-scenes"
@@ -42,6 +42,7 @@ class FinetuneSegment:
     schedule: training.Schedule = "constant"
     warmup: float = 0.0
     weight_decay: float = 0.01
+    precision: training.Precision = "float32"
 
     offers: ClassVar[Access] = Access.ENCODER  # the head answers pixel by pixel
     derived: ClassVar[bool] = True
@@ -84,6 +85,7 @@ class FinetuneSegment:
             weight_decay=self.weight_decay,
             schedule=self.schedule,
             warmup=self.warmup,
+            precision=self.precision,
             rng=ctx.rng,
         )
         model.notes = {"final_loss": fit.losses[-1], "steps": fit.steps}

@@ -15,6 +15,9 @@ from bench.models import VisionModel
 
 Schedule = Literal["constant", "cosine", "linear"]
 
+Precision = Literal["float32", "bfloat16"]
+"""Of the passes: "bfloat16" uses autocast; weights, gradients and optimiser stay in float32."""
+
 Parameters = Iterable[nn.Parameter] | Iterable[dict[str, Any]]
 """Parameters, or groups of them with settings of their own, as `torch.optim` takes them."""
 
@@ -81,6 +84,7 @@ def fit(
     weight_decay: float = 0.01,
     schedule: Schedule = "constant",
     warmup: float = 0.0,
+    precision: Precision = "float32",
     rng: torch.Generator,
 ) -> Fit:
     """Minimise `loss_of` with AdamW over shuffled batches of the indices 0 .. count - 1.
@@ -104,7 +108,8 @@ def fit(
                 factor = next(factors)
                 for group, peak in zip(optimiser.param_groups, peaks, strict=True):
                     group["lr"] = peak * factor
-                loss = loss_of(chosen)
+                with passes(device, precision):
+                    loss = loss_of(chosen)
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimiser.step()
                 optimiser.zero_grad(set_to_none=True)
@@ -115,6 +120,11 @@ def fit(
                     f"diverged: loss is not finite at epoch {epoch + 1}; lower lr"
                 )
     return Fit(epochs * math.ceil(count / batch), tuple(losses))
+
+
+def passes(device: torch.device, precision: Precision) -> torch.autocast:
+    """Run the passes of a block in `precision`; gradients may be taken outside it."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
 def _factors(kind: Schedule, total: int, warmup: float) -> list[float]:

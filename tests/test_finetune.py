@@ -106,6 +106,60 @@ def test_the_thief_learns_the_task(mode, least):
     assert 0 < made.notes["final_loss"] < 1.5
 
 
+def thiefs_digits():
+    """The thief's digits to train on, as a context, and those to be judged on."""
+    digits = manifest.read("digits", DataSettings("digits"))
+    pools, size = manifest.split(digits), owner().preprocess
+    train = data.load(digits, pools.thief_images, size)
+    return train, data.load(digits, pools.thief_held_out, size)
+
+
+def plain_script(model, train, seed):
+    """Fine-tune as a script of twenty lines would: nothing of ours but the model's tokens."""
+    torch.manual_seed(seed)
+    head = nn.Sequential(nn.LayerNorm(96), nn.Dropout(0.1), nn.Linear(96, 10))
+    optimiser = torch.optim.AdamW([*model.parameters(), *head.parameters()], lr=1e-3)
+    for _ in range(5):
+        for chosen in torch.randperm(len(train)).split(32):
+            tokens = model.forward_features(train.pixels[chosen] / 255)
+            pooled = torch.cat([tokens[:, 0], tokens[:, model.prefix :].mean(1)], dim=1)
+            F.cross_entropy(head(pooled), train.labels[chosen]).backward()
+            optimiser.step()
+            optimiser.zero_grad()
+    head.eval()
+    return lambda x: head(
+        torch.cat([(t := model.forward_features(x))[:, 0], t[:, model.prefix :].mean(1)], dim=1)
+    )
+
+
+def test_fine_tuning_is_as_good_as_a_plain_script_and_in_half_precision_too():
+    train, test = thiefs_digits()
+    ours, halves, theirs = [], [], []
+    for seed in range(3):
+        ctx = dataclasses.replace(context(seed), images=train)
+        ours.append(head_accuracy(FinetuneClassify(epochs=5, lr=1e-3).run(owner(), ctx), test, CPU))
+        ctx = dataclasses.replace(context(seed), images=train)
+        half = FinetuneClassify(epochs=5, lr=1e-3, precision="bfloat16").run(owner(), ctx)
+        halves.append(head_accuracy(half, test, CPU))
+        with torch.random.fork_rng(devices=[]):
+            ask = plain_script(owner(), train, seed)
+        with torch.no_grad():
+            right = ask(test.pixels / 255).argmax(1) == test.labels
+        theirs.append(float(right.double().mean()))
+    print(f"ours {ours}, in bfloat16 {halves}, plain script {theirs}")
+    assert min(ours) > 0.85
+    assert abs(sum(ours) - sum(theirs)) / 3 < 0.02
+    assert abs(sum(ours) - sum(halves)) / 3 < 0.02
+
+
+def test_half_precision_trains_other_weights_in_full_precision():
+    full = FinetuneClassify(epochs=1, lr=1e-3).run(owner(), context(3))
+    half = FinetuneClassify(epochs=1, lr=1e-3, precision="bfloat16").run(owner(), context(3))
+    assert {p.dtype for p in half.parameters()} == {torch.float32}
+    assert weights_digest(full) != weights_digest(half)
+    assert half.notes["final_loss"] == pytest.approx(full.notes["final_loss"], rel=0.02)
+
+
 def moved(before, after):
     """Names of the backbone's tensors that changed by so much as a bit."""
     old, new = before.trunk.state_dict(), after.trunk.state_dict()
