@@ -23,7 +23,6 @@ import functools
 import math
 import statistics
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple, TypeVar, cast
 
@@ -36,6 +35,7 @@ from bench.measure import aside, timed
 from bench.models import VisionModel, clone
 from bench.profile import Choice, activation_profile, choose_block
 from bench.registry import method
+from bench.training import Precision, passes
 from bench.training import schedule as schedule_factor
 from bench.types import (
     Access,
@@ -179,7 +179,7 @@ class ActiveMark:
     depth_match: Literal["absolute", "from_end"] = "absolute"
     width_match: Literal["incompatible", "pad"] = "incompatible"
     preprocess: Literal["suspect", "owner"] = "suspect"
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "float32"
 
     def __post_init__(self) -> None:
         for name, value in BY_VARIANT[self.variant].items():
@@ -394,7 +394,7 @@ class ActiveMark:
 
         def bare(number: int) -> None:  # the fewest passes a step needs
             clean = frozen(order[number])
-            with self._passes(ctx.device):
+            with passes(ctx.device, self.precision):
                 tokens = clean.after.detach().requires_grad_(True)
                 out, read = self._tail(marked, tokens, link)
                 if self.fidelity_under == "plain":
@@ -423,7 +423,7 @@ class ActiveMark:
         self, model: VisionModel, codec: Codec, link: Link, clean: Clean, message: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Eq. 2 on one batch; returns the loss and its two parts (2,)."""
-        with self._passes(clean.after.device):
+        with passes(clean.after.device, self.precision):
             token = codec.encode(clean.source, message)
             out, read = self._tail(model, link.put(clean.after, token, self.axis), link)
             logits = codec.decode(read)
@@ -461,7 +461,7 @@ class ActiveMark:
     ) -> Tensor:
         """Say which bits arrive wrong (n, bits): the suspect's p and q, the owner's e and d."""
         found = []
-        with torch.inference_mode(), self._passes(device):
+        with torch.inference_mode(), passes(device, self.precision):
             for start in range(0, len(pixels), batch):
                 images = pixels[start : start + batch].to(device).float() / 255
                 if owner_norm is not None:
@@ -499,10 +499,6 @@ class ActiveMark:
         if self.read == "output_token":
             return link.pick(final, self.axis)
         return model.embedding(final)
-
-    def _passes(self, device: torch.device) -> AbstractContextManager[object]:
-        half = self.precision == "bfloat16"
-        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=half)
 
 
 class Link(NamedTuple):
@@ -577,7 +573,7 @@ class Frozen:
         if self._mark.augment:
             images = _augmented(images, self._rng)
         base, block = self._base, self._link.block
-        with self._mark._passes(self._device):
+        with passes(self._device, self._mark.precision):
             before = base.run_blocks(base.embed(images), 0, block)
             after = base.run_blocks(before, block, block + 1)
             target, _ = self._mark._tail(base, after, self._link)

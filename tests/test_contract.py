@@ -19,6 +19,7 @@ QUICK = {
     "distill.logits": {"epochs": 2},
     "finetune.classify": {"epochs": 2},
     "finetune.segment": {"epochs": 2},
+    "adv_tra": {"mode": "fast", "trajectories": 8, "classes": 4},
     "activemark": {
         "variant": "paper",
         "images": 16,
@@ -29,6 +30,9 @@ QUICK = {
         "message_norm": "bce",
         "encoder_output": "linear",
     },
+    "akh": {"queries": 40},
+    "ipguard": {"points": 16, "iterations": 100, "lr": 1e-2, "k": 1.0},
+    "pautov2024": {"queries": 20, "proxies": 8},
 }
 """Settings that keep the promises cheap to check; the others run at their defaults."""
 

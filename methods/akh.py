@@ -1,0 +1,123 @@
+"""The Anna Karenina heuristic: models are right alike, but every model is wrong in its own way.
+
+A. Godinot, E. Le Merrer, C. Penzo, F. Taïani, G. Trédan, "Queries, Representation & Detection: the
+next 100 model fingerprinting schemes", AAAI 2025, https://arxiv.org/abs/2412.13021.
+
+The paper's baseline, from memory, which needs no optimisation: the queries are images the owner
+gets wrong, the evidence is whether a suspect gives them the same labels. `fill`, for owners that
+are rarely wrong, is ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from bench.measure import aside, timed
+from bench.models import VisionModel, clone
+from bench.queries import answers, classifier, matches
+from bench.registry import method
+from bench.types import Access, Context, Evidence, Protected, Readout, Suspect, UserError
+
+
+@method("akh", version=1)
+@dataclass(frozen=True)
+class AnnaKarenina:
+    """Fingerprint a classifier by the labels it gives to images it gets wrong.
+
+    Paper: Godinot et al., QuRD, https://arxiv.org/abs/2412.13021.
+
+    In the order of the fields:
+
+    * `queries`: how many images are asked about, drawn from all the owner's wrong ones.
+    * `fill`: where fewer are wrong, "none" leaves it at those; "least confident" adds images the
+      owner gets right, those with the lowest probability of their class first. The notes say how
+      many were added: innocents agree on them more often.
+    * `batch`: images that are read together.
+    * `readout`: how labels are got of a suspect whose classes are not the owner's.
+    """
+
+    needs: ClassVar[Access] = Access.LABELS
+    marks: ClassVar[bool] = False
+
+    queries: int = 100
+    fill: Literal["none", "least confident"] = "least confident"
+    batch: int = 64
+    readout: Readout = "graft"
+
+    def __post_init__(self) -> None:
+        for name in ("queries", "batch"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}: expected at least 1, got {getattr(self, name)}")
+
+    def protect(self, owner: VisionModel, ctx: Context) -> Protected:
+        """Find the owner's mistakes among all its images; the notes count them and the fill."""
+        model = classifier(owner, ctx.device)
+        pixels, truth = _labelled(ctx)
+        logits = answers(model.logits, pixels, self.batch, ctx.device)
+        if logits.shape[1] != ctx.images.classes:
+            raise UserError(
+                f"expected images labelled with the owner's {logits.shape[1]} classes, got "
+                f"{ctx.images.classes}; name such a data set as the owner's, or give the owner a "
+                "`classifier:` trained on this one"
+            )
+        mistaken = logits.argmax(1) != truth
+        chosen = self._choose(mistaken, logits, ctx.rng)
+        # Labelled once more, in the batches they are read in: equal to the last rounding.
+        kept = pixels[chosen]
+        labels = answers(model.logits, kept, self.batch, ctx.device).argmax(1)
+        wrong = int(mistaken[chosen].sum())
+        notes = {
+            "images": len(pixels),
+            "wrong": int(mistaken.sum()),
+            "queries": len(chosen),
+            "filled": len(chosen) - wrong,
+        }
+        with aside(ctx.device):
+            first = pixels[: self.batch]
+            seconds = timed(
+                lambda: answers(model.logits, first, self.batch, ctx.device), ctx.device
+            )
+        ideal = seconds / len(first) * len(pixels)  # every image is looked at once
+        return Protected(clone(owner).cpu(), {"pixels": kept, "labels": labels}, notes, ideal)
+
+    def extract(self, secret: Mapping[str, Tensor], suspect: Suspect, ctx: Context) -> Evidence:
+        """Ask for the label of every image; one query is one image."""
+        found = answers(suspect.labels, secret["pixels"], self.batch, ctx.device)
+        return matches(found, secret["labels"], "image")
+
+    def _choose(self, mistaken: Tensor, logits: Tensor, rng: torch.Generator) -> Tensor:
+        """Return the numbers of the images to ask about: mistakes at random, then the fill."""
+        wrong = mistaken.nonzero().flatten()
+        wrong = wrong[torch.randperm(len(wrong), generator=rng)]
+        if self.fill == "none":
+            if not len(wrong):
+                raise UserError(
+                    f"expected images the owner gets wrong, got none among {len(mistaken)}; give "
+                    'it more images, or set `fill` to "least confident"'
+                )
+            return wrong[: self.queries]
+        confidence = logits.softmax(1).amax(1)
+        ranked = confidence.argsort(stable=True)
+        return torch.cat([wrong, ranked[~mistaken[ranked]]])[: self.queries]
+
+
+def _labelled(ctx: Context) -> tuple[Tensor, Tensor]:
+    """Return all the owner's pixels (n, 3, h, w) and their labels (n,).
+
+    Raises:
+        UserError: the images are not labelled.
+
+    """
+    pools = ctx.images, ctx.held_out
+    labels = [pool.labels for pool in pools if pool.labels is not None]
+    if len(labels) < len(pools):
+        raise UserError(
+            "expected labelled images of the owner's, got unlabelled ones; name a data set with "
+            "classes as the owner's"
+        )
+    return torch.cat([pool.pixels for pool in pools]), torch.cat(labels)

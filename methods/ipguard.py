@@ -1,0 +1,256 @@
+"""IPGuard: points just across the owner's decision boundaries, and the labels it gives them.
+
+X. Cao, J. Jia, N. Z. Gong, "IPGuard: protecting intellectual property of deep neural networks via
+fingerprinting the classification boundary", AsiaCCS 2021, https://arxiv.org/abs/1910.12903.
+
+From a starting point that the owner calls i, Adam moves x until Z_j >= Z_i + k and no third class
+is above Z_i (Z are logits, j is a target class): a point just past the boundary of i and j. A
+suspect that shares the boundary gives such points the same labels.
+
+Written after two public re-implementations whose objectives agree, in DeepJudge and in RemovalNet;
+k = 10, 100 points and 1000 iterations are the paper's from memory, the learning rate DeepJudge's.
+Both go point by point, with four forward passes or more an iteration. Here all points descend
+together, with one forward and one backward pass each, which changes nothing but rounding: Adam
+works element by element, the loss is a sum over points, and a model in eval mode treats every image
+on its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from bench.measure import aside, timed
+from bench.models import VisionModel, clone
+from bench.queries import answers, classifier, matches
+from bench.registry import method
+from bench.types import (
+    Access,
+    Context,
+    Evidence,
+    Json,
+    Protected,
+    Readout,
+    Suspect,
+    UserError,
+)
+
+BETAS, EPSILON = (0.9, 0.999), 1e-8
+"""Adam's constants, PyTorch's defaults."""
+
+TIMED_EVERY = 16
+"""Iterations between two that are timed beside the passes they cannot do without."""
+
+
+@method("ipguard", version=1)
+@dataclass(frozen=True)
+class IPGuard:
+    """Fingerprint a classifier by points just across its decision boundaries.
+
+    Paper: Cao, Jia & Gong, IPGuard, https://arxiv.org/abs/1910.12903.
+
+    In the order of the fields:
+
+    * `points`: how many, each from a starting point of its own.
+    * `initialisation`: "data" starts at the owner's images, "noise" at uniformly random pixels.
+    * `target`: j, the class the owner finds least likely at the start, or a random other one.
+    * `k`, `k_unit`: the margin by which j wins, in logits or in the owner's median margin between
+      its first and second class on its own images. Logits have no natural scale: DeepJudge takes 5,
+      RemovalNet 0.01. The notes give both units.
+    * `iterations`, `lr`, `tolerance`: Adam's; a point stops once its loss is at most `tolerance`.
+      RemovalNet: lr 1e-2, tolerance 1e-4.
+    * `adam_reset`: forget Adam's moments after every iteration, as RemovalNet does, which makes a
+      new optimiser each time; every step is then lr * sign(gradient). (DeepJudge also forgets the
+      moments but goes on counting steps, which amounts to a learning rate up to 3.2 times larger.)
+    * `clamp`: keep the points within [0, 1], as images sent to a service must be; neither
+      implementation does.
+    * `batch`: points that descend together, and that are read together; fewer take less memory.
+    * `readout`: how labels are got of a suspect whose classes are not the owner's.
+    """
+
+    needs: ClassVar[Access] = Access.LABELS
+    marks: ClassVar[bool] = False
+
+    points: int = 100
+    initialisation: Literal["data", "noise"] = "data"
+    target: Literal["least_likely", "random"] = "least_likely"
+    k: float = 10.0
+    k_unit: Literal["logits", "median margin"] = "logits"
+    iterations: int = 1000
+    lr: float = 1e-3
+    tolerance: float = 0.0
+    adam_reset: bool = False
+    clamp: bool = True
+    batch: int = 100
+    readout: Readout = "graft"
+
+    def __post_init__(self) -> None:
+        for name in ("points", "iterations", "batch"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        for name in ("k", "tolerance"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name}: expected at least 0, got {getattr(self, name)}")
+        if self.lr <= 0:
+            raise UserError(f"lr: expected more than 0, got {self.lr}")
+
+    def protect(self, owner: VisionModel, ctx: Context) -> Protected:
+        """Find the points; the notes say how many reached zero loss, and how soon."""
+        model = classifier(owner, ctx.device)
+        start = images = self._images(ctx).to(model.mean.dtype)
+        first = clean = answers(model.logits, images, self.batch, ctx.device)  # (n, classes)
+        if self.initialisation == "noise":
+            start = torch.rand(images.shape, generator=ctx.rng).to(images)
+            first = answers(model.logits, start, self.batch, ctx.device)
+        margin = float(clean.topk(2).values.diff().abs().median())
+        k = self.k * (margin if self.k_unit == "median margin" else 1.0)
+        source, target = first.argmax(1), self._targets(first, ctx.rng)
+        found = self.descend(model.logits, start, source, target, k, ctx.device)
+        # Kept as they are, unrounded: a byte's step can be wider than the margin. Labelled in the
+        # batches they are read in, so that the owner agrees with itself to the last point.
+        final = answers(model.logits, found.points, self.batch, ctx.device)
+        missed = boundary_loss(final, source, target, k) > self.tolerance
+        missed &= found.steps == self.iterations
+        notes: dict[str, Json] = {
+            "points": self.points,
+            "zero_loss": self.points - int(missed.sum()),
+            "median_steps": float(found.steps.double().quantile(0.5)),
+            "k_logits": k,
+            "median_margin": margin,
+            "k_median_margins": k / margin if margin else None,
+        }
+        secret = {"points": found.points, "labels": final.argmax(1)}
+        return Protected(clone(owner).cpu(), secret, notes, found.ideal_seconds)
+
+    def extract(self, secret: Mapping[str, Tensor], suspect: Suspect, ctx: Context) -> Evidence:
+        """Ask for the label of every point; the rate is the paper's matching rate."""
+        found = answers(suspect.labels, secret["points"], self.batch, ctx.device)
+        return matches(found, secret["labels"], "point")
+
+    def descend(
+        self,
+        logits: Callable[[Tensor], Tensor],
+        start: Tensor,
+        source: Tensor,
+        target: Tensor,
+        k: float,
+        device: torch.device,
+    ) -> Descent:
+        """Move points (n, 3, h, w) in [0, 1] from their `source` class (n,) to k past `target`.
+
+        `logits` maps images to class scores (b, classes); the points come back on the CPU.
+        """
+        parts = []
+        for first in range(0, len(start), self.batch):
+            chunk = slice(first, first + self.batch)
+            x, i, j = (part[chunk].to(device) for part in (start, source, target))
+            parts.append(self._descend_together(logits, x, i, j, k))
+        points, steps, ideal = zip(*parts, strict=True)
+        return Descent(torch.cat(points), torch.cat(steps), sum(ideal))
+
+    def _images(self, ctx: Context) -> Tensor:
+        """Draw as many of the owner's images as there are points, as floats (n, 3, h, w)."""
+        if len(ctx.images) < self.points:
+            raise UserError(
+                f"points: expected at least as many images, the owner has {len(ctx.images)} for "
+                f"{self.points} points; ask for fewer or give the data set more"
+            )
+        chosen = torch.randperm(len(ctx.images), generator=ctx.rng)[: self.points]
+        return ctx.images.batch(chosen, torch.device("cpu"))
+
+    def _targets(self, logits: Tensor, rng: torch.Generator) -> Tensor:
+        """Choose j for every starting point from its logits (n, classes)."""
+        if self.target == "least_likely":
+            return logits.argmin(1)
+        count, classes = logits.shape
+        others = torch.randint(1, classes, (count,), generator=rng)
+        return (logits.argmax(1) + others) % classes
+
+    def _descend_together(
+        self,
+        logits: Callable[[Tensor], Tensor],
+        x: Tensor,
+        source: Tensor,
+        target: Tensor,
+        k: float,
+    ) -> Descent:
+        """Descend with one batch; a point at zero loss is set aside as it was tested."""
+        points, steps = torch.empty_like(x), torch.full((len(x),), self.iterations)
+        rows = torch.arange(len(x), device=x.device)
+        first, second = torch.zeros_like(x), torch.zeros_like(x)  # Adam's moments
+        ideal = per_pass = 0.0
+        for number in range(self.iterations):
+            if number % TIMED_EVERY == 0:
+                per_pass = _bare_seconds(logits, x) / len(x)
+            ideal += per_pass * len(x)
+            x = x.detach().requires_grad_(True)
+            loss = boundary_loss(logits(x), source, target, k)
+            done = loss.detach() <= self.tolerance
+            finished = int(done.sum())  # the one wait for the device in an iteration
+            if finished:
+                points[rows[done]], steps[rows[done].cpu()] = x.detach()[done], number
+            if finished == len(x):
+                return Descent(points.cpu(), steps, ideal)
+            (gradient,) = torch.autograd.grad(loss.sum(), x)
+            x = x.detach()
+            if finished:
+                x, gradient, first, second, rows, source, target = (
+                    part[~done] for part in (x, gradient, first, second, rows, source, target)
+                )
+            x, first, second = self._adam(x, gradient, first, second, number)
+        points[rows] = x
+        return Descent(points.cpu(), steps, ideal)
+
+    def _adam(
+        self, x: Tensor, gradient: Tensor, first: Tensor, second: Tensor, number: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Take Adam's step; return the points and both moments."""
+        if self.adam_reset:
+            first, second, number = torch.zeros_like(first), torch.zeros_like(second), 0
+        first = first.lerp(gradient, 1 - BETAS[0])
+        second = second.lerp(gradient.square(), 1 - BETAS[1])
+        # Points of a batch start together: one count of steps corrects the moments of all.
+        mean, square = (
+            moment / (1 - beta ** (number + 1))
+            for moment, beta in zip((first, second), BETAS, strict=True)
+        )
+        x = x - self.lr * mean / (square.sqrt() + EPSILON)
+        return (x.clamp(0, 1) if self.clamp else x), first, second
+
+
+class Descent(NamedTuple):
+    """Where points ended (n, 3, h, w), after how many steps each (n,), and the passes' time."""
+
+    points: Tensor
+    steps: Tensor
+    ideal_seconds: float
+
+
+def boundary_loss(logits: Tensor, source: Tensor, target: Tensor, k: float) -> Tensor:
+    """Return relu(Z_i - Z_j + k) + relu(max of the others - Z_i), (b,), from logits (b, classes).
+
+    It is zero where j = `target` wins by k and i = `source` comes second. Of two classes there are
+    no others.
+    """
+    pair = torch.stack([source, target], 1)  # (b, 2)
+    at_source, at_target = logits.gather(1, pair).unbind(1)
+    loss = (at_source - at_target + k).relu()
+    if logits.shape[1] == 2:
+        return loss
+    others = logits.scatter(1, pair, -torch.inf).amax(1)
+    return loss + (others - at_source).relu()
+
+
+def _bare_seconds(logits: Callable[[Tensor], Tensor], x: Tensor) -> float:
+    """Time one forward and one backward pass to the pixels, left out of what is measured."""
+
+    def passes() -> None:
+        pixels = x.detach().requires_grad_(True)
+        torch.autograd.grad(logits(pixels).sum(), pixels)
+
+    with aside(x.device):
+        return timed(passes, x.device)
