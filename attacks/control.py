@@ -4,7 +4,7 @@ Source: A. Chistyakova, M. Pautov, "ActiveMark: on watermarking of visual founda
 massive activations", arXiv:2510.04966, section 5 (independent models as negative suspects).
 
 The paper downloads its independent models; these are trained from scratch on other images, in the
-owner's own shape, so that no method can refuse them.
+owner's own shape, so that no method can refuse them, or in another.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from bench.models import VisionModel, clone
+from bench.recipe import Shape
 from bench.registry import attack
-from bench.types import Access, Context, UserError
+from bench.types import Access, Context, Passes, Sizes, UserError
 
 
 @attack("control.identity")
@@ -26,6 +27,10 @@ class Identity:
     derived: ClassVar[bool] = True
     random: ClassVar[bool] = False
 
+    def passes(self, sizes: Sizes) -> Passes:
+        """Count none: no image is looked at."""
+        return Passes()
+
     def run(self, victim: VisionModel, ctx: Context) -> VisionModel:
         """Return an equal copy."""
         return clone(victim)
@@ -34,9 +39,10 @@ class Identity:
 @attack("control.stranger")
 @dataclass(frozen=True, slots=True)
 class Stranger:
-    """Put the index-th independently trained model of the owner's shape in the victim's place."""
+    """Put the index-th independently trained model of an embedded shape in the victim's place."""
 
     index: int = 0
+    shape: Shape = "mini"
 
     # A stranger without the owner's label space is found out when it is asked: incompatible.
     offers: ClassVar[Access] = Access.ALL
@@ -47,6 +53,10 @@ class Stranger:
         if self.index < 0:
             raise ValueError(f"index: expected 0 or more, got {self.index}")
 
+    def passes(self, sizes: Sizes) -> Passes:
+        """Count none: no image is looked at."""
+        return Passes()
+
     def run(self, victim: VisionModel, ctx: Context) -> VisionModel:
         """Return the stranger; `victim` is not looked at."""
         if ctx.stranger is None:
@@ -54,4 +64,6 @@ class Stranger:
                 "expected independently trained models of this shape, got none; "
                 "control.stranger needs an owner that comes with strangers, such as 'mini'"
             )
-        return clone(ctx.stranger(self.index)).to(ctx.device)
+        found = ctx.stranger(self.index)
+        assert found.architecture.name == self.shape, "the bench trains what `shape` names"
+        return clone(found).to(ctx.device)

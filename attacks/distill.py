@@ -22,7 +22,7 @@ from bench.data import Images
 from bench.models import Head, OtherTrunk, VisionModel, clone, narrow, with_head
 from bench.owners import randomised
 from bench.registry import attack
-from bench.types import Access, Context, Incompatible, UserError
+from bench.types import Access, Context, Incompatible, Passes, Sizes, UserError
 
 TEACHER_BATCH = 64
 """Images the victim answers for at a time; no answer depends on it."""
@@ -61,6 +61,10 @@ class DistilFeatures:
         _check(self)
         if self.width is not None and self.width < 1:
             raise ValueError(f"width: expected 1 or more, got {self.width}")
+
+    def passes(self, sizes: Sizes) -> Passes:
+        """Count the victim's answers, and every epoch of the student there and back."""
+        return _passes(self, sizes)
 
     def run(self, victim: VisionModel, ctx: Context) -> VisionModel:
         """Return the student, which has no head; notes say the last epoch's loss."""
@@ -112,6 +116,10 @@ class DistilLogits:
         _check(self)
         if not self.temperature > 0:
             raise ValueError(f"temperature: expected more than 0, got {self.temperature}")
+
+    def passes(self, sizes: Sizes) -> Passes:
+        """Count the victim's answers, and every epoch of the student there and back."""
+        return _passes(self, sizes)
 
     def run(self, victim: VisionModel, ctx: Context) -> VisionModel:
         """Return the student with its head; notes say the last epoch's loss."""
@@ -181,6 +189,11 @@ def _tokens(model: VisionModel, images: Tensor) -> Tensor:
 def _distance(found: Tensor, wanted: Tensor) -> Tensor:
     cosine = F.cosine_similarity(found, wanted, dim=-1).mean()
     return 1 - cosine + F.mse_loss(found, wanted)
+
+
+def _passes(settings: DistilFeatures | DistilLogits, sizes: Sizes) -> Passes:
+    seen = settings.epochs * sizes.images
+    return Passes(sizes.images + seen, seen)
 
 
 def _answers(

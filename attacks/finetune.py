@@ -29,7 +29,7 @@ from bench import training
 from bench.data import Images
 from bench.models import Head, OtherTrunk, TimmViT, VisionModel, clone, with_head
 from bench.registry import attack
-from bench.types import Access, Context, UserError
+from bench.types import Access, Context, Passes, Sizes, UserError
 
 LORA_SCALE = 2.0
 """alpha / rank: alpha is twice the rank, whatever the rank."""
@@ -123,6 +123,13 @@ class FinetuneClassify:
             parametrize.remove_parametrizations(layer, name, leave_parametrized=True)
         model.notes = {"final_loss": fit.losses[-1], "steps": fit.steps}
         return model.eval().requires_grad_(True)
+
+    def passes(self, sizes: Sizes) -> Passes:
+        """Count every epoch there and back, or one look at each image below a frozen backbone."""
+        if self.mode in ("last", "retrain_last"):
+            return Passes(sizes.images)
+        seen = self.epochs * sizes.images
+        return Passes(seen, seen, frozen=self.mode == "lora")
 
     def _trained(
         self, model: VisionModel, images: Images, device: torch.device

@@ -17,7 +17,7 @@ import torch
 
 from bench.models import VisionModel, clone
 from bench.registry import attack
-from bench.types import Access, Context, Incompatible, UserError
+from bench.types import Access, Context, Incompatible, Passes, Sizes, UserError
 
 
 @attack("interpolate")
@@ -38,6 +38,10 @@ class Interpolate:
                 f"share: expected a share in (0, 1], got {self.share}; at 0 nothing of the "
                 "released model is left, that is the clean owner"
             )
+
+    def passes(self, sizes: Sizes) -> Passes:
+        """Count none: no image is looked at."""
+        return Passes()
 
     def run(self, victim: VisionModel, ctx: Context) -> VisionModel:
         """Return the mixture, with the victim's head; of two equal models, their equal."""

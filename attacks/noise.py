@@ -14,7 +14,7 @@ import torch
 from attacks.quantize import weights
 from bench.models import VisionModel, clone
 from bench.registry import attack
-from bench.types import Access, Context
+from bench.types import Access, Context, Passes, Sizes
 
 
 @attack("noise.weights")
@@ -35,6 +35,10 @@ class WeightNoise:
     def __post_init__(self) -> None:
         if not self.sigma >= 0:
             raise ValueError(f"sigma: expected 0 or more, got {self.sigma}")
+
+    def passes(self, sizes: Sizes) -> Passes:
+        """Count none: no image is looked at."""
+        return Passes()
 
     def run(self, victim: VisionModel, ctx: Context) -> VisionModel:
         """Return the noisy copy."""

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from bench import models
 from bench.models import VisionModel, clone
 from bench.registry import attack
-from bench.types import Access, Context, UserError
+from bench.types import Access, Context, Passes, Sizes, UserError
 
 
 @attack("prune.l1")
@@ -42,6 +42,10 @@ class L1Prune:
     def __post_init__(self) -> None:
         if not 0 <= self.amount < 1:
             raise ValueError(f"amount: expected a share in [0, 1), got {self.amount}")
+
+    def passes(self, sizes: Sizes) -> Passes:
+        """Count none: no image is looked at."""
+        return Passes()
 
     def run(self, victim: VisionModel, ctx: Context) -> VisionModel:
         """Return the pruned copy; notes say the sparsity reached."""

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from bench.models import VisionModel, clone
 from bench.registry import attack
-from bench.types import Access, Context
+from bench.types import Access, Context, Passes, Sizes
 
 LARGEST = {"int8": 127.0, "int4": 7.0, "fp8": 448.0}
 """The value on a format's grid that the largest magnitude is mapped to."""
@@ -43,6 +43,10 @@ class Quantize:
     offers: ClassVar[Access] = Access.ALL
     derived: ClassVar[bool] = True
     random: ClassVar[bool] = False
+
+    def passes(self, sizes: Sizes) -> Passes:
+        """Count none: no image is looked at."""
+        return Passes()
 
     def run(self, victim: VisionModel, ctx: Context) -> VisionModel:
         """Return the copy with rounded weights; notes say how far off they are."""

@@ -22,7 +22,7 @@ from bench import training
 from bench.manifest import IGNORE
 from bench.models import VisionModel, segmentation_head, with_head
 from bench.registry import attack
-from bench.types import Access, Context, UserError
+from bench.types import Access, Context, Passes, Sizes, UserError
 
 
 @attack("finetune.segment")
@@ -54,6 +54,10 @@ class FinetuneSegment:
                 raise ValueError(f"{name}: expected {least} or more, got {getattr(self, name)}")
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup: expected a share in [0, 1), got {self.warmup}")
+
+    def passes(self, sizes: Sizes) -> Passes:
+        """Count every epoch there and back."""
+        return Passes(self.epochs * sizes.images, self.epochs * sizes.images)
 
     def run(self, victim: VisionModel, ctx: Context) -> VisionModel:
         """Return the fine-tuned copy with its head; notes say the last epoch's loss."""

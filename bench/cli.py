@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from bench.types import Incompatible, UserError
 
@@ -16,12 +16,23 @@ if TYPE_CHECKING:
     import torch
     from rich.console import Console
 
+    from bench.manifest import DataSettings
     from bench.plan import Plan, Question
     from bench.suite import OwnerSettings
     from bench.tables import Table
+    from bench.types import Json
 
 OK, SOME_FAILED, USERS_MISTAKE = 0, 1, 2
 """Exit statuses: all cells ok, skipped or incompatible; some cell failed; the user's mistake."""
+
+VERDICTS = {"owned": 0, "undecided": 3, "not owned": 1, "incompatible": 4}
+"""Exit statuses of `verify`; with several keys the first of these that one of them came to."""
+
+KEY, RELEASED = "key.safetensors", "model.safetensors"
+"""The files that `protect` writes: what is kept secret and what goes out."""
+
+WORSE, UNMEASURED = 3, 4
+"""Of `compare` and `verify-results`: something is worse or wrong; nothing was there to tell by."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -74,7 +85,31 @@ def _parser() -> argparse.ArgumentParser:
     report = add("report", show_report, "print the tables again, from the records alone")
     report.add_argument("suite", type=Path, help="suite file, or the folder of its results")
     report.add_argument("--results", type=Path, default=Path("results"), metavar="DIR")
-    report.add_argument("--format", choices=("terminal", "markdown", "csv"), default="terminal")
+    formats = ("terminal", "markdown", "latex", "csv", "html")
+    report.add_argument("--format", choices=formats, default="terminal")
+    report.add_argument(
+        "--reference", action="store_true", help="the paper's printed figures beside ours, too"
+    )
+    report.add_argument(
+        "--frontier",
+        action="store_true",
+        help="the price of removal instead: utility lost against what is still detected, printed "
+        "and written beside the records, with a picture (frontier.svg)",
+    )
+    report.add_argument(
+        "--calibration",
+        action="store_true",
+        help="level and power of the verdicts, AUC and detection at a stated false-positive rate, "
+        "too, written beside the records",
+    )
+    comparing = add("compare", compare_results, "say whether new results are worse than old ones")
+    comparing.add_argument("base", type=Path, help="folder of the old results")
+    comparing.add_argument("head", type=Path, help="folder of the new results")
+    for name in ("rate", "score", "utility"):
+        text = f"how far the {name} of a cell may move for the worse (the table says the default)"
+        comparing.add_argument(f"--{name}", type=float, help=text)
+    verifying = add("verify-results", verify_results, "check records against outline and store")
+    verifying.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
     listing = add("list", list_known, "list methods, attacks, models or embedded data")
     listing.add_argument("what", choices=("methods", "attacks", "models", "data"))
     listing.add_argument("--format", choices=("terminal", "markdown"), default="terminal")
@@ -89,6 +124,62 @@ def _parser() -> argparse.ArgumentParser:
     )
     _data(profile)
     _device(profile)
+    protect = add("protect", protect_model, "mark or fingerprint a model of yours and keep the key")
+    _model(protect)
+    protect.add_argument("--method", required=True, help="see `bench list methods`")
+    protect.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME=VALUE",
+        help="settings of the method",
+    )
+    protect.add_argument(
+        "--images", required=True, help="your images: a folder, or the embedded photos or digits"
+    )
+    protect.add_argument(
+        "--labels",
+        choices=("none", "sorted"),
+        default="none",
+        help="sorted: the files of a flat folder show one class each, in the order of their names",
+    )
+    protect.add_argument(
+        "--users", type=_names, default=("",), metavar="A,B", help="a copy and a key for each"
+    )
+    protect.add_argument(
+        "--seed",
+        type=int,
+        help="to repeat a trial; a secret is no safer than its seed (default: unpredictable)",
+    )
+    protect.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
+    _data(protect)
+    _device(protect)
+    verify = add("verify", verify_suspect, "say whether a suspect is the model a key was made for")
+    verify.epilog = (
+        "Exit status: 0 owned (with several keys: by one of them), 1 not owned, 2 something to put "
+        "right, 3 undecided, 4 incompatible: no key can read this suspect."
+    )
+    verify.add_argument("suspect", type=Path, help="its weights: safetensors, or a state dict")
+    verify.add_argument(
+        "--key", type=Path, nargs="+", required=True, metavar="FILE", help="one for each user"
+    )
+    verify.add_argument(
+        "--commitment", nargs="+", metavar="HEX", help="what was published, of every key"
+    )
+    verify.add_argument("--model", help="the suspect's architecture (default: the owner's)")
+    verify.add_argument("--image-size", type=_positive, help="its side, where not the library's")
+    verify.add_argument(
+        "--strangers", type=Path, metavar="DIR", help="models that never met the owner's"
+    )
+    verify.add_argument(
+        "--descendants",
+        type=Path,
+        metavar="DIR",
+        help="for a mark: finetuned copies of the clean owner, and copies marked with other keys",
+    )
+    verify.add_argument("--alpha", type=float, default=0.05, help="level of the verdict (0.05)")
+    _device(verify)
     store = add(
         "store", show_store, "list what the store holds; --collect frees what no suite uses"
     )
@@ -122,6 +213,22 @@ def _suite(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("suite", type=Path, help="suite file, e.g. suites/demo.yaml")
     parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR")
     _data(parser)
+
+
+def _model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="mini, timm:NAME or open_clip:NAME")
+    parser.add_argument("--weights", default="hub", help="hub (default), random or a file")
+    parser.add_argument("--pretrained", help="open_clip's tag, for weights from the hub")
+    parser.add_argument("--image-size", type=_positive, help="its side, where not the library's")
+
+
+def _names(text: str) -> tuple[str, ...]:
+    import re
+
+    names = tuple(text.split(","))
+    if len(set(names)) < len(names) or not all(re.fullmatch(r"\w[\w.-]*", n) for n in names):
+        raise argparse.ArgumentTypeError(f"expected different names such as alice,bob, got {text}")
+    return names
 
 
 def _data(parser: argparse.ArgumentParser) -> None:
@@ -271,7 +378,8 @@ def _guess(value: float | None) -> str:
 
 def show_report(arguments: argparse.Namespace) -> int:
     """Print a suite's tables from its records; needs neither torch nor the models."""
-    from bench import ledger, report, tables
+    from bench import frontier, ledger, level, page, paper, report, tables
+    from bench.files import write_atomically
 
     home = arguments.suite
     if home.suffix in (".yaml", ".yml"):
@@ -283,15 +391,53 @@ def show_report(arguments: argparse.Namespace) -> int:
             raise UserError(f"expected a suite file with a name, got {home}") from None
         home = arguments.results / str(name)
     records = ledger.latest(ledger.read(home))
-    made = report.tables(ledger.read_outline(home / "suite.json"), records)
-    console = _console()
-    for table in made:
-        if arguments.format == "terminal":
+    outline = ledger.read_outline(home / "suite.json")
+    made = (frontier if arguments.frontier else report).tables(outline, records)
+    if arguments.reference:
+        made = (*made, *paper.tables(outline, records))
+    if arguments.calibration:
+        blocks, _ = report.grouped(outline, records)
+        judged = level.level_table(outline, [(b.owner, b.method, b.records) for b in blocks])
+        made = (*made, judged)
+        tables.write(home, [judged])
+    write = {"markdown": tables.markdown, "latex": tables.latex, "csv": tables.csv}
+    if arguments.format == "html":
+        print(page.html(outline, records, made), end="")
+    elif arguments.format == "terminal":
+        console = _console()
+        for table in made:
             tables.print_table(table, console)
-        else:
-            text = tables.markdown(table) if arguments.format == "markdown" else tables.csv(table)
-            print(text)
+    else:
+        print(*map(write[arguments.format], made), sep="\n")
+    if arguments.frontier:
+        tables.write(home, made)
+        write_atomically(home / "frontier.svg", frontier.svg(outline, records))
     return OK
+
+
+def compare_results(arguments: argparse.Namespace) -> int:
+    """Print what moved between two results; 3 if for the worse, 4 if nothing can tell."""
+    from bench import compare, tables
+
+    base, head = compare.read(arguments.base), compare.read(arguments.head)
+    given = {name: getattr(arguments, name) for name in ("rate", "score", "utility")}
+    tolerance = compare.Tolerance(**{k: v for k, v in given.items() if v is not None})
+    found = compare.compare(base, head, tolerance)
+    tables.print_table(compare.table(found, head, tolerance), _console())
+    return {"same": OK, "regressed": WORSE, "not measured": UNMEASURED}[found.outcome]
+
+
+def verify_results(arguments: argparse.Namespace) -> int:
+    """Print every record that does not hold; 3 if there is one, 4 if nothing could be verified."""
+    from bench import verify
+
+    checked = [row for folder in arguments.folders for row in verify.verify(folder)]
+    for line in verify.lines(checked):
+        print(line)
+    outcomes = {row.outcome for row in checked}
+    if "does not hold" in outcomes:
+        return WORSE
+    return OK if "holds" in outcomes else UNMEASURED
 
 
 def list_known(arguments: argparse.Namespace) -> int:
@@ -383,6 +529,8 @@ def check_suite(arguments: argparse.Namespace) -> int:
 
     for owner in loaded.owners:
         line(f"owner {owner.name}", _weights_line(owner, arguments.data))
+    for model in loaded.innocents.models:
+        line(f"innocent {model.name}", _weights_line(model, arguments.data))
     for name, settings in loaded.data.items():
         try:
             made = manifest.read(name, settings, arguments.data)
@@ -458,13 +606,131 @@ def profile_model(arguments: argparse.Namespace) -> int:
     return OK
 
 
-def _owner_of(text: str, weights: str, pretrained: str | None) -> OwnerSettings:
+def _owner_of(
+    text: str, weights: str, pretrained: str | None, image_size: int | None = None
+) -> OwnerSettings:
     from bench.registry import settings
     from bench.suite import OwnerSettings
 
     library, _, name = text.rpartition(":")
     value = {"library": library or "embedded", "name": name, "weights": weights}
-    return settings(OwnerSettings, value | ({"pretrained": pretrained} if pretrained else {}))
+    given = {"pretrained": pretrained, "image_size": image_size}
+    return settings(OwnerSettings, value | {k: v for k, v in given.items() if v is not None})
+
+
+def protect_model(arguments: argparse.Namespace) -> int:
+    """Protect a copy for every user, write each with its key, and say what to publish."""
+    from bench import bundle, claim, manifest
+    from bench.owners import load_owner
+    from bench.plan import weights_file
+    from bench.registry import METHODS
+
+    spec = METHODS.spec(arguments.method, _settings(arguments.set))
+    device = _find_device(arguments.device)
+    base = arguments.data or Path()
+    settings = _owner_of(
+        arguments.model, arguments.weights, arguments.pretrained, arguments.image_size
+    )
+    homes = {user: arguments.output / user for user in arguments.users}
+    for home in homes.values():
+        for name in (KEY, RELEASED):
+            bundle.refuse_to_replace(home / name)  # before the work, not after it
+    owner = load_owner(settings, weights_file(settings, base) if settings.from_file else None)
+    listed = manifest.read("images", _described(arguments.images, arguments.labels), base)
+    pools = claim.owners_images(listed, owner.preprocess)
+    keys, copies = {}, {}
+    for user, home in homes.items():
+        rng = claim.generator(arguments.seed, user)
+        made = claim.protect(owner, spec, pools, rng, device, user)
+        keys[user] = made.key
+        if METHODS.get(spec.name).marks:
+            copies[user] = home / RELEASED
+            claim.release(made.model, home / RELEASED)
+        _print_lines(claim.advice(made, home / RELEASED))
+    for user, key in keys.items():
+        others = [copy for whose, copy in copies.items() if whose != user]
+        key = claim.read_others(key, others, device)
+        bundle.write(homes[user] / KEY, key)
+        _print_lines(
+            [
+                ("key", f"{homes[user] / KEY}: keep it, and keep it secret"),
+                ("commitment", key.commitment),
+            ]
+        )
+    print(
+        "Publish the commitment where somebody else vouches for the date, before the model goes "
+        "out: a key made later can be fitted to anybody's model, and proves nothing."
+    )
+    return OK
+
+
+def _described(images: str, labels: Literal["none", "sorted"]) -> DataSettings:
+    from bench.manifest import DataSettings
+
+    embedded = {"photos": DataSettings("photos"), "digits": DataSettings("digits")}
+    return embedded.get(images) or DataSettings("folder", path=images, labels=labels)
+
+
+def _settings(texts: Sequence[str]) -> dict[str, Json]:
+    """Read NAME=VALUE: a value is JSON where it can be, else the text itself."""
+    import json
+
+    found: dict[str, Json] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise UserError(f"--set: expected NAME=VALUE, got '{text}'")
+        try:
+            found[name] = json.loads(value)
+        except json.JSONDecodeError:
+            found[name] = value
+    return found
+
+
+def _print_lines(lines: Sequence[tuple[str, str]]) -> None:
+    for label, text in lines:
+        print(f"{label:10} {text}")
+
+
+def verify_suspect(arguments: argparse.Namespace) -> int:
+    """Read a suspect and the innocents given with every key; the status is the verdict."""
+    import dataclasses
+
+    from bench import bundle, claim
+    from bench.owners import architecture_of
+    from bench.statistics import innocents_needed
+
+    innocents_needed(arguments.alpha)  # refuses an alpha that is none
+    keys = bundle.read_all(arguments.key, arguments.commitment)
+    device = _find_device(arguments.device)
+    architecture = keys[0].owner
+    if arguments.model is not None:
+        architecture = architecture_of(_owner_of(arguments.model, str(arguments.suspect), None))
+    if arguments.image_size is not None:
+        architecture = dataclasses.replace(architecture, image_size=arguments.image_size)
+    strangers = claim.weight_files(arguments.strangers)
+    descendants = claim.weight_files(arguments.descendants)
+    loaded = claim.load_suspect(arguments.suspect, architecture)
+    suspect = claim.read(arguments.suspect.name, loaded, keys, device)
+    findings = claim.judge(
+        keys,
+        suspect,
+        [claim.read_file(file, keys, device) for file in strangers],
+        [claim.read_file(file, keys, device) for file in descendants],
+        arguments.alpha,
+    )
+    _print_lines([("suspect", claim.description(arguments.suspect.name, loaded))])
+    if arguments.commitment is None:
+        late = "without --commitment nothing shows that a key is older than the suspect"
+        _print_lines([("note", late)])
+    for found in findings:
+        _print_lines(claim.sentences(found, arguments.alpha))
+    if len(keys) > 1:
+        best = claim.named(findings)
+        who = "nobody" if best is None else best.key.user or best.key.commitment
+        _print_lines([("named", who)])
+    outcomes = {found.outcome for found in findings}
+    return next(status for outcome, status in VERDICTS.items() if outcome in outcomes)
 
 
 def show_store(arguments: argparse.Namespace) -> int:

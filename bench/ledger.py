@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NoReturn, TypeVar
@@ -17,7 +17,7 @@ from typing import BinaryIO, NoReturn, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from bench.files import write_atomically
-from bench.types import SCHEMA, Cell, Json, Record, UserError, canonical
+from bench.types import SCHEMA, Cell, Cost, Evidence, Json, Record, Spec, UserError, canonical
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +34,12 @@ class Outline:
 
 T = TypeVar("T")
 
+MOST_SHARED = 100_000
+"""Values of one kind kept for sharing; where there are more, sharing would not pay."""
+
 _RECORD = TypeAdapter(Record)
 _OUTLINE = TypeAdapter(Outline)
+_SPECS = TypeAdapter(list[Spec])
 _PREFERENCE = {"ok": 0, "incompatible": 1, "skipped": 1, "failed": 2}
 
 
@@ -52,12 +56,93 @@ def append(path: Path, record: Record) -> None:
 
 def read(folder: Path) -> Iterator[Record]:
     """Yield every record under `folder`; the line a killed run left unfinished is passed over."""
+    shared = _Shared()
+    for place, line in lines(folder):
+        record = parse(line, place)
+        if record is not None:
+            yield shared.record(record)
+
+
+class _Shared:
+    """Parts that many records have in common, each kept once.
+
+    A hundred thousand records are made of few specs, environments and numbers: held once they fit
+    a laptop's memory, and whoever compares them compares an object with itself.
+    """
+
+    def __init__(self) -> None:
+        self._specs: dict[tuple[str, int, str], Spec] = {}
+        self._maps: dict[str, Mapping[str, Json]] = {}
+        self._numbers: dict[float, float] = {}
+        self._costs: dict[Cost, Cost] = {}
+
+    def record(self, record: Record) -> Record:
+        """Return an equal record."""
+        cell = record.cell
+        return dataclasses.replace(
+            record,
+            cell=dataclasses.replace(
+                cell,
+                owner=self._spec(cell.owner),
+                method=self._spec(cell.method),
+                attack=tuple(map(self._spec, cell.attack)),
+            ),
+            evidence=record.evidence and self._evidence(record.evidence),
+            notes={stage: self._map(notes) for stage, notes in record.notes.items()},
+            costs={stage: self._cost(cost) for stage, cost in record.costs.items()},
+            environment=self._map(record.environment),
+        )
+
+    def _spec(self, spec: Spec) -> Spec:
+        # repr tells 1 from 1.0 and True, which are equal but not the same text.
+        return self._specs.setdefault((spec.name, spec.version, repr(spec.args)), spec)
+
+    def _map(self, value: Json) -> Json:
+        return value if len(self._maps) > MOST_SHARED else self._maps.setdefault(repr(value), value)
+
+    def _cost(self, cost: Cost) -> Cost:
+        return cost if len(self._costs) > MOST_SHARED else self._costs.setdefault(cost, cost)
+
+    def _evidence(self, evidence: Evidence) -> Evidence:
+        full = len(self._numbers) > MOST_SHARED
+        kept = self._numbers.get if full else self._numbers.setdefault
+        agreement, statistic = evidence.agreement, evidence.statistic
+        return dataclasses.replace(
+            evidence,
+            agreement=tuple(map(kept, agreement, agreement)),
+            statistic=tuple(map(kept, statistic, statistic)),
+        )
+
+
+def lines(folder: Path) -> Iterator[tuple[str, bytes]]:
+    """Yield every line written under `folder`, after its place as "file:line"."""
     for path in sorted(folder.rglob("*.jsonl")):
         with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
-                record = _record(line, f"{path}:{number}")
-                if record is not None:
-                    yield record
+                yield f"{path}:{number}", line
+
+
+def parse(line: bytes, place: str) -> Record | None:
+    """Read one line; None if it is unfinished.
+
+    Raises:
+        UserError: it is no record, or one of another schema; the message begins with `place`.
+
+    """
+    with contextlib.suppress(ValidationError):
+        # One pass is twice as fast, but reads NaN as a number: whatever looks like it goes below.
+        if b"NaN" not in line and b"Infinity" not in line:
+            record = _RECORD.validate_json(line)
+            if record.schema == SCHEMA:
+                return record
+    try:
+        value = _parsed(line)
+    except ValueError as error:
+        if not line.endswith(b"\n"):  # torn: a record counts once its whole line is there
+            return None
+        raise UserError(f"{place}: expected a record ({error}); delete the line") from None
+    _check_schema(value, place)
+    return _validated(_RECORD, value, place)
 
 
 def latest(records: Iterable[Record]) -> dict[str, Record]:
@@ -74,13 +159,24 @@ def latest(records: Iterable[Record]) -> dict[str, Record]:
 
 
 def write_outline(path: Path, outline: Outline) -> None:
-    """Replace the outline at `path`; its bytes depend on what was asked alone."""
-    text = canonical({"schema": SCHEMA, "outline": dataclasses.asdict(outline)})
+    """Replace the outline at `path`; its bytes depend on what was asked alone.
+
+    Cells name specs by number: thousands of cells are made of a few dozen specs.
+    """
+    numbers: dict[str, int] = {}
+
+    def number(spec: Spec) -> int:
+        return numbers.setdefault(spec.text, len(numbers))
+
+    value = _fields(outline)
+    value["cells"] = [(key, _with_specs(_fields(cell), number)) for key, cell in outline.cells]
+    value["specs"] = [json.loads(text) for text in numbers]
+    text = canonical({"schema": SCHEMA, "outline": value})
     write_atomically(path, f"{text}\n".encode())
 
 
 def read_outline(path: Path) -> Outline:
-    """Read back what `write_outline` wrote."""
+    """Read back what `write_outline` wrote, or wrote when it still spelt out every spec."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -91,7 +187,32 @@ def read_outline(path: Path) -> Outline:
     except ValueError as error:
         raise UserError(f"{path}: expected JSON ({error}); run the suite again") from None
     _check_schema(value, str(path))
-    return _validated(_OUTLINE, value.get("outline"), str(path))
+    outline = value.get("outline")
+    if isinstance(outline, dict) and "specs" in outline:
+        specs = _validated(_SPECS, outline.pop("specs"), str(path))
+        try:
+            for _, cell in outline["cells"]:
+                cell |= _with_specs(cell, specs.__getitem__)
+        except (LookupError, TypeError, ValueError) as error:
+            message = f"{path}: expected cells made of numbered specs ({error}); run the suite again"
+            raise UserError(message) from None
+    return _validated(_OUTLINE, outline, str(path))
+
+
+def _fields(value: Outline | Cell) -> dict[str, Json]:
+    return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+
+
+def _with_specs(cell: Mapping[str, Json], change: Callable[[Json], Json]) -> dict[str, Json]:
+    """Return a cell's fields with every spec, or every number of one, changed for the other."""
+    other = cell.get("other_model")
+    return {
+        **cell,
+        "owner": change(cell["owner"]),
+        "method": change(cell["method"]),
+        "attack": [change(step) for step in cell["attack"]],
+        "other_model": None if other is None else change(other),
+    }
 
 
 def _mend(file: BinaryIO) -> None:
@@ -108,23 +229,6 @@ def _mend(file: BinaryIO) -> None:
         file.write(b"\n")
     except ValueError:
         file.truncate(file.tell() - len(last))
-
-
-def _record(line: bytes, place: str) -> Record | None:
-    with contextlib.suppress(ValidationError):
-        # One pass is twice as fast, but reads NaN as a number: whatever looks like it goes below.
-        if b"NaN" not in line and b"Infinity" not in line:
-            record = _RECORD.validate_json(line)
-            if record.schema == SCHEMA:
-                return record
-    try:
-        value = _parsed(line)
-    except ValueError as error:
-        if not line.endswith(b"\n"):  # torn: a record counts once its whole line is there
-            return None
-        raise UserError(f"{place}: expected a record ({error}); delete the line") from None
-    _check_schema(value, place)
-    return _validated(_RECORD, value, place)
 
 
 def _parsed(data: bytes) -> dict[str, Json]:

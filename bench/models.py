@@ -43,6 +43,12 @@ MINI: dict[str, Json] = {
 }
 """The embedded owner's shape: timm's VisionTransformer, 65 tokens, 16 MFLOP a forward pass."""
 
+SHAPES: dict[str, dict[str, Json]] = {
+    "mini": {},
+    "mini-deep": {"depth": 8},
+    "mini-wide": {"embed_dim": 64, "num_heads": 4},
+}
+"""The embedded architectures, by where they differ from `MINI`."""
 
 Part = Literal["mlp", "heads", "width"]
 """What can be cut out of a transformer: MLP neurons, attention heads, residual channels."""
@@ -137,8 +143,10 @@ class VisionModel(nn.Module):
         return cast(nn.ModuleList, self.trunk.blocks)
 
     @property
-    def own_classes(self) -> int:
-        """Classes of the library's own classifier, 0 where the model has none in use."""
+    def classes(self) -> int:
+        """Classes that the model sorts images into, 0 where it has no classifier in use."""
+        if isinstance(self.architecture.head, Head):
+            return self.architecture.head.classes
         if self.architecture.head != "own" or isinstance(self.trunk, OpenClipViT):
             return 0
         net = self.trunk.net if isinstance(self.trunk, OtherTrunk) else self.trunk.vit
@@ -298,13 +306,16 @@ def segmentation_head(
     return SegmentationHead(classes, kind, tuple(i - 1 for i in taken))
 
 
-def build(architecture: Architecture, pretrained: bool = False) -> VisionModel:
+def build(
+    architecture: Architecture, pretrained: bool = False, revision: str | None = None
+) -> VisionModel:
     """Make a model of this architecture, untrained unless `pretrained` asks the model hub.
 
-    From open_clip's hub come the weights that `architecture.tag` names.
+    From open_clip's hub come the weights that `architecture.tag` names. `revision` is a commit of
+    the hub, by default the latest.
 
     Raises:
-        UserError: the library does not know the name.
+        UserError: the library does not know the name, or keeps no revisions of its weights.
 
     """
     makers = {"embedded": _embedded, "timm": _timm, "open_clip": _open_clip}
@@ -312,9 +323,9 @@ def build(architecture: Architecture, pretrained: bool = False) -> VisionModel:
     with torch.random.fork_rng(devices=[]), _quietly():
         make, pruned = makers[architecture.library], architecture.pruned
         if pruned is None:
-            return make(architecture, pretrained).eval()
+            return make(architecture, pretrained, revision).eval()
         own: Literal["own"] | None = "own" if architecture.head == "own" else None
-        model = make(dataclasses.replace(architecture, head=own), pretrained)
+        model = make(dataclasses.replace(architecture, head=own), pretrained, revision)
         for part, left in dataclasses.asdict(pruned).items():
             narrow(model, cast(Part, part), left)
         # A head of ours comes last: it is as wide as what is left.
@@ -335,17 +346,19 @@ def _quietly() -> Iterator[None]:
         logging.disable(before)
 
 
-def _embedded(architecture: Architecture, pretrained: bool) -> VisionModel:
+def _embedded(architecture: Architecture, pretrained: bool, revision: str | None) -> VisionModel:
     from timm.models.vision_transformer import VisionTransformer
 
-    if architecture.name != "mini":
-        raise UserError(f"expected the embedded model 'mini', got '{architecture.name}'")
+    changes = SHAPES.get(architecture.name)
+    if changes is None:
+        known = ", ".join(SHAPES)
+        raise UserError(f"expected an embedded model of {known}, got '{architecture.name}'")
     half = (0.5, 0.5, 0.5)
-    trunk = TimmViT(VisionTransformer(**MINI))
+    trunk = TimmViT(VisionTransformer(**{**MINI, **changes}))
     return VisionModel(architecture, trunk, Preprocess((32, 32)), half, half)
 
 
-def _timm(architecture: Architecture, pretrained: bool) -> VisionModel:
+def _timm(architecture: Architecture, pretrained: bool, revision: str | None) -> VisionModel:
     import timm
     from timm.models.vision_transformer import VisionTransformer
 
@@ -353,6 +366,9 @@ def _timm(architecture: Architecture, pretrained: bool) -> VisionModel:
     extra: dict[str, Any] = {} if size is None else {"img_size": size}
     if architecture.head != "own":
         extra["num_classes"] = 0
+    if pretrained and revision:
+        hub = getattr(timm.get_pretrained_cfg(architecture.name), "hf_hub_id", None)
+        extra["pretrained_cfg_overlay"] = {"hf_hub_id": _pinned(architecture, hub, revision)}
     try:
         net = timm.create_model(architecture.name, pretrained=pretrained, **extra)
     except TypeError as error:  # a convolutional model takes no img_size
@@ -369,15 +385,32 @@ def _timm(architecture: Architecture, pretrained: bool) -> VisionModel:
     return VisionModel(architecture, trunk, preprocess, config["mean"], config["std"])
 
 
-def _open_clip(architecture: Architecture, pretrained: bool) -> VisionModel:
+def _pinned(architecture: Architecture, hub: str | None, revision: str) -> str:
+    """Name a place on the hub at one commit, as timm writes it."""
+    if not hub:
+        raise UserError(
+            f"{architecture.library} {architecture.name}: revision: expected none, the library "
+            "keeps these weights elsewhere than on the hub; leave it out, or give their `digest`"
+        )
+    return f"{hub}@{revision}"
+
+
+def _open_clip(architecture: Architecture, pretrained: bool, revision: str | None) -> VisionModel:
     import open_clip
     from timm.models.vision_transformer import VisionTransformer
 
     tag, size = architecture.tag, architecture.image_size
     published = open_clip.get_pretrained_cfg(architecture.name, tag) if tag else {}
+    weights = tag if pretrained else None
+    if pretrained and revision:
+        # open_clip takes no revision, but a file that it fetched itself.
+        hub, _, file = published.get("hf_hub", "").rpartition("/")
+        _pinned(architecture, hub, revision)
+        weights = open_clip.pretrained.download_pretrained_from_hf(hub, file or None, revision)
     model = open_clip.create_model(
         architecture.name,
-        pretrained=tag if pretrained else None,
+        pretrained=weights,
+        device=torch.get_default_device(),
         force_image_size=size,
         force_quick_gelu=bool(published.get("quick_gelu")),
     )
@@ -547,10 +580,16 @@ def weights_digest(model: VisionModel) -> str:
 
 
 class View:
-    """A suspect as its verifier sees it: no more than the access declared, every query counted."""
+    """A suspect as its verifier sees it: no more than the access declared, every query counted.
 
-    def __init__(self, model: VisionModel, access: Access) -> None:
+    `head` maps the suspect's final tokens (b, n, d) to class scores (b, k), as its own would.
+    """
+
+    def __init__(
+        self, model: VisionModel, access: Access, head: Callable[[Tensor], Tensor] | None = None
+    ) -> None:
         self._model = clone(model).requires_grad_(False)
+        self._head = head or self._model.forward_head
         self._access = access
         self.queries = 0
 
@@ -578,7 +617,7 @@ class View:
 
     def _logits(self, images: Tensor) -> Tensor:
         with torch.no_grad():
-            return self._model.logits(images)
+            return self._head(self._model.forward_features(images))
 
     def _ask(self, wanted: Access, queries: int) -> None:
         if wanted not in self._access:

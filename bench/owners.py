@@ -7,6 +7,7 @@ import pickle
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -47,7 +48,7 @@ def load_owner(owner: OwnerSettings, file: Path | None) -> VisionModel:
             or the hub is unreachable.
 
     """
-    architecture = _architecture(owner)
+    architecture = architecture_of(owner)
     if owner.library == "embedded" and owner.weights == "hub":
         file = Path(__file__).parent / "weights" / f"{owner.name}.safetensors"
     if file is not None:
@@ -55,7 +56,71 @@ def load_owner(owner: OwnerSettings, file: Path | None) -> VisionModel:
         return load_state(model, _renamed(read_weights(file), model), file.name)
     if owner.weights == "random":
         return randomised(architecture, owner.seed)
-    return _from_hub(architecture)
+    return _from_hub(architecture, owner.revision)
+
+
+def refuse_others(owner: OwnerSettings, digest: str) -> None:
+    """Refuse weights of this digest where the owner's entry expects another.
+
+    Raises:
+        UserError: the weights are not the ones expected.
+
+    """
+    if owner.digest not in (None, digest):
+        whence = "pin a `revision`" if owner.from_hub else "copy the file again"
+        raise UserError(
+            f"owner '{owner.name}': expected weights of digest {owner.digest}, got {digest}: "
+            f"these are others; {whence}, or change `digest` if they are meant"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where on the hub a library keeps weights, and what a copy of them here would be called."""
+
+    repository: str
+    files: tuple[str, ...]  # any of which will do
+    revision: str | None
+
+    @property
+    def cached(self) -> bool:
+        """Say whether there is a copy here, so that no network is needed."""
+        from huggingface_hub import try_to_load_from_cache
+
+        found = [
+            try_to_load_from_cache(self.repository, f, revision=self.revision) for f in self.files
+        ]
+        return any(isinstance(path, str) for path in found)
+
+    @property
+    def command(self) -> str:
+        """Return the hub's own command that fetches them."""
+        pin = f" --revision {self.revision}" if self.revision else ""
+        return f"hf download {self.repository} {self.files[0]}{pin}"
+
+
+def place(owner: OwnerSettings) -> Place | None:
+    """Find where a library keeps the weights of an owner; None if not on the hub.
+
+    Raises:
+        UserError: no library has the name.
+
+    """
+    architecture_of(owner)
+    if owner.library == "timm":
+        import timm
+
+        config = timm.get_pretrained_cfg(owner.name)
+        hub, file = getattr(config, "hf_hub_id", None), getattr(config, "hf_hub_filename", None)
+        names = (file,) if file else ("model.safetensors", "pytorch_model.bin")
+    else:
+        import open_clip
+
+        tag = owner.pretrained or ""
+        published = open_clip.get_pretrained_cfg(owner.name, tag).get("hf_hub", "")
+        hub, _, file = published.rpartition("/")
+        names = (file,) if file else ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+    return Place(hub, names, owner.revision) if hub else None
 
 
 def read_weights(file: Path) -> Mapping[str, Tensor]:
@@ -94,7 +159,13 @@ def randomised(architecture: Architecture, seed: int) -> VisionModel:
         return build(architecture)
 
 
-def _architecture(owner: OwnerSettings) -> Architecture:
+def architecture_of(owner: OwnerSettings) -> Architecture:
+    """Return all but the weights of the model an owner names.
+
+    Raises:
+        UserError: no library has the name.
+
+    """
     if owner.library == "open_clip":
         _check_open_clip(owner)
     keeps_head = owner.library == "timm" and _has_classifier(owner.name)
@@ -164,11 +235,11 @@ def _laid_out(state: Mapping[str, Tensor], layout: Mapping[str, str]) -> dict[st
     }
 
 
-def _from_hub(architecture: Architecture) -> VisionModel:
+def _from_hub(architecture: Architecture, revision: str | None) -> VisionModel:
     answers = _hub_answers()
     try:
         with _cache_only(not answers):
-            return build(architecture, pretrained=True)
+            return build(architecture, pretrained=True, revision=revision)
     except UserError:
         raise
     except Exception as error:  # the hub's client raises whatever its transport does

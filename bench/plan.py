@@ -1,7 +1,8 @@
 """Lay out a suite as a graph of stages, each named by its recipe and made at most once.
 
 The plan makes the innocents: for every attacked copy of a marked model its twin, the same attack
-with the same seed on the unmarked owner; and the strangers, plain and attacked alike.
+with the same seed on the unmarked owner; the strangers, plain and attacked alike, of the owner's
+shape and of others; copies of the owner marked with another key; models that never met the owner.
 """
 
 from __future__ import annotations
@@ -13,18 +14,21 @@ import operator
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, get_args
 
 from bench import manifest
 from bench.files import file_digest
 from bench.manifest import Manifest
-from bench.recipe import RECIPE, Recipe, recipe_digest
+from bench.recipe import RECIPE, Recipe, Shape, recipe_digest
 from bench.registry import ATTACKS, METHODS
+from bench.statistics import innocents_needed
 from bench.store import Artefact, Store
-from bench.suite import OwnerSettings, Suite
-from bench.types import SCHEMA, Access, Cell, Json, Spec, UserError, digest
+from bench.suite import ClassifierSettings, OwnerSettings, Suite
+from bench.types import SCHEMA, Access, Cell, Json, Readout, Spec, UserError, digest
 
-Kind = Literal["owner", "cohort", "protect", "attack", "extract", "utility", "fidelity"]
+Kind = Literal[
+    "owner", "classifier", "cohort", "protect", "attack", "extract", "utility", "fidelity"
+]
 
 UNTOUCHED = "control.identity"
 """The control that stands for "nothing was done": the plan prices a mark on it."""
@@ -34,6 +38,16 @@ STRANGER = "control.stranger"
 
 COHORT = 10
 """Strangers trained in one batched run; the i-th belongs to cohort i // 10 whatever is asked."""
+
+SMALL_COHORT = 2
+"""The same for strangers of another shape than `mini`, of which a suite asks for few."""
+
+READ_WITH: Mapping[Readout, str] = {
+    "graft": "owner's head grafted",
+    "relinear": "linear head fitted anew",
+    "native": "suspect's own head",
+}
+"""How tables say by what head labels were obtained."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +69,7 @@ class Question:
     """A cell and the stages that answer it; `skip` says why it is not asked at all."""
 
     cell: Cell
-    access: Access
+    access: str
     marks: bool
     owner: str
     protect: str
@@ -69,7 +83,8 @@ class Question:
     def key(self) -> str:
         """Name the question by the cell and every stage: other data or weights, another key."""
         stages = [self.extract, self.utility, self.fidelity]
-        return digest(SCHEMA, "cell", dataclasses.asdict(self.cell), stages, self.skip)
+        cell = {k: v for k, v in dataclasses.asdict(self.cell).items() if v is not None}
+        return digest(SCHEMA, "cell", cell, stages, self.skip)
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -86,7 +101,7 @@ class Plan:
     stages: Mapping[str, Stage]
     questions: tuple[Question, ...]
     manifests: Mapping[str, Manifest]
-    owners: Mapping[str, OwnerSettings]  # by the key of their stage
+    owners: Mapping[str, OwnerSettings]  # by the key of their stage, innocent models with them
     recipe: Recipe  # of the strangers
     warnings: tuple[str, ...]
 
@@ -95,18 +110,26 @@ class Plan:
         return next(m for m in self.manifests.values() if m.digest == key)
 
 
-def make(suite: Suite, data_dir: Path | None) -> Plan:
-    """Resolve weights and data to their digests and lay out the stages.
+def make(suite: Suite, data_dir: Path | None, assume: bool = False) -> Plan:
+    """Resolve weights and data to their digests and lay out the stages of every part.
+
+    `assume` takes published data sets that are not there, and weights in files, as if they were:
+    enough to count with, and said among the warnings, but not to run.
 
     Raises:
         UserError: a weights file or a data folder is missing.
 
     """
-    manifests = {n: manifest.read(n, s, data_dir) for n, s in suite.data.items()}
+    manifests, assumed = _manifests(suite, data_dir, assume)
     builder = _Builder(suite, manifests)
-    for owner in suite.owners:
-        builder.add_owner(owner, weights_identity(owner, data_dir))
-    warnings = (*suite.warnings, *builder.warnings, *_shared(manifests))
+    for part in suite.parts or (suite,):
+        builder.begin(part)
+        for model in part.innocents.models:
+            builder.add_model(model, weights_identity(model, data_dir, assume))
+        for owner in part.owners:
+            builder.add_owner(owner, weights_identity(owner, data_dir, assume))
+    found = (*assumed, *suite.warnings, *builder.warnings, *_shared(manifests))
+    warnings = tuple(dict.fromkeys(found))
     return Plan(
         suite,
         builder.stages,
@@ -116,6 +139,24 @@ def make(suite: Suite, data_dir: Path | None) -> Plan:
         builder.recipe,
         warnings,
     )
+
+
+def _manifests(
+    suite: Suite, data_dir: Path | None, assume: bool
+) -> tuple[dict[str, Manifest], list[str]]:
+    """Read the data sets, and say which of them had to be assumed."""
+    found, said = dict[str, Manifest](), list[str]()
+    for name, settings in suite.data.items():
+        made = None
+        if assume and not manifest.is_there(name, settings, data_dir):
+            made = manifest.assumed(name, settings)
+        if made is None:
+            made = manifest.read(name, settings, data_dir)
+        else:
+            size = f"{len(made.items)} images, {len(made.classes)} classes"
+            said.append(f"data {name} is not there: counted with its published size, {size}")
+        found[name] = made
+    return found, said
 
 
 def _shared(manifests: Mapping[str, Manifest]) -> Iterator[str]:
@@ -156,16 +197,22 @@ def missing(plan: Plan, store: Store, questions: Iterable[Question]) -> tuple[st
     return tuple(key for key in plan.stages if wanted.get(key))
 
 
-def weights_identity(owner: OwnerSettings, data_dir: Path | None) -> str:
+def weights_identity(owner: OwnerSettings, data_dir: Path | None, assume: bool = False) -> str:
     """Name an owner's weights by content: a file by its bytes, a draw by its seed.
 
     Weights from a hub are named "hub": their digest is recorded when they are first loaded, and the
-    loaded copy is kept, so later runs need no network.
+    loaded copy is kept, so later runs need no network. `assume` gives a file that is not there a
+    name too.
     """
     if owner.library == "embedded" and owner.weights == "hub":
         return file_digest(Path(__file__).parent / "weights" / f"{owner.name}.safetensors")[:16]
     if owner.from_file:
-        return file_digest(weights_file(owner, data_dir))[:16]
+        try:
+            return file_digest(weights_file(owner, data_dir))[:16]
+        except UserError:
+            if not assume:
+                raise
+            return f"not there: {owner.weights}"
     return f"random {owner.seed}" if owner.weights == "random" else "hub"
 
 
@@ -189,30 +236,70 @@ class _Builder:
         self.stages: dict[str, Stage] = {}
         self.questions: dict[str, Question] = {}
         self.owners: dict[str, OwnerSettings] = {}
+        self.models: list[Spec] = []
         self.warnings: list[str] = []
         self.recipe = dataclasses.replace(RECIPE, steps=suite.innocents.pretraining_steps)
 
+    def begin(self, part: Suite) -> None:
+        """Ask what one part of the suite asks from here on."""
+        self.suite, self.models = part, []
+
+    def add_model(self, model: OwnerSettings, weights: str) -> None:
+        self.models.append(self._loaded(model, weights)[0])
+
     def add_owner(self, owner: OwnerSettings, weights: str) -> None:
-        spec = Spec(owner.name, {**owner.spec().args, "digest": weights})
-        key = self._add("owner", {"owner": spec.json()})
-        self.owners[key] = owner
-        strangers = self._strangers(owner)
+        spec, key = self._loaded(dataclasses.replace(owner, classifier=None), weights)
+        strangers = self._strangers(owner, len(self._others(spec)))
+        if owner.classifier is not None:
+            spec, key = self._classified(spec, owner.classifier, key)
         for method in self.suite.methods:
             for seed in self.suite.seeds:
                 for cell in self._cells(spec, method, seed, strangers):
                     self._ask(cell, key)
 
-    def _strangers(self, owner: OwnerSettings) -> int:
-        asked = self.suite.innocents.strangers
+    def _loaded(self, model: OwnerSettings, weights: str) -> tuple[Spec, str]:
+        spec = Spec(model.name, {**model.spec().args, "digest": weights})
+        key = self._add("owner", {"owner": spec.json()})
+        self.owners[key] = model
+        return spec, key
+
+    def _classified(
+        self, owner: Spec, classifier: ClassifierSettings, key: str
+    ) -> tuple[Spec, str]:
+        """Add the training of an owner's classifier; what follows starts from its result."""
+        images = self.manifests[classifier.data]
+        if not _labelled(images):
+            raise UserError(
+                f"owner '{owner.name}': classifier: data: expected labelled images, got "
+                f"'{images.name}'; put them in class folders"
+            )
+        how = dataclasses.asdict(classifier)
+        key = self._add("classifier", {"classifier": how, "data": images.digest}, (key,))
+        return Spec(owner.name, {**owner.args, "classifier": how}), key
+
+    def _strangers(self, owner: OwnerSettings, others: int) -> int:
+        innocents = self.suite.innocents
         if owner.library == "embedded":
             self._check_shares(owner)
-        if owner.library == "embedded" or not asked:
-            return asked
-        self.warnings.append(
-            f"{owner.name}: strangers: n = 0, nobody trained models of this shape independently "
-            "here; verdicts against strangers stay undecided"
-        )
+            return innocents.strangers
+        if innocents.strangers or innocents.other_shapes:
+            listed = ", the models listed as innocents" if others else ""
+            short = others < innocents_needed(self.suite.alpha)
+            undecided = "; verdicts against strangers stay undecided" if short else ""
+            self.warnings.append(
+                f"{owner.name}: strangers: n = {others}{listed}, nobody trained models of this "
+                f"shape independently here{undecided}"
+            )
         return 0
+
+    def _others(self, owner: Spec) -> list[Spec]:
+        """List the models that never met the owner: its own weights, at whatever size, did."""
+
+        def weights(spec: Spec) -> Json:
+            by_name = [spec.name, spec.args["library"], spec.args["pretrained"]]
+            return by_name if spec.args["digest"] == "hub" else spec.args["digest"]
+
+        return [model for model in self.models if weights(model) != weights(owner)]
 
     def _check_shares(self, owner: OwnerSettings) -> None:
         """Warn where the suite would test on images the embedded models were trained on."""
@@ -252,35 +339,64 @@ class _Builder:
                 start = ATTACKS.spec(STRANGER, {"index": i})
                 steps = (start,) if untouched else (start, *chain)
                 yield ask("owner", steps, own, "stranger")
+        yield from self._untouched_innocents(owner, method, seed, marks)
+
+    def _untouched_innocents(
+        self, owner: Spec, method: Spec, seed: int, marks: bool
+    ) -> Iterator[Cell]:
+        """Yield what is read as it comes: other keys' marks, other models, other shapes."""
+        innocents = self.suite.innocents
+        ask = functools.partial(Cell, owner, method, seed)
+        as_it_is = (ATTACKS.spec(UNTOUCHED, {}),)
+        # The suite's other seeds cost nothing: their marks are there.
+        known = [other for other in self.suite.seeds if other != seed]
+        seeds = itertools.chain(known, itertools.count(max(self.suite.seeds) + 1))
+        for other in itertools.islice(seeds, innocents.other_keys if marks else 0):
+            yield ask("other key", as_it_is, 0, "owner", other_seed=other)
+        for model in self._others(owner):
+            yield ask("other model", as_it_is, 0, "stranger", other_model=model)
+        embedded = owner.args["library"] == "embedded"
+        others = [shape for shape in get_args(Shape) if shape != owner.name] if embedded else []
+        for shape, i in itertools.product(others, range(innocents.other_shapes)):
+            start = ATTACKS.spec(STRANGER, {"index": i, "shape": shape})
+            yield ask("owner", (start,), 0, "stranger")
 
     def _ask(self, cell: Cell, owner: str) -> None:
-        method = METHODS.get(cell.method.name)
-        owner_data = self.manifests[self.suite.owner_images].digest
-        recipe = {"method": cell.method.json(), "seed": cell.method_seed, "data": owner_data}
-        offered = functools.reduce(
-            operator.and_, (ATTACKS.get(step.name).offers for step in cell.attack)
-        )
-        skip = ""
-        if method.needs not in offered:
-            skip = f"needs {method.needs.text}, the suspect offers {offered.text or 'nothing'}"
-            empty = Question(cell, method.needs, method.marks, owner, "", "", "", "", None, skip)
+        method, readout = METHODS.get(cell.method.name), _readout(cell.method)
+        access = f"{method.needs.text} ({READ_WITH[readout]})" if readout else method.needs.text
+        task = self._task(cell.owner)
+        images = task if _asks_only(cell.method) else self.manifests[self.suite.owner_images]
+        owner_data = images.digest
+        recipe = {"method": _made_by(cell.method), "seed": cell.method_seed, "data": owner_data}
+        if skip := _unobtainable(cell, images):
+            empty = Question(cell, access, method.marks, owner, "", "", "", "", None, skip)
             self.questions.setdefault(empty.key, empty)
             return
         protect = self._add("protect", recipe, (owner,))
         start = protect if cell.base == "released" and method.marks else owner
+        if cell.other_seed is not None:
+            start = self._add("protect", {**recipe, "seed": cell.other_seed}, (owner,))
+        if cell.other_model is not None:
+            start = self._add("owner", {"owner": cell.other_model.json()})  # loaded before
         suspect, data = self._attacked(cell, owner, start)
-        extract = self._add("extract", {}, (protect, suspect, owner))
+        how = {"readout": readout} if readout else {}
+        extract = self._add("extract", how, (protect, suspect, owner))
         probe = self.manifests[self.suite.probe].digest
-        tests = {"own": data, "owner": owner_data, "probe": probe}
+        tests = {"own": data, "owner": task.digest, "probe": probe}
         utility = self._add("utility", tests, (suspect,))
         fidelity = None
         if method.marks and cell.lineage == "released" and _untouched(cell.attack):
             tests = {"owner": owner_data, "probe": probe}
             fidelity = self._add("fidelity", tests, (owner, protect))
         question = Question(
-            cell, method.needs, method.marks, owner, protect, suspect, extract, utility, fidelity
+            cell, access, method.marks, owner, protect, suspect, extract, utility, fidelity
         )
         self.questions.setdefault(question.key, question)
+
+    def _task(self, owner: Spec) -> Manifest:
+        """Return the images on which an owner's own head is tested."""
+        classifier = owner.args.get("classifier")
+        return self.manifests[classifier["data"] if classifier else self.suite.owner_images]
 
     def _attacked(self, cell: Cell, owner: str, key: str) -> tuple[str, str | None]:
         """Add the steps of a chain; return the suspect's key and the data last trained on."""
@@ -288,9 +404,10 @@ class _Builder:
         for position, step in enumerate(cell.attack):
             attack = ATTACKS.get(step.name)
             parents: tuple[str, ...] = (key,)
-            if not attack.derived and self.owners[owner].library == "embedded":
+            if not attack.derived and cell.owner.args["library"] == "embedded":
                 # It owes the victim nothing, so the victim is not in its key.
-                parents = (self._cohort(int(step.args.get("index", 0))),)
+                shape = step.args.get("shape", "mini")
+                parents = (self._cohort(int(step.args.get("index", 0)), shape),)
             if getattr(attack, "uses_base", False):
                 parents = (*parents, owner)
             named = step.args.get("data")
@@ -309,9 +426,11 @@ class _Builder:
             )
         return key, data
 
-    def _cohort(self, index: int) -> str:
-        recipe = {"pretraining": _recipe_digest(self.recipe), "cohort": index // COHORT}
-        return self._add("cohort", {**recipe, "size": COHORT})
+    def _cohort(self, index: int, shape: Shape) -> str:
+        # Without its shape, the key of a cohort of `mini` is what it was before there were others.
+        size, other = (COHORT, {}) if shape == "mini" else (SMALL_COHORT, {"shape": shape})
+        recipe = {"pretraining": _recipe_digest(self.recipe), "cohort": index // size}
+        return self._add("cohort", {**recipe, "size": size, **other})
 
     def _add(self, kind: Kind, recipe: Mapping[str, Json], parents: tuple[str, ...] = ()) -> str:
         stage = Stage(kind, recipe, parents)
@@ -320,6 +439,47 @@ class _Builder:
 
 
 _recipe_digest = functools.cache(recipe_digest)
+
+
+def _asks_only(method: Spec) -> bool:
+    """Say whether a method needs no more than answers in the owner's label space."""
+    return METHODS.get(method.name).needs in Access.BLACK_BOX
+
+
+def _readout(method: Spec) -> Readout | None:
+    """Return how a method says that its answers are got; None leaves it to the suspect's head."""
+    return method.args.get("readout") if _asks_only(method) else None
+
+
+def _made_by(method: Spec) -> Json:
+    """Name what makes the secret: how a suspect is read later has no part in it."""
+    args = dict(method.args)
+    if _readout(method):
+        del args["readout"]
+    return Spec(method.name, args, method.version).json()
+
+
+def _unobtainable(cell: Cell, images: Manifest) -> str:
+    """Say why this suspect cannot be read at all; empty if it can."""
+    needs, readout = METHODS.get(cell.method.name).needs, _readout(cell.method)
+    library, classifier = cell.owner.args["library"], cell.owner.args.get("classifier")
+    if _asks_only(cell.method) and not classifier and library != "timm":
+        return f"needs {needs.text}, {cell.owner.name} has no `classifier`"
+    if readout == "relinear" and not _labelled(images):
+        return f"relinear needs labelled images, {images.name} has none"
+    offered = functools.reduce(
+        operator.and_, (ATTACKS.get(step.name).offers for step in cell.attack)
+    )
+    # A head can be put on whatever gives features.
+    wanted = Access.FEATURES if readout in ("graft", "relinear") else needs
+    if wanted in offered:
+        return ""
+    who = f"{readout} needs" if readout else "needs"
+    return f"{who} {wanted.text}, the suspect offers {offered.text or 'nothing'}"
+
+
+def _labelled(images: Manifest) -> bool:
+    return bool(images.classes) and not images.masked
 
 
 def _derived(chain: Iterable[Spec]) -> bool:
@@ -354,50 +514,45 @@ def departures(suite: Suite) -> tuple[str, ...]:
     return tuple(lines)
 
 
-@dataclass(frozen=True, slots=True)
-class Forecast:
-    """What the missing stages of one kind would cost, going by stages of that kind in the store."""
+def guesses(plan: Plan, store: Store) -> dict[str, tuple[float, int]]:
+    """Guess seconds and bytes of every stage of whose like the store holds any, by key.
 
-    kind: Kind
-    stages: int
-    there: int
-    seconds: float | None  # None: nothing like it was ever timed here
-    megabytes: float | None
-
-
-def forecast(plan: Plan, store: Store, todo: Iterable[str]) -> tuple[Forecast, ...]:
-    """Predict time and disk of the stages in `todo`, kind by kind, from earlier timings."""
+    Alike are stages of one kind, plug-in and settings on a model of one name and size, any seed.
+    """
+    made = {artefact.key: artefact for artefact in store}
     past: dict[str, list[Artefact]] = {}
-    for artefact in store:
-        past.setdefault(_likeness(artefact.kind, artefact.recipe), []).append(artefact)
-    left = set(todo)
-    rows = []
-    for kind in dict.fromkeys(stage.kind for stage in plan.stages.values()):
-        stages = {k: s for k, s in plan.stages.items() if s.kind == kind}
-        ahead = [s for k, s in stages.items() if k in left]
-        guesses = [_guess(past.get(_likeness(s.kind, s.recipe), [])) for s in ahead]
-        known = [g for g in guesses if g is not None]
-        complete = len(known) == len(guesses)
-        rows.append(
-            Forecast(
-                kind,
-                len(ahead),
-                len(stages) - len(ahead),
-                sum(seconds for seconds, _ in known) if complete else None,
-                sum(size for _, size in known) / 1e6 if complete else None,
-            )
-        )
-    return tuple(rows)
+    for artefact in made.values():
+        past.setdefault(_likeness(artefact, made), []).append(artefact)
+    alike = ((key, past.get(_likeness(stage, plan.stages))) for key, stage in plan.stages.items())
+    return {key: _middle(found) for key, found in alike if found}
 
 
-def _likeness(kind: str, recipe: Mapping[str, Json]) -> str:
-    """Group stages that should cost alike: same kind, same plug-in and settings, any seed."""
-    return digest(kind, recipe.get("method") or recipe.get("step"))
+def start(stage: Stage | Artefact, known: Mapping[str, Stage] | Mapping[str, Artefact]) -> Any:
+    """Return the stage, or the artefact, that a line of descent began with; None if it is gone.
+
+    That of an extraction is its suspect's.
+    """
+    found: Stage | Artefact | None = stage
+    while found is not None and found.parents:
+        found = known.get(found.parents[found.kind == "extract"])
+    return found
 
 
-def _guess(alike: list[Artefact]) -> tuple[float, float] | None:
-    if not alike:
-        return None
+def _likeness(
+    stage: Stage | Artefact, known: Mapping[str, Stage] | Mapping[str, Artefact]
+) -> str:
+    recipe, origin = stage.recipe, start(stage, known)
+    model = None
+    if origin is not None and origin.kind == "cohort":
+        model = [origin.recipe.get("shape", "mini"), None]
+    elif origin is not None and "owner" in origin.recipe:
+        owner = origin.recipe["owner"]
+        model = [owner["name"], owner["args"].get("image_size")]
+    plugin = recipe.get("method") or recipe.get("step") or recipe.get("shape")
+    return digest(stage.kind, plugin, model)
+
+
+def _middle(alike: list[Artefact]) -> tuple[float, int]:
     seconds = sorted(float(a.payload["cost"]["seconds"]) for a in alike)
     sizes = sorted(a.bytes for a in alike)
     return seconds[len(seconds) // 2], sizes[len(sizes) // 2]

@@ -1,8 +1,9 @@
 """Train the embedded owner and its strangers from scratch, many at once.
 
 `mini` and the strangers come from one recipe and differ in seed and data: `mini` sees what its
-owner may train on, each stranger its own random half of what either party may train on. The task is
-to tell which digit, or which photograph, an image shows; the classifier is thrown away afterwards.
+owner may train on, each stranger its own random half of what either party may train on. Strangers
+of other shapes differ from `mini` in depth or width as well. The task is to tell which digit, or
+which photograph, an image shows; the classifier is thrown away afterwards.
 `python -m bench.pretrain` rebuilds the weights the package carries.
 """
 
@@ -28,7 +29,7 @@ from bench.files import write_atomically
 from bench.manifest import PHOTOGRAPHS, Manifest, split
 from bench.models import Architecture, VisionModel
 from bench.probe import probe_accuracy
-from bench.recipe import RECIPE, Recipe, manifests, numbers, recipe_digest
+from bench.recipe import RECIPE, Recipe, Shape, manifests, numbers, recipe_digest
 from bench.types import digest
 
 ARCHITECTURE = Architecture("embedded", "mini")
@@ -47,7 +48,7 @@ State = dict[str, Tensor]
 class Member(NamedTuple):
     """One model to train: its seed, and the rows of the bank it may see."""
 
-    seed: int
+    seed: int | str
     digits: Tensor
     photos: Tensor
 
@@ -65,9 +66,9 @@ class Draws(NamedTuple):
 class Pretraining(nn.Module):
     """A backbone that sees some of the patches, and the classifier it is trained with."""
 
-    def __init__(self, classes: int) -> None:
+    def __init__(self, classes: int, shape: Shape = "mini") -> None:
         super().__init__()
-        self.model = models.build(ARCHITECTURE)
+        self.model = models.build(Architecture("embedded", shape))
         self.classifier = nn.Linear(2 * self.model.width, classes)
         for block in self.model.blocks:
             block.attn.fused_attn = False  # type: ignore[union-attr]  # SDPA has no vmap rule
@@ -82,10 +83,12 @@ class Pretraining(nn.Module):
         return logits
 
 
-def pretrain(recipe: Recipe, members: Sequence[Member], bank: Images) -> list[State]:
+def pretrain(
+    recipe: Recipe, members: Sequence[Member], bank: Images, shape: Shape = "mini"
+) -> list[State]:
     """Train one model per member, all in step, and return their states (a `VisionModel`'s)."""
     with torch.random.fork_rng(devices=[]):  # timm initialises from the global state, in vain
-        networks = [_initialised(Pretraining(bank.classes), recipe, m.seed) for m in members]
+        networks = [_initialised(Pretraining(bank.classes, shape), recipe, m.seed) for m in members]
     parameters, _ = stack_module_state(networks)
     template = networks[0].requires_grad_(False)
 
@@ -137,20 +140,23 @@ def owner(recipe: Recipe = RECIPE) -> Member:
     return Member(0, rows[0], len(digits.items) + rows[1])
 
 
-def stranger(index: int, recipe: Recipe = RECIPE) -> Member:
+def stranger(index: int, recipe: Recipe = RECIPE, shape: Shape = "mini") -> Member:
     """Return the member whose data are a random half of what either party may train on."""
     digits, photos = manifests(recipe)
-    rng = _generator("stranger's data", index)
+    # Strangers of two shapes are no more alike than two of one: each has seed and data of its own.
+    who = index if shape == "mini" else f"{shape} {index}"
+    rng = _generator("stranger's data", who)
     rows = [torch.tensor(_random_half(m, rng)) for m in (digits, photos)]
-    return Member(1 + index, rows[0], len(digits.items) + rows[1])
+    seed = 1 + index if shape == "mini" else who
+    return Member(seed, rows[0], len(digits.items) + rows[1])
 
 
-def cohort(index: int, size: int, recipe: Recipe = RECIPE) -> list[State]:
-    """Train strangers index * size up to (index + 1) * size - 1."""
+def cohort(index: int, size: int, recipe: Recipe = RECIPE, shape: Shape = "mini") -> list[State]:
+    """Train strangers index * size up to (index + 1) * size - 1 of one shape."""
     bank = embedded_bank(recipe)
-    members = [stranger(i, recipe) for i in range(index * size, (index + 1) * size)]
+    members = [stranger(i, recipe, shape) for i in range(index * size, (index + 1) * size)]
     stacks = [members[i : i + STACK] for i in range(0, size, STACK)]
-    return [state for stack in stacks for state in pretrain(recipe, stack, bank)]
+    return [state for stack in stacks for state in pretrain(recipe, stack, bank, shape)]
 
 
 def _random_half(listed: Manifest, rng: torch.Generator) -> list[int]:
@@ -178,7 +184,7 @@ def _standardised(pooled: Tensor) -> Tensor:
     return ((halves - halves.mean(1, keepdim=True)) / spread).view(pooled.shape)  # (b, 2 d)
 
 
-def _initialised(network: Pretraining, recipe: Recipe, seed: int) -> Pretraining:
+def _initialised(network: Pretraining, recipe: Recipe, seed: int | str) -> Pretraining:
     # timm starts at std 0.02, the scale of wide models; at width 48 that costs hundreds of steps.
     rng = _generator("weights", seed)
     with torch.no_grad():

@@ -69,18 +69,25 @@ def class_iou(predicted: Tensor, masks: Tensor, classes: int) -> Tensor:
 def probe_accuracy(
     model: VisionModel, train: Images, test: Images, device: torch.device, batch: int = 256
 ) -> float:
-    """Return the share of `test` that a ridge regression to one-hot labels gets right.
+    """Return the share of `test` that a linear readout fitted on `train` gets right."""
+    scores = fit_linear(model, train, device, batch)
+    return _share_right(scores(pooled_features(model, test, device, batch)), _labels(test))
 
-    It is fitted on the features of `train`, in closed form: nothing is drawn, nothing is tuned.
+
+def fit_linear(
+    model: VisionModel, train: Images, device: torch.device, batch: int = 256
+) -> Callable[[Tensor], Tensor]:
+    """Return what maps [CLS; mean patch] (b, 2 d) of this model to class scores (b, k).
+
+    It is a ridge regression to one-hot labels, in closed form: nothing is drawn, nothing is tuned.
     """
     known = pooled_features(model, train, device, batch).double()  # (n, 2 d)
-    asked = pooled_features(model, test, device, batch).double()
     mean, std = known.mean(0), known.std(0, correction=0).clamp_min(1e-6)  # a dead feature stays 0
     targets = F.one_hot(_labels(train), train.classes).double().to(device)  # (n, k)
     x, y = (known - mean) / std, targets - targets.mean(0)
     penalty = RIDGE * torch.eye(x.shape[1], dtype=x.dtype, device=device)
     weights = torch.linalg.solve(x.T @ x + penalty, x.T @ y)  # (2 d, k)
-    return _share_right((asked - mean) / std @ weights + targets.mean(0), _labels(test))
+    return lambda asked: (asked.double() - mean) / std @ weights + targets.mean(0)
 
 
 def utility(

@@ -63,8 +63,8 @@ def _table(records: Iterable[Record]) -> Table:
 def describe(cell: Cell) -> str:
     """Name a cell in a few words: owner, method, what the suspect descends from, attack, seeds."""
     kind = {"released": "marked", "owner": "twin", "stranger": "stranger"}[cell.lineage]
-    variant = cell.method.args.get("variant", "")
-    method = f"{cell.method.name} {variant}".strip()
+    words = [cell.method.args.get(setting) for setting in ("variant", "readout")]
+    method = " ".join([cell.method.name, *(str(word) for word in words if word)])
     steps = " > ".join(_step(step.name, step.args) for step in cell.attack)
     return f"{cell.owner.name} · {method} · {kind} · {steps} · seed {cell.attack_seed}"
 

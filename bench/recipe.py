@@ -1,16 +1,20 @@
-"""Say how the embedded owner `mini` and its strangers are trained, in numbers a key can carry."""
+"""Say how the embedded models are trained, in numbers a key can carry."""
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from typing import Literal
 
 from bench import manifest
 from bench.manifest import DataSettings, Manifest
 from bench.types import Json, digest
 
 VERSION = 1
-"""Rises when the same recipe would train other weights: new code, or another shape of `mini`."""
+"""Rises when the same recipe would train other weights: new code, or shapes of other sizes."""
+
+Shape = Literal["mini", "mini-deep", "mini-wide"]
+"""The embedded architectures; the owner is a `mini`, the others are for strangers."""
 
 
 @dataclass(frozen=True, slots=True)

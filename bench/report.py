@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from statistics import fmean, median
 from typing import TYPE_CHECKING, TypeVar
 
-from bench import statistics
+from bench import bounds, statistics
 from bench.tables import NOTHING, Table
 from bench.types import Cell, Cost, Evidence, Fidelity, Lineage, Record, Spec, canonical
 
@@ -38,6 +38,9 @@ STEP_RATIO = "step_ratio_to_ideal"
 UNTOUCHED = "control.identity"
 """The attack that does nothing; its row holds the strangers that nothing was done to."""
 
+OTHER_KEY = "another owner's mark"
+"""The row of copies of the owner that were marked with another key than the one read with."""
+
 TAUS = tuple(range(8))
 """The bit errors of the paper's Fig. 3."""
 
@@ -53,16 +56,21 @@ LEGEND = (
     "it. stranger: the same attack on models trained independently. Rates are shares of queries on "
     "which the method's own rule holds: mean [95 % Wilson interval over the queries of one suspect]"
     " (n models: lowest-highest).",
-    "p: the largest p-value of the marked copies; a mark must beat strangers and twins. owned 2/2: "
-    "the verdict on 2 of 2 copies. statistic: mean of the method's native number. m/t/s: "
-    f"marked / twin / stranger. {NOTHING}: not asked. hole: not run yet.",
+    f"{OTHER_KEY}: the same owner's model marked with another key, not attacked, read with this "
+    "claim's; it descends from the clean owner and is innocent. Strangers of another shape than "
+    "the owner's, and models by name, stand in rows of their own and count among the strangers.",
+    "p: the largest p-value of the marked copies; a mark must beat strangers and descendants of "
+    "the clean owner. p is 1 for a copy that does not score above the clean owner itself, however "
+    "it ranks. owned 2/2: the verdict on 2 of 2 copies. statistic: mean of the method's native "
+    f"number. m/t/s: marked / twin / stranger. {NOTHING}: not asked. hole: not run yet.",
 )
 
 
 @dataclass(frozen=True)
-class _Asked:
+class Asked:
     """One cell of the outline with the record that answers it, if there is one."""
 
+    key: str
     cell: Cell
     record: Record | None
 
@@ -73,6 +81,7 @@ class _Asked:
 
     @property
     def lineage(self) -> Lineage:
+        """Return what the suspect descends from, as far as it is known."""
         return statistics.lineage(self.record) if self.record else self.cell.lineage
 
     @property
@@ -87,11 +96,16 @@ class _Asked:
 
 
 @dataclass(frozen=True)
-class _Row:
+class Row:
     """One attack under one claim: its cells by what their suspects descend from."""
 
     label: str
-    suspects: Mapping[Lineage, Sequence[_Asked]]
+    suspects: Mapping[Lineage, Sequence[Asked]]
+
+    @property
+    def chain(self) -> tuple[Spec, ...]:
+        """Return what was done to the suspects."""
+        return core(next(asked.cell for group in self.suspects.values() for asked in group))
 
     @property
     def undone(self) -> bool:
@@ -99,24 +113,27 @@ class _Row:
         return any(asked.cell.lineage == "released" for asked in self.suspects["owner"])
 
     def records(self, origin: Lineage) -> list[Record]:
+        """Return the records of one population that carry evidence."""
         return [asked.found for asked in self.suspects[origin] if asked.found]
 
 
 @dataclass(frozen=True)
-class _Block:
+class Block:
     """Everything asked about one owner with one method."""
 
     owner: str
     method: str
-    asked: Sequence[_Asked]
-    rows: Sequence[_Row]
+    asked: Sequence[Asked]
+    rows: Sequence[Row]
 
     @property
     def records(self) -> list[Record]:
+        """Return every record there is."""
         return [asked.record for asked in self.asked if asked.record]
 
     @property
     def found(self) -> list[Record]:
+        """Return the records that carry evidence."""
         return [asked.found for asked in self.asked if asked.found]
 
 
@@ -128,69 +145,90 @@ class _Labels:
     legend: tuple[str, ...]
 
     def __call__(self, *chain: Spec) -> str:
-        return " > ".join(self.texts[canonical(step.json())] for step in chain)
+        return " > ".join(self.texts[step.text] for step in chain)
 
 
 def tables(outline: Outline, records: Mapping[str, Record]) -> tuple[Table, ...]:
-    """Return Table 2, Table 3 and, for methods that count bit errors, the numbers of Fig. 3."""
-    blocks, legend = _blocks(outline, records)
-    curves = _figure_3(blocks)
-    return (
+    """Return Tables 2 and 3 and, of the others, those that the suite has numbers for.
+
+    They are Table 1 where one mark was put at several blocks, Table 2 once more with a column per
+    method where there are several, and Fig. 3 and the bounds of 3.3 where bit errors are counted.
+    """
+    blocks, legend = grouped(outline, records)
+    groups = [(block.owner, block.method, block.records) for block in blocks]
+    found = (
+        _table_1(outline, blocks),
         _table_2(outline, blocks, legend),
+        _side_by_side(outline, blocks),
         _table_3(outline, blocks),
-        *((curves,) if curves.rows else ()),
+        _figure_3(blocks),
+        bounds.bounds_table(outline, groups),
     )
+    return tuple(table for table in found if table.rows or table.name in ("Table 2", "Table 3"))
 
 
 # Who is who: blocks, rows and labels.
 
 
-def _blocks(outline: Outline, records: Mapping[str, Record]) -> tuple[list[_Block], list[str]]:
+def grouped(outline: Outline, records: Mapping[str, Record]) -> tuple[list[Block], list[str]]:
     """Group the outline's cells by owner and method, in the outline's order."""
     cells = [cell for _, cell in outline.cells]
-    owners = _labels(cell.owner for cell in cells)
-    methods = _labels(cell.method for cell in cells)
-    steps = _labels(step for cell in cells for step in (*_core(cell), *_control(cell)))
-    groups: dict[tuple[str, str], list[_Asked]] = {}
+    owners = labelled(cell.owner for cell in cells)
+    methods = labelled(cell.method for cell in cells)
+    steps = labelled(step for cell in cells for step in (*core(cell), *_control(cell)))
+    groups: dict[tuple[str, str], list[Asked]] = {}
     for key, cell in outline.cells:
         group = (owners(cell.owner), methods(cell.method))
-        groups.setdefault(group, []).append(_Asked(cell, records.get(key)))
+        groups.setdefault(group, []).append(Asked(key, cell, records.get(key)))
     blocks = [
-        _Block(owner, method, asked, _rows(asked, steps))
+        Block(owner, method, asked, _rows(asked, steps))
         for (owner, method), asked in groups.items()
     ]
     return blocks, [*owners.legend, *methods.legend, *steps.legend]
 
 
-def _rows(asked: Sequence[_Asked], steps: _Labels) -> list[_Row]:
+def _rows(asked: Sequence[Asked], steps: _Labels) -> list[Row]:
     """Make a row per attack, then one per control: strangers stand beside what they went through.
 
-    Rows come in the order of first mention, whichever population is mentioned first.
+    Innocents that are no copies of the owner's shape, or no copies of its clean model, have rows
+    of their own. Rows come in the order of first mention, whichever population comes first.
     """
-    rows: dict[str, dict[Lineage, list[_Asked]]] = {}
-    controls: dict[str, dict[Lineage, list[_Asked]]] = {}
+    rows: dict[str, dict[Lineage, list[Asked]]] = {}
+    controls: dict[str, dict[Lineage, list[Asked]]] = {}
     for item in asked:
-        label = steps(*_core(item.cell)) or UNTOUCHED
-        rows.setdefault(label, _empty())[item.lineage].append(item)
-        if label == UNTOUCHED and (control := _control(item.cell)):
-            controls.setdefault(steps(*control), _empty())[item.lineage].append(item)
+        done, who = core(item.cell), _control(item.cell)
+        if beside := _stands_beside(item.cell):
+            rows.setdefault(steps(*done) or UNTOUCHED, _empty())[item.lineage].append(item)
+        if item.cell.base == "other key":
+            controls.setdefault(OTHER_KEY, _empty())[item.lineage].append(item)
+        elif who and not (beside and done):
+            controls.setdefault(steps(*who, *done), _empty())[item.lineage].append(item)
     if UNTOUCHED in rows and not (rows[UNTOUCHED]["released"] or rows[UNTOUCHED]["owner"]):
         del rows[UNTOUCHED]  # nobody asked for the untouched model: its strangers are a control's
-    return [_Row(label, suspects) for label, suspects in (rows | controls).items()]
+    return [Row(label, suspects) for label, suspects in (rows | controls).items()]
 
 
-def _empty() -> dict[Lineage, list[_Asked]]:
+def _empty() -> dict[Lineage, list[Asked]]:
     return {"released": [], "owner": [], "stranger": []}
 
 
-def _core(cell: Cell) -> tuple[Spec, ...]:
+def core(cell: Cell) -> tuple[Spec, ...]:
     """Return what was done to the suspect, without the control that says who it is."""
     chain = cell.attack[1:] if cell.lineage == "stranger" else cell.attack
     return tuple(step for step in chain if step.name != UNTOUCHED)
 
 
+def _stands_beside(cell: Cell) -> bool:
+    """Say whether a suspect compares with marked copies: of the owner's shape, of no other key."""
+    shape = cell.attack[0].args.get("shape", cell.owner.name)
+    alike = cell.lineage != "stranger" or shape == cell.owner.name
+    return cell.base in ("released", "owner") and alike
+
+
 def _control(cell: Cell) -> tuple[Spec, ...]:
-    """Return the control that made a stranger, whichever of its strangers it made."""
+    """Return what makes a stranger, whichever of its strangers it is: a control, or a model."""
+    if cell.other_model is not None:
+        return (cell.other_model,)
     if cell.lineage != "stranger":
         return ()
     first = cell.attack[0]
@@ -198,11 +236,11 @@ def _control(cell: Cell) -> tuple[Spec, ...]:
     return (Spec(first.name, kind, first.version),)
 
 
-def _labels(specs: Iterable[Spec]) -> _Labels:
+def labelled(specs: Iterable[Spec]) -> _Labels:
     """Name specs by name and by the settings that tell them from others of that name."""
     families: dict[str, dict[str, Spec]] = {}
     for spec in specs:
-        families.setdefault(spec.name, {})[canonical(spec.json())] = spec
+        families.setdefault(spec.name, {})[spec.text] = spec
     texts: dict[str, str] = {}
     legend: list[str] = []
     for name, family in families.items():
@@ -243,10 +281,60 @@ def _setting(spec: Spec, name: str) -> str:
     return value if isinstance(value, str) else f"{name}={canonical(value)}"
 
 
+# Table 1.
+
+
+def _table_1(outline: Outline, blocks: Sequence[Block]) -> Table:
+    """Return what is read off the marked copy and its twin, for each block a mark was put at."""
+    places: dict[str, list[tuple[int, Block]]] = {}
+    for block in blocks:
+        method = block.asked[0].cell.method
+        if isinstance(at := method.args.get("block"), int):
+            alike = {name: value for name, value in method.args.items() if name != "block"}
+            key = canonical([block.owner, method.name, method.version, alike])
+            places.setdefault(key, []).append((at, block))
+    sweeps = [sorted(found, key=lambda f: f[0]) for found in places.values() if len(found) > 1]
+    rows = [
+        (block.owner, block.asked[0].cell.method.name, str(at), row.label, *_place(row))
+        for sweep in sweeps
+        for at, block in sweep
+        for row in block.rows
+        if row.records("released")
+    ]
+    return Table(
+        name="Table 1",
+        caption=f"what the block that a mark is put at decides ({_title(outline)})",
+        columns=(
+            *("owner", "method", "block", "attack", "marked R(0)", "marked R(4)"),
+            *("marked errors", "twin R(0)", "twin R(4)", "twin errors"),
+        ),
+        rows=tuple(rows),
+        notes=(
+            "block: 0-based number of the last frozen block, whose output is written to. R: share "
+            "of images read with at most so many bit errors; errors: their mean. Means over "
+            "models, twins over seeds.",
+            *outline.reductions,
+        ),
+        heads=2,
+    )
+
+
+def _place(row: Row) -> tuple[str, ...]:
+    """Write R(0), R(4) and the mean bit errors of marked copies, then of twins."""
+    cells: list[str] = []
+    for origin, _ in POPULATIONS[:2]:
+        records = row.records(origin)
+        rates = rates_by_tau(records)
+        errors = per_model((r, fmean(_evidence(r).statistic)) for r in records)
+        cells += [*(_number(rates[tau], fmean, 3) if rates else NOTHING for tau in (0, 4))]
+        cells.append(_number(errors, fmean, 2))
+    return tuple(cells)
+
+
 # Table 2.
 
 
-def _table_2(outline: Outline, blocks: Sequence[_Block], legend: Sequence[str]) -> Table:
+def _table_2(outline: Outline, blocks: Sequence[Block], legend: Sequence[str]) -> Table:
     """Return detection rates, verdicts and utility for every attack, after the price of a mark."""
     tasks: dict[str, str] = {}
     rows: list[tuple[str, ...]] = []
@@ -256,7 +344,7 @@ def _table_2(outline: Outline, blocks: Sequence[_Block], legend: Sequence[str]) 
         access = sorted({record.access for record in block.records if record.access})
         head = (block.owner, block.method, f"needs {'; '.join(access)}" if access else NOTHING)
         body = [
-            *_price(block),
+            *price(block),
             *(_attack_row(row, nulls, outline.alpha, tasks) for row in block.rows),
         ]
         rows += [(*head, *cells) for cells in body]
@@ -284,7 +372,90 @@ def _table_2(outline: Outline, blocks: Sequence[_Block], legend: Sequence[str]) 
     )
 
 
-def _price(block: _Block) -> list[tuple[str, ...]]:
+def _side_by_side(outline: Outline, blocks: Sequence[Block]) -> Table:
+    """Return Table 2 in the paper's shape: a column per method, positive rows, then negative."""
+    rows: list[tuple[str, ...]] = []
+    methods = _distinct(block.method for block in blocks)
+    for owner in _distinct(block.owner for block in blocks):
+        by_method = {block.method: block for block in blocks if block.owner == owner}
+        columns = [by_method.get(method) for method in methods]
+        rows += [(owner, *cells) for cells in _columns(columns, outline.alpha)]
+    return Table(
+        name="Table 2 side by side",
+        caption=f"every method on the same suspects ({_title(outline)})",
+        columns=("owner", "kind", "experiment", *methods),
+        rows=tuple(rows) if len(methods) > 1 else (),
+        notes=(
+            "rates are shares of queries by each method's own rule, means over models (n); they "
+            "differ in unit, the verdicts (how many of the copies) do not. Table 2 has the "
+            "intervals and the reductions. A fingerprint has no twins: whatever descends from the "
+            "unmarked owner is its own.",
+        ),
+        heads=2,
+    )
+
+
+KINDS = {
+    "released": "positive: the released model after the attack",
+    "owner": "negative: descendants of the unmarked owner, the same attack (twins)",
+    "stranger": "negative: models that owe the owner nothing, attacked alike",
+}
+
+
+def _columns(blocks: Sequence[Block | None], alpha: float) -> Iterator[tuple[str, ...]]:
+    """Yield kind, experiment and one text per method, for all that was asked of any."""
+    there = [block for block in blocks if block is not None]
+    nulls = [statistics.innocents(block.records) if block else {} for block in blocks]
+    tables = [{row.label: row for row in block.rows} if block else {} for block in blocks]
+    labels = _distinct(row.label for block in there for row in block.rows)
+    yield ("what is compared", "needs", *(_needs(block) for block in blocks))
+    yield ("what is compared", "rate of", *(_rule(block) for block in blocks))
+    yield ("what is compared", "price: feature cosine", *(_brief_price(block) for block in blocks))
+    for origin, _ in POPULATIONS:
+        shown: set[tuple[str, ...]] = set()
+        for label in labels:
+            cells = tuple(
+                _brief(rows.get(label), origin, null, alpha)
+                for rows, null in zip(tables, nulls, strict=True)
+            )
+            if set(cells) != {NOTHING} and (cells not in shown or origin == "released"):
+                yield (KINDS[origin], label, *cells)  # untouched strangers stand in two rows
+            shown.add(cells)
+
+
+def _brief(
+    row: Row | None, origin: Lineage, nulls: Mapping[str, statistics.Innocents], alpha: float
+) -> str:
+    """Write a rate and, of marked copies, the verdicts; in words why there is none."""
+    if row is None:
+        return NOTHING
+    spread = detection(row, origin)
+    if spread is None:
+        return rate_text(row, origin)
+    if origin != "released":
+        return f"{spread.mean:.3f} (n={spread.models})"
+    outcomes = [verdict.outcome for verdict in judged(row, nulls, alpha)]
+    return f"{spread.mean:.3f} {counts_text(outcomes)}"
+
+
+def _needs(block: Block | None) -> str:
+    return "; ".join(sorted({r.access for r in block.records if r.access})) if block else NOTHING
+
+
+def _rule(block: Block | None) -> str:
+    """Name a query and what counts as a detection: "images, bit errors <= 5"."""
+    if block is None or not block.found:
+        return NOTHING
+    evidence = _evidence(block.found[0])
+    return f"{evidence.unit}: {evidence.rule.text}"
+
+
+def _brief_price(block: Block | None) -> str:
+    prices = [r.fidelity for r in block.records if r.fidelity] if block else []
+    return f"{fmean(fmean(p.feature_cosine) for p in prices):.3f}" if prices else NOTHING
+
+
+def price(block: Block) -> list[tuple[str, ...]]:
     """Return the rows that price a mark: the released model, without injection, before attacks."""
     prices = list({r.cell.method_seed: r.fidelity for r in block.records if r.fidelity}.values())
     if not prices:
@@ -321,63 +492,70 @@ def _probe(prices: Sequence[Fidelity]) -> str:
 
 
 def _attack_row(
-    row: _Row, nulls: Mapping[str, statistics.Innocents], alpha: float, tasks: dict[str, str]
+    row: Row, nulls: Mapping[str, statistics.Innocents], alpha: float, tasks: dict[str, str]
 ) -> tuple[str, ...]:
-    verdicts = _verdicts(row, nulls, alpha)
-    p_values = [verdict.p_value for verdict in verdicts if verdict.p_value is not None]
+    verdicts = judged(row, nulls, alpha)
     native = _statistics(row)
     return (
         row.label,
-        *(_rate(row, origin) for origin, _ in POPULATIONS),
+        *(rate_text(row, origin) for origin, _ in POPULATIONS),
         NOTHING if set(native) == {NOTHING} else " / ".join(native),
-        _p(max(p_values)) if p_values and len(p_values) == len(verdicts) else NOTHING,
-        _counts([verdict.outcome for verdict in verdicts]),
-        _utility(row, tasks),
+        largest_p(verdicts),
+        counts_text([verdict.outcome for verdict in verdicts]),
+        utility_text(row, tasks),
     )
 
 
-def _verdicts(
-    row: _Row, nulls: Mapping[str, statistics.Innocents], alpha: float
+def judged(
+    row: Row, nulls: Mapping[str, statistics.Innocents], alpha: float
 ) -> list[statistics.Verdict]:
     """Judge every marked copy of a row against the innocents read with its secret."""
     verdicts = []
     for record in row.records("released"):
         null = nulls[statistics.claim(record.cell)]
         score = _evidence(record).score
-        verdicts.append(statistics.decide(score, null.strangers, null.descendants, alpha))
+        verdicts.append(
+            statistics.decide(score, null.strangers, null.descendants, alpha, clean=null.clean)
+        )
     return verdicts
 
 
-def _rate(row: _Row, origin: Lineage) -> str:
-    """Write a population's detection rate, or in words why there is none."""
-    words = _count_words([asked.hole for asked in row.suspects[origin] if asked.hole])
+def detection(row: Row, origin: Lineage) -> statistics.Spread | None:
+    """Return a population's detection rate with both spreads, or None without evidence."""
     records = row.records(origin)
     if not records:
+        return None
+    rates = per_model((record, _evidence(record).rate) for record in records)
+    return statistics.spread(rates, min(len(_evidence(record).agreement) for record in records))
+
+
+def rate_text(row: Row, origin: Lineage) -> str:
+    """Write a population's detection rate, or in words why there is none."""
+    words = _count_words([asked.hole for asked in row.suspects[origin] if asked.hole])
+    spread = detection(row, origin)
+    if spread is None:
         return words or ("the clean owner" if origin == "released" and row.undone else NOTHING)
-    rates = _per_model((record, _evidence(record).rate) for record in records)
-    queries = min(len(_evidence(record).agreement) for record in records)
-    spread = statistics.spread(rates, queries)
     low, high = spread.within
     models = _models(spread.models, spread.between)
     text = f"{spread.mean:.3f} [{low:.3f}, {high:.3f}] {models}"
     return f"{text} + {words}" if words else text
 
 
-def _statistics(row: _Row) -> list[str]:
+def _statistics(row: Row) -> list[str]:
     """Write each population's native statistic, mean over models, or that nothing is there."""
     found = [
-        _per_model((r, fmean(_evidence(r).statistic)) for r in row.records(origin))
+        per_model((r, fmean(_evidence(r).statistic)) for r in row.records(origin))
         for origin, _ in POPULATIONS
     ]
     return [f"{fmean(means):#.3g}" if means else NOTHING for means in found]
 
 
-def _utility(row: _Row, tasks: dict[str, str]) -> str:
+def utility_text(row: Row, tasks: dict[str, str]) -> str:
     """Write marked / twin with the numbers of the tasks; `tasks` gains those not met before."""
     texts, numbers = [], set()
     for origin in ("released", "owner"):
         measured = [(r, r.utility) for r in row.records(origin) if r.utility is not None]
-        values = _per_model((record, utility.value) for record, utility in measured)
+        values = per_model((record, utility.value) for record, utility in measured)
         texts.append(f"{fmean(values):.3f}" if values else NOTHING)
         for _, utility in measured:
             task = f"{utility.metric}, {utility.task}, n = {utility.n}"
@@ -386,23 +564,20 @@ def _utility(row: _Row, tasks: dict[str, str]) -> str:
 
 
 def _findings(
-    block: _Block, nulls: Mapping[str, statistics.Innocents], alpha: float
+    block: Block, nulls: Mapping[str, statistics.Innocents], alpha: float
 ) -> Iterator[str]:
     """Yield what a reader must know to judge a block: its rule, its nulls, its warnings."""
     if not block.found:
         return
     evidence = _evidence(block.found[0])
-    rule = (
-        f"native rule {evidence.rule.text}, one query is one {evidence.unit}, chance agreement "
-        f"{evidence.chance:.3g}."
-    )
+    rule = f"native rule {evidence.rule.text}, one query is one {evidence.unit}, {_chance(block)}."
     noted = filter(None, [_noted(block.found)])
     yield " ".join([rule, *noted, *_distinct(_null(null, alpha) for null in nulls.values())])
     alike = [
         row.label
         for row in block.rows
         if any(_evidence(record).rate for record in row.records("released"))  # a mark is there
-        and any(_twin_alike(verdict, alpha) for verdict in _verdicts(row, nulls, alpha))
+        and any(_twin_alike(verdict, alpha) for verdict in judged(row, nulls, alpha))
     ]
     if alike:
         yield (
@@ -413,12 +588,51 @@ def _findings(
         yield f"the suspect has the clean owner's weights, hence is a twin: {', '.join(undone)}."
 
 
+def _chance(block: Block) -> str:
+    """Write how far a model that never met the owner agrees with it.
+
+    Where nobody knows beforehand, strangers of even number tell and those of odd number check it.
+    """
+    known = _evidence(block.found[0]).chance
+    if known is not None:
+        return f"chance agreement {known:.3g}"
+    even, odd = _stranger_scores(block, 0), _stranger_scores(block, 1)
+    if not even:
+        return "chance agreement not known: it takes strangers to tell, and none was read"
+    told = (
+        f"chance agreement not known beforehand: {fmean(even):.3f} by the strangers of even number "
+        f"(n={len(even)})"
+    )
+    interval = statistics.mean_interval(odd)
+    if interval is None or len(even) < 2:
+        return f"{told}, too few to check it on others"
+    verb = "agree" if statistics.means_agree(even, odd) else "do not agree"
+    low, high = max(0.0, interval[0]), min(1.0, interval[1])  # Student knows no bounds
+    return (
+        f"{told}; those of odd number {verb}: {fmean(odd):.3f} [{low:.3f}, {high:.3f}] "
+        f"(n={len(odd)})"
+    )
+
+
+def _stranger_scores(block: Block, parity: int) -> list[float]:
+    """Return the mean score of each untouched stranger whose number is even (0) or odd (1)."""
+    scores: dict[str, list[float]] = {}
+    for asked in block.asked:
+        control, whole = asked.cell.attack[0], not core(asked.cell)
+        index = control.args.get("index") if asked.lineage == "stranger" and whole else None
+        if asked.found and isinstance(index, int) and index % 2 == parity:
+            scores.setdefault(canonical(control.json()), []).append(_evidence(asked.found).score)
+    return [fmean(values) for _, values in sorted(scores.items())]
+
+
 def _null(null: statistics.Innocents, alpha: float) -> str:
     """Write the populations of innocents behind the p-values, and what they can decide."""
     sizes = [len(null.strangers), *([] if null.descendants is None else [len(null.descendants)])]
     needed, wrong = statistics.innocents_needed(alpha), statistics.false_positives(null, alpha)
     twins = "" if null.descendants is None else f" and {sizes[1]} descendants of the clean owner"
     short = "" if min(sizes) >= needed else f"; undecided, {needed} of each are needed"
+    unread = null.descendants is not None and null.clean is None
+    clean = " The clean owner itself was not read: no copy had to score above it." * unread
     check = (
         f"{wrong.called} of {wrong.decided} innocents called owned, each judged by all others "
         f"(95 % upper bound {wrong.upper:.3f})"
@@ -427,7 +641,7 @@ def _null(null: statistics.Innocents, alpha: float) -> str:
     )
     return (
         f"p from {sizes[0]} strangers{twins}, counted as models; smallest attainable p "
-        f"{_p(1 / (min(sizes) + 1))} at alpha = {alpha:g}{short}; {check}."
+        f"{_p(1 / (min(sizes) + 1))} at alpha = {alpha:g}{short}; {check}.{clean}"
     )
 
 
@@ -457,7 +671,7 @@ def _twin_alike(verdict: statistics.Verdict, alpha: float) -> bool:
 # Table 3 and Fig. 3.
 
 
-def _table_3(outline: Outline, blocks: Sequence[_Block]) -> Table:
+def _table_3(outline: Outline, blocks: Sequence[Block]) -> Table:
     """Return what embedding and extraction cost, beside the fewest passes they need."""
     return Table(
         name="Table 3",
@@ -467,7 +681,7 @@ def _table_3(outline: Outline, blocks: Sequence[_Block]) -> Table:
             *("owner", "device", "method", "embed min", "embed s", "ideal s", "ratio", "step"),
             *("extract s", "ideal s", "ratio", "forward (e/x)", "backward (e/x)", "peak MB"),
         ),
-        rows=tuple(_cost_row(block) for block in blocks),
+        rows=tuple(cost_row(block) for block in blocks),
         notes=(
             "embed: mean over method seeds. extract: median over suspects. ideal: the fewest "
             "passes the variant needs, timed on the same device in the same run. step: a training "
@@ -478,7 +692,8 @@ def _table_3(outline: Outline, blocks: Sequence[_Block]) -> Table:
     )
 
 
-def _cost_row(block: _Block) -> tuple[str, ...]:
+def cost_row(block: Block) -> tuple[str, ...]:
+    """Return a block's row of Table 3."""
     # Embedding happens once per seed, however many suspects are read with its secret.
     embeds = list(
         {
@@ -518,7 +733,7 @@ def _seconds(costs: Sequence[Cost], middle: Callable[[Sequence[float]], float]) 
     )
 
 
-def _figure_3(blocks: Sequence[_Block]) -> Table:
+def _figure_3(blocks: Sequence[Block]) -> Table:
     """Return R at every tau for methods that count bit errors: the paper's Fig. 3 as numbers."""
     rows = []
     for block in blocks:
@@ -539,9 +754,16 @@ def _figure_3(blocks: Sequence[_Block]) -> Table:
 
 def _curve(records: Sequence[Record]) -> tuple[str, ...]:
     """Write the number of models and their mean rate at every tau; empty without models."""
+    if not records:
+        return ()
+    by_tau = rates_by_tau(records)
+    return (str(len(by_tau[0])), *(f"{fmean(rates):.3f}" for rates in by_tau))
+
+
+def rates_by_tau(records: Sequence[Record]) -> list[list[float]]:
+    """Return for every tau one rate per model."""
     curves = [(record, statistics.detection_curve(_evidence(record), TAUS)) for record in records]
-    by_tau = [_per_model((record, curve[i]) for record, curve in curves) for i in range(len(TAUS))]
-    return (str(len(by_tau[0])), *(f"{fmean(rates):.3f}" for rates in by_tau)) if records else ()
+    return [per_model((record, curve[i]) for record, curve in curves) for i in range(len(TAUS))]
 
 
 # Text.
@@ -552,7 +774,7 @@ def _evidence(record: Record) -> Evidence:
     return record.evidence
 
 
-def _per_model(readings: Iterable[tuple[Record, float]]) -> list[float]:
+def per_model(readings: Iterable[tuple[Record, float]]) -> list[float]:
     """Return one value per distinct model: a model read with two secrets is still one model."""
     models: dict[str, list[float]] = {}
     for record, value in readings:
@@ -565,7 +787,13 @@ def _models(count: int, between: statistics.Interval | None) -> str:
     return f"(n={count}: {between[0]:.3f}-{between[1]:.3f})" if between else f"(n={count})"
 
 
-def _counts(outcomes: Sequence[str]) -> str:
+def largest_p(verdicts: Sequence[statistics.Verdict]) -> str:
+    """Write the largest p-value of several copies, if every one of them has one."""
+    found = [verdict.p_value for verdict in verdicts if verdict.p_value is not None]
+    return _p(max(found)) if found and len(found) == len(verdicts) else NOTHING
+
+
+def counts_text(outcomes: Sequence[str]) -> str:
     """Write verdicts with how often each was passed: "owned 1/2, undecided 1/2"."""
     counted = Counter(outcomes)
     return ", ".join(f"{o} {counted[o]}/{len(outcomes)}" for o in sorted(counted)) or NOTHING

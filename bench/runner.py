@@ -14,21 +14,26 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from bench import data, ledger, measure, models, pretrain, probe
+from bench import data, ledger, measure, models, pretrain, probe, readout
 from bench.data import Images
 from bench.manifest import Manifest, split
 from bench.models import Architecture, VisionModel
-from bench.owners import load_owner
+from bench.owners import load_owner, refuse_others
 from bench.plan import Plan, Question, Stage, weights_file
-from bench.registry import ATTACKS, METHODS
+from bench.recipe import Shape
+from bench.registry import ATTACKS, METHODS, SettingError
 from bench.store import Artefact, Store
+from bench.suite import ClassifierSettings, OwnerSettings
+from bench.training import Precision, passes
 from bench.types import (
+    Access,
     Context,
     Cost,
     Evidence,
     Fidelity,
     Incompatible,
     Json,
+    Readout,
     Record,
     Rule,
     UserError,
@@ -38,6 +43,9 @@ from bench.types import (
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+FULL: Precision = "float32"
+"""The precision of a method that has no such setting."""
 
 BATCH = 64
 """Images per inference pass where the bench itself makes it."""
@@ -85,9 +93,18 @@ class Laboratory:
         file = weights_file(owner, self.data_dir) if owner.from_file else None
         return Made.of(load_owner(owner, file))
 
+    def _classifier(self, stage: Stage) -> Made:
+        with measure.aside(self.device):
+            owner = self._model(stage.parents[0]).to(self.device)
+        images = self._pool(stage.recipe["data"], "owner_images", owner)
+        how = ClassifierSettings(**stage.recipe["classifier"])
+        rng = self._context(stage.key, (images, images)).rng
+        made = readout.with_classifier(owner, images, how, rng, self.device)
+        return Made.of(made.cpu(), dict(made.notes))
+
     def _cohort(self, stage: Stage) -> Made:
         number, size = stage.recipe["cohort"], stage.recipe["size"]
-        states = pretrain.cohort(number, size, self.plan.recipe)
+        states = pretrain.cohort(number, size, self.plan.recipe, _shape(stage.recipe))
         tensors = {f"{i}.{k}": v for i, state in enumerate(states) for k, v in state.items()}
         return Made({"members": size}, tensors)
 
@@ -122,18 +139,23 @@ class Laboratory:
         protect = self.store.find(stage.parents[0])
         assert protect is not None, "a parent was planned and made"
         spec = protect.recipe["method"]
-        method = METHODS.build(spec["name"], spec["args"])
+        method = METHODS.build(spec["name"], {**spec["args"], **stage.recipe})
+        how: Readout = stage.recipe.get("readout", "native")
         with measure.aside(self.device):
             secret = _part(self.store.tensors(stage.parents[0]), "secret.")
             model = self._model(stage.parents[1]).to(self.device)
             owner = self._model(stage.parents[2])
             pools = self._owner_pools(protect.recipe["data"], owner)
-            suspect = models.View(model, method.needs)
+            head = None
+            if method.needs in Access.BLACK_BOX:
+                head = readout.head_for(how, model, owner, pools[0], self.device)
+            suspect = models.View(model, method.needs, head)
 
         def read() -> Evidence:
             return method.extract(secret, suspect, self._context(stage.key, pools))
 
-        evidence, seconds, ideal = self._timed_reading(read, model)
+        precision = getattr(method, "precision", FULL)
+        evidence, seconds, ideal = self._timed_reading(read, model, precision)
         return Made(
             {"evidence": dataclasses.asdict(evidence), "queries": suspect.queries},
             None,
@@ -142,16 +164,18 @@ class Laboratory:
         )
 
     def _timed_reading(
-        self, read: Callable[[], Evidence], model: VisionModel
-    ) -> tuple[Evidence, float, float]:
-        """Read the evidence; time it beside a plain forward pass of as many images."""
+        self, read: Callable[[], Evidence], model: VisionModel, precision: Precision
+    ) -> tuple[Evidence, float, float | None]:
+        """Read the evidence; time it beside a plain forward pass of as many images, if any."""
         found: list[Evidence] = []
         with measure.aside(self.device):  # neither is timed cold
-            _plain_pass(model, BATCH, self.device)
+            _plain_pass(model, BATCH, self.device, precision)
         with measure.measuring(self.device) as meter:
             seconds = measure.timed(lambda: found.append(read()), self.device)
+        if not meter.images:  # weights were compared: there is no pass to compare with
+            return found[0], seconds, None
         with measure.aside(self.device):
-            plain = functools.partial(_plain_pass, model, meter.images, self.device)
+            plain = functools.partial(_plain_pass, model, meter.images, self.device, precision)
             return found[0], seconds, measure.timed(plain, self.device)
 
     def _utility(self, stage: Stage) -> Made:
@@ -172,7 +196,7 @@ class Laboratory:
             name = self.plan.manifest(trained_on).name
             return self._pool(trained_on, "thief_held_out", model), f"{name}, thief's test images"
         images = self.plan.manifest(owner)
-        if images.classes and not images.masked and model.own_classes == len(images.classes):
+        if images.classes and not images.masked and model.classes == len(images.classes):
             held_out = self._pool(owner, "owner_held_out", model)
             return held_out, f"{images.name}, owner's held-out images"
         return None, ""
@@ -196,14 +220,15 @@ class Laboratory:
         made = self.store.find(key)
         assert made is not None, "a parent was planned and made"
         if made.kind == "cohort":
-            return self._member(key, 0)
+            return self._member(made, 0)
         model = models.build(Architecture.of(made.payload["architecture"]))
         tensors = self.store.tensors(key)
         return models.load_state(model, _part(tensors, "model."), key)
 
-    def _member(self, key: str, member: int) -> VisionModel:
-        state = _part(self.store.tensors(key), f"{member}.")
-        return models.load_state(models.build(pretrain.ARCHITECTURE), state, key)
+    def _member(self, cohort: Artefact, member: int) -> VisionModel:
+        state = _part(self.store.tensors(cohort.key), f"{member}.")
+        architecture = Architecture("embedded", _shape(cohort.recipe))
+        return models.load_state(models.build(architecture), state, cohort.key)
 
     def _stranger(self, stage: Stage) -> Callable[[int], VisionModel] | None:
         found = self.store.find(stage.parents[0])
@@ -217,7 +242,7 @@ class Laboratory:
                     f"expected a stranger of {first} to {first + size - 1}, got {index}; "
                     "a control names its stranger in the setting `index`"
                 )
-            return self._member(found.key, index - first).to(self.device)
+            return self._member(found, index - first).to(self.device)
 
         return stranger
 
@@ -279,12 +304,30 @@ def load_owners(laboratory: Laboratory) -> None:
     """Load every owner that is not in the store yet, before any work starts.
 
     Raises:
-        UserError: weights are damaged, of another architecture, or cannot be fetched.
+        UserError: weights are damaged, of another architecture, not those expected, or cannot be
+            fetched.
 
     """
-    for key in laboratory.plan.owners:
+    for key, owner in laboratory.plan.owners.items():
         if not laboratory.store.verify(key):
             laboratory.carry_out(laboratory.plan.stages[key])
+        loaded = laboratory.store.find(key)
+        assert loaded is not None, "it was just loaded"
+        refuse_others(owner, loaded.payload["digest"])
+    for stage in laboratory.plan.stages.values():
+        if stage.kind == "classifier":
+            _refuse_two_heads(laboratory.plan.owners[stage.parents[0]], laboratory.store, stage)
+
+
+def _refuse_two_heads(owner: OwnerSettings, store: Store, stage: Stage) -> None:
+    loaded = store.find(stage.parents[0])
+    assert loaded is not None, "it was just loaded"
+    if loaded.payload["architecture"]["head"] is not None:
+        raise SettingError(
+            f"owner '{owner.name}': classifier: expected none, the model has its own; leave it out "
+            "and the model's own classifier is used",
+            ("classifier",),
+        )
 
 
 def run(
@@ -322,7 +365,7 @@ def _record(laboratory: Laboratory, question: Question, failure: Failure | None)
         "key": question.key,
         "suite": plan.suite.name,
         "cell": question.cell,
-        "access": question.access.text,
+        "access": question.access,
         "marks": question.marks,
     }
     if question.skip:
@@ -366,13 +409,19 @@ def _payload(store: Store, key: str) -> dict[str, Json]:
     return payload
 
 
+def _shape(cohort: Mapping[str, Json]) -> Shape:
+    """Return the shape of the strangers that a cohort's recipe makes."""
+    shape: Shape = cohort.get("shape", "mini")
+    return shape
+
+
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
-def _plain_pass(model: VisionModel, count: int, device: torch.device) -> None:
+def _plain_pass(model: VisionModel, count: int, device: torch.device, precision: Precision) -> None:
     size = model.preprocess.size
-    with torch.inference_mode():
+    with torch.inference_mode(), passes(device, precision):
         for start in range(0, count, BATCH):
             model.forward_features(torch.zeros(min(BATCH, count - start), 3, *size, device=device))
 

@@ -3,17 +3,23 @@
 A verdict ranks a suspect among innocent models. Two nulls are kept apart: strangers, trained
 independently, and (for a mark) descendants of the clean owner. Innocents are counted as models, and
 only those read with the suspect's own secret count.
+
+Ranks take an innocent suspect for one more draw of the innocents. The clean owner is no draw: it is
+one known model, left as it was or hardly changed, and among many descendants that strong attacks
+have moved away from it, its rank could pass for rare. So a mark must also score above the clean
+owner itself, whatever the ranks say (a rule of our own, from no paper).
 """
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Literal
 
-from bench.types import Cell, Evidence, Lineage, Record, UserError, canonical
+from bench.types import Cell, Evidence, Lineage, Record, UserError
 
 Interval = tuple[float, float]
 """A 95 % confidence interval, low and high end, unless a function says otherwise."""
@@ -35,10 +41,15 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Innocents:
-    """One score per innocent model; `descendants` is None for a fingerprint."""
+    """One score per innocent model; `descendants` is None for a fingerprint.
+
+    `clean` is the highest score of the clean owner itself, one of the descendants; None if it was
+    not read, or for a fingerprint.
+    """
 
     strangers: tuple[float, ...]
     descendants: tuple[float, ...] | None
+    clean: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +75,8 @@ class FalsePositives:
 
 def rank_p_value(score: float, innocent: Sequence[float]) -> float:
     """Return (1 + #{innocent >= score}) / (1 + n), valid whatever the distribution of scores."""
-    return (1 + sum(other >= score for other in innocent)) / (1 + len(innocent))
+    ranked = sorted(innocent)  # at once where they come in order, as `innocents` leaves them
+    return (1 + len(ranked) - bisect_left(ranked, score)) / (1 + len(ranked))
 
 
 def innocents_needed(alpha: float) -> int:
@@ -78,16 +90,25 @@ def innocents_needed(alpha: float) -> int:
 
 
 def decide(
-    score: float, strangers: Sequence[float], descendants: Sequence[float] | None, alpha: float
+    score: float,
+    strangers: Sequence[float],
+    descendants: Sequence[float] | None,
+    alpha: float,
+    *,
+    clean: float | None = None,
 ) -> Verdict:
     """Call a suspect owned when its score is rare among the innocents of every null that counts.
 
     A mark must beat both nulls, so its p is the larger one; for a fingerprint `descendants` is
     None. A null too small to reach `alpha` leaves the suspect undecided. Ties count against
-    ownership.
+    ownership. `clean` is the score of the clean owner, read with the same secret: being one known
+    model it has no chance about it, so the p-value against it is 1 for a suspect that does not
+    score above it, else 0, and `p_descendant` is the larger of this and the rank.
     """
     nulls = [strangers] if descendants is None else [strangers, descendants]
     p_values = [rank_p_value(score, null) if null else None for null in nulls]
+    if descendants and clean is not None and score <= clean:
+        p_values[1] = 1.0
     known = [p for p in p_values if p is not None]
     smallest, needed = min(map(len, nulls)), innocents_needed(alpha)
     p_value = max(known) if len(known) == len(nulls) else None
@@ -108,7 +129,7 @@ def decide(
 
 def claim(cell: Cell) -> str:
     """Name the secret a cell is read with: owner, method and method seed."""
-    return canonical([cell.owner.json(), cell.method.json(), cell.method_seed])
+    return f"[{cell.owner.text},{cell.method.text},{cell.method_seed}]"
 
 
 def lineage(record: Record) -> Lineage:
@@ -117,35 +138,59 @@ def lineage(record: Record) -> Lineage:
     Equal weights are one model: whatever made a copy of the clean owner, it is the clean owner,
     which is innocent of a mark and is itself the released model of a fingerprint.
     """
-    if record.suspect_digest and record.suspect_digest == record.owner_digest:
+    if is_clean_owner(record):
         return "owner" if record.marks else "released"
     return record.cell.lineage
+
+
+def is_clean_owner(record: Record) -> bool:
+    """Say whether the suspect has the clean owner's weights."""
+    return bool(record.suspect_digest) and record.suspect_digest == record.owner_digest
 
 
 def innocents(records: Iterable[Record]) -> dict[str, Innocents]:
     """Collect, for every claim, one score per distinct innocent model read with its secret.
 
-    Descendants are told apart by their weights. Strangers are told apart by who they are, and each
-    enters with the highest score over its attacked versions: the conservative choice.
+    Descendants are told apart by their weights. Strangers are told apart by the weights they were
+    trained to, and each enters with the highest score over its attacked versions: the conservative
+    choice. A suspect with the owner's own weights is never a stranger (see `lineage`).
     """
+    read = list(records)
+    trained = {_stranger(r.cell): r.suspect_digest for r in read if _is_whole_stranger(r)}
     scores: dict[str, dict[str, dict[str, float]]] = {}
+    clean: dict[str, float] = {}
     marks: dict[str, bool] = {}
-    for record in records:
+    for record in read:
         name, origin = claim(record.cell), lineage(record)
         marks[name] = record.marks
         nulls = scores.setdefault(name, {"stranger": {}, "owner": {}, "released": {}})
-        if record.evidence is not None:
-            stranger = origin == "stranger"
-            who = canonical(record.cell.attack[0].json()) if stranger else model_name(record)
-            score = record.evidence.score
-            nulls[origin][who] = max(score, nulls[origin].get(who, score))
+        if record.evidence is None:
+            continue
+        who, score = model_name(record), record.evidence.score
+        if origin == "stranger":
+            who = trained.get(_stranger(record.cell)) or _stranger(record.cell)
+        nulls[origin][who] = max(score, nulls[origin].get(who, score))
+        if origin == "owner" and is_clean_owner(record):
+            clean[name] = max(score, clean.get(name, score))
     return {
         name: Innocents(
             strangers=tuple(sorted(nulls["stranger"].values())),
             descendants=tuple(sorted(nulls["owner"].values())) if marks[name] else None,
+            clean=clean.get(name),
         )
         for name, nulls in scores.items()
     }
+
+
+def _stranger(cell: Cell) -> str:
+    """Name a stranger, whatever was done to it: by the control that makes it, or as a model."""
+    return (cell.other_model or cell.attack[0]).text
+
+
+def _is_whole_stranger(record: Record) -> bool:
+    """Say whether the suspect is a stranger as it was trained, with its weights written down."""
+    untouched = len(record.cell.attack) == 1  # the control that makes it, or leaves it as it is
+    return bool(record.suspect_digest) and untouched and lineage(record) == "stranger"
 
 
 def model_name(record: Record) -> str:
@@ -163,11 +208,12 @@ def false_positives(null: Innocents, alpha: float) -> FalsePositives:
 
     strangers, descendants = null.strangers, null.descendants
     verdicts = [
-        decide(score, _without(strangers, i), descendants, alpha)
+        decide(score, _without(strangers, i), descendants, alpha, clean=null.clean)
         for i, score in enumerate(strangers)
     ]
     for i, score in enumerate(descendants or ()):
-        verdicts.append(decide(score, strangers, _without(descendants or (), i), alpha))
+        others = _without(descendants or (), i)
+        verdicts.append(decide(score, strangers, others, alpha, clean=null.clean))
     called = sum(v.outcome == "owned" for v in verdicts)
     decided = sum(v.outcome != "undecided" for v in verdicts)
     # The upper end of a two-sided 90 % interval is the one-sided 95 % bound.
@@ -179,8 +225,8 @@ def detection_curve(evidence: Evidence, taus: Iterable[float] = range(8)) -> tup
     """Return the share of queries with a statistic of at most tau, for every tau."""
     if evidence.rule.comparison != "<=":
         raise UserError(f"expected a rule of the form '<= tau', got '{evidence.rule.text}'")
-    n = len(evidence.statistic)
-    return tuple(sum(value <= tau for value in evidence.statistic) / n for tau in taus)
+    ranked = sorted(evidence.statistic)
+    return tuple(bisect_right(ranked, tau) / len(ranked) for tau in taus)
 
 
 def wilson(rate: float, n: int) -> Interval:
@@ -210,6 +256,21 @@ def mean_interval(values: Sequence[float]) -> Interval | None:
         return None
     half = float(t.ppf(0.975, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
     return fmean(values) - half, fmean(values) + half
+
+
+def means_agree(ones: Sequence[float], others: Sequence[float]) -> bool:
+    """Say whether Welch's 95 % interval for the difference of two means covers 0.
+
+    Each sample needs two values at least.
+    """
+    from scipy.stats import t
+
+    parts = [(stdev(values) ** 2 / len(values), len(values) - 1) for values in (ones, others)]
+    squared, apart = sum(part for part, _ in parts), abs(fmean(ones) - fmean(others))
+    if squared == 0.0:
+        return math.isclose(apart, 0.0, abs_tol=1e-12)  # a mean of equal values may round
+    freedom = squared**2 / sum(part**2 / free for part, free in parts)
+    return apart <= float(t.ppf(0.975, freedom)) * math.sqrt(squared)
 
 
 def difference_interval(before: float, after: float, n: int) -> Interval:

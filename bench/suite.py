@@ -15,7 +15,7 @@ from pydantic import BeforeValidator, Field, PlainValidator
 from yaml import MappingNode, Mark, Node, ScalarNode, SequenceNode
 
 from bench.manifest import DataSettings
-from bench.recipe import RECIPE
+from bench.recipe import RECIPE, Shape
 from bench.registry import ATTACKS, METHODS, Registry, SettingError, settings, suggestion
 from bench.statistics import innocents_needed
 from bench.types import Json, Spec, UserError
@@ -23,9 +23,39 @@ from bench.types import Json, Spec, UserError
 T = TypeVar("T")
 Library = Literal["embedded", "timm", "open_clip"]
 Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(gt=0)]
 
 EMBEDDED = ("mini",)
 WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin")
+
+
+@dataclass(frozen=True, slots=True)
+class ClassifierSettings:
+    """The owner's classifier: [CLS; mean patch], norm, dropout, linear (ActiveMark, section 5.1).
+
+    It is trained on the owner's images of `data`, with AdamW, on the `backbone` as it is or through
+    it; the paper gives no number and finetunes. `lr` is by default 1e-2, or 1e-4 through the
+    backbone.
+    """
+
+    data: str
+    backbone: Literal["frozen", "finetuned"] = "frozen"
+    epochs: Positive = 30
+    lr: Annotated[float, Field(ge=0)] | None = None
+    batch: Positive = 32
+    schedule: Literal["constant", "cosine", "linear"] = "cosine"
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+
+    def __post_init__(self) -> None:
+        if self.lr is None:
+            object.__setattr__(self, "lr", 1e-2 if self.backbone == "frozen" else 1e-4)
+
+
+Classifier = Annotated[
+    ClassifierSettings | None,
+    PlainValidator(lambda v: None if v is None else settings(ClassifierSettings, v)),
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,15 +63,21 @@ class OwnerSettings:
     """A model somebody owns: which library builds it, and where its weights come from.
 
     `weights` is "hub" (what the library publishes or embeds), "random" (drawn from `seed`) or a
-    file, relative to the data root or absolute.
+    file, relative to the data root or absolute. `revision` pins weights from the hub to one of its
+    commits. `digest` is what the weights must be, as records name them (`owner_digest`): others are
+    refused. `classifier` gives a model without one of its own the label space that methods asking
+    for labels need.
     """
 
     library: Library
     name: str
     weights: str = "hub"
     pretrained: str | None = None  # open_clip's tag, for weights from the hub
+    revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = None
+    digest: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")] | None = None
     image_size: Annotated[int, Field(gt=0)] | None = None
     seed: Count = 0
+    classifier: Classifier = None
 
     def __post_init__(self) -> None:
         if self.library == "embedded" and self.name not in EMBEDDED:
@@ -61,16 +97,27 @@ class OwnerSettings:
         if self.pretrained is not None and not tagged:
             message = "pretrained: expected none unless open_clip takes its weights from the hub"
             raise SettingError(message, ("pretrained",))
+        if self.revision is not None and not self.from_hub:
+            message = "revision: expected none unless the weights come from the hub"
+            raise SettingError(message, ("revision",))
 
     @property
     def from_file(self) -> bool:
         """Say whether the weights lie in a file of the user's."""
         return self.weights not in ("hub", "random")
 
+    @property
+    def from_hub(self) -> bool:
+        """Say whether the weights are fetched by a library from where it publishes them."""
+        return self.weights == "hub" and self.library != "embedded"
+
     def spec(self) -> Spec:
         """Return the owner as cells name it: without a path, which its weights' digest replaces."""
         args = dataclasses.asdict(self) | {"weights": "file" if self.from_file else self.weights}
-        del args["name"]
+        del args["name"], args["digest"]  # what is expected does not change what is there
+        for name in ("classifier", "revision"):
+            if args[name] is None:
+                del args[name]
         return Spec(self.name, args)
 
 
@@ -80,12 +127,24 @@ class InnocentSettings:
 
     `twin_seeds` counts attack seeds per attack; of the `strangers`, the first `attacked_strangers`
     also go through the attacks. `pretraining_steps` below the owner's own makes weaker strangers.
+    `other_shapes` counts strangers of each embedded shape but the owner's. `other_keys` counts,
+    per claim on a mark, copies of the owner marked with another key: the suite's other seeds first,
+    then seeds beyond them. `models` never met the owner: each is read as it comes.
     """
 
     strangers: Count = 19
     twin_seeds: Count = 6
     attacked_strangers: Count = 0
     pretraining_steps: Annotated[int, Field(gt=0)] = RECIPE.steps
+    other_shapes: Count = 0
+    other_keys: Count = 0
+    models: tuple[Model, ...] = ()
+
+    @property
+    def independent(self) -> int:
+        """Count the models that owe the owner nothing, if all of them can be read."""
+        others = len(get_args(Shape)) - 1
+        return self.strangers + self.other_shapes * others + len(self.models)
 
 
 def _mapping(value: Json, example: str) -> Mapping[str, Json]:
@@ -113,6 +172,17 @@ def _owner(value: Json) -> OwnerSettings:
         raise SettingError(str(error), where) from None
 
 
+def _model(value: Json) -> OwnerSettings:
+    model = _owner(value)
+    if model.weights == "random":
+        hint = "expected hub or a file, got random; an untrained network is nobody's model"
+        raise SettingError(f"weights: {hint}", ("weights",))
+    if model.classifier is not None:
+        hint = "expected none, the model is read as it comes"
+        raise SettingError(f"classifier: {hint}", ("classifier",))
+    return model
+
+
 def _spec(registry: Registry[T], value: Json) -> Spec:
     args = dict(_mapping(value, "name: ..."))
     name = args.pop("name", None)
@@ -132,10 +202,16 @@ def _named_loaders(value: Json) -> Json:
     }
 
 
+def _no_parts(value: Json) -> tuple[Suite, ...]:
+    assert not value, "a suite of parts is loaded part by part"
+    return ()
+
+
 Method = Annotated[Spec, PlainValidator(lambda value: _spec(METHODS, value))]
 Step = Annotated[Spec, PlainValidator(lambda value: _spec(ATTACKS, value))]
 Chain = Annotated[tuple[Step, ...], Field(min_length=1), BeforeValidator(_chain)]
 Owner = Annotated[OwnerSettings, PlainValidator(_owner)]
+Model = Annotated[OwnerSettings, PlainValidator(_model)]
 Data = Annotated[DataSettings, PlainValidator(functools.partial(settings, DataSettings))]
 Innocents = Annotated[
     InnocentSettings, PlainValidator(functools.partial(settings, InnocentSettings))
@@ -149,7 +225,8 @@ class Suite:
 
     `owner_images` and `probe` name data sets: what the owner marks and reads with, and the labelled
     images on which models without a head of their own are probed. `reductions` says, for reading,
-    what this suite does more cheaply than the paper.
+    what this suite does more cheaply than the paper. A suite of `parts` asks what they ask, each
+    its own grid; its other fields then hold what those of the parts come to.
     """
 
     name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
@@ -164,10 +241,14 @@ class Suite:
     innocents: Innocents = InnocentSettings()
     alpha: Annotated[float, Field(gt=0, lt=1)] = 0.05
     reductions: tuple[str, ...] = ()
+    parts: Annotated[tuple[Suite, ...], PlainValidator(_no_parts)] = ()
 
     def __post_init__(self) -> None:
         self._require("owner_images", self.owner_images, ("owner_images",))
         self._require("probe", self.probe, ("probe",))
+        for i, owner in enumerate(self.owners):
+            if owner.classifier is not None:
+                self._require_labels(owner.classifier.data, ("owners", i, "classifier", "data"))
         for i, chain in enumerate(self.attacks):
             for j, step in enumerate(chain):
                 if step.args.get("data"):
@@ -179,11 +260,21 @@ class Suite:
             message = f"{reader}: no data set '{name}'{suggestion(name, self.data)}"
             raise SettingError(message, where)
 
+    def _require_labels(self, name: str, where: tuple[str | int, ...]) -> None:
+        self._require("classifier: data", name, where)
+        data = self.data[name]
+        if data.masked or data.loader == "photos":  # a folder's labels are not known so early
+            found = f"'{name}' (loader '{data.loader}')"
+            raise SettingError(f"classifier: data: expected labelled images, got {found}", where)
+
     @property
     def warnings(self) -> tuple[str, ...]:
         """Say, in sentences, what this suite cannot decide however it turns out."""
+        if self.parts:
+            said = [warning for part in self.parts for warning in part.warnings]
+            return tuple(dict.fromkeys(said))
         found = []
-        needed, asked = innocents_needed(self.alpha), self.innocents.strangers
+        needed, asked = innocents_needed(self.alpha), self.innocents.independent
         if asked < needed:
             found.append(
                 f"alpha = {self.alpha:g} needs {needed} strangers, the suite asks for {asked}: "
@@ -198,11 +289,27 @@ class Suite:
         return tuple(found)
 
 
+@dataclass(frozen=True, slots=True)
+class Cover:
+    """What a suite of parts says of itself; everything else is theirs."""
+
+    name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
+    parts: Annotated[tuple[str, ...], NotEmpty]
+    title: str = ""
+    reductions: tuple[str, ...] = ()
+
+
 def load(path: Path) -> Suite:
     """Read one suite file and all it includes, checked; every error begins with its file:line."""
+    return _load(path, ())
+
+
+def _load(path: Path, above: tuple[Path, ...]) -> Suite:
     node = _read(path, ())
     try:
         value = _Loader("").construct_document(node)
+        if "parts" in value:
+            return _joined(settings(Cover, value), path, (*above, path))
         suite = settings(Suite, value)
     except yaml.YAMLError as error:
         raise _syntax(path, error) from None
@@ -216,6 +323,55 @@ def load(path: Path) -> Suite:
         seeds=_distinct(suite.seeds),
         reductions=_distinct(suite.reductions),
     )
+
+
+def _joined(cover: Cover, path: Path, above: tuple[Path, ...]) -> Suite:
+    """Lay the parts a suite names beside each other: a grid each, but one set of data for all.
+
+    Including them would make one grid of all their lists, every mark of a sweep by every attack.
+    """
+    parts = []
+    for i, name in enumerate(cover.parts):
+        file, where = path.parent / name, ("parts", i)
+        if file.resolve() in [p.resolve() for p in above]:
+            raise SettingError(f"expected parts without a circle, got '{name}' in itself", where)
+        if not file.is_file():
+            raise SettingError(f"no file '{name}'{_neighbours(file)}", where)
+        part = _load(file, above)
+        _refuse_strife([*parts, part], where)
+        parts.append(part)
+    first = parts[0]
+    models = _distinct(tuple(m for part in parts for m in part.innocents.models))
+    return dataclasses.replace(
+        first,
+        name=cover.name,
+        title=cover.title,
+        owners=_distinct(tuple(owner for part in parts for owner in part.owners)),
+        methods=_distinct(tuple(method for part in parts for method in part.methods)),
+        attacks=_distinct(tuple(chain for part in parts for chain in part.attacks)),
+        data={name: data for part in parts for name, data in part.data.items()},
+        innocents=dataclasses.replace(first.innocents, models=models),
+        reductions=_distinct((*cover.reductions, *(r for part in parts for r in part.reductions))),
+        parts=tuple(grid for part in parts for grid in part.parts or (part,)),
+    )
+
+
+def _refuse_strife(parts: list[Suite], where: tuple[str | int, ...]) -> None:
+    """Refuse a part that is at odds with the first about what one suite has one of."""
+    first, last = parts[0], parts[-1]
+    said = {
+        "alpha": (first.alpha, last.alpha),
+        "innocents: pretraining_steps": (
+            first.innocents.pretraining_steps,
+            last.innocents.pretraining_steps,
+        ),
+    }
+    for part in parts[:-1]:
+        for name in part.data.keys() & last.data.keys():
+            said[f"data '{name}'"] = (part.data[name], last.data[name])
+    for what, (one, other) in said.items():
+        if one != other:
+            raise SettingError(f"{what}: expected the same in all parts, it is another here", where)
 
 
 def _distinct(values: tuple[T, ...]) -> tuple[T, ...]:

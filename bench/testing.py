@@ -245,7 +245,7 @@ def method_recognises_its_own_model(method: Method) -> None:
     """Find the released model, unattacked, by the paper's own rule on most queries."""
     evidence = _read(method, _protected(method), _protected(method).model)
     _require(
-        evidence.rate > 0.5 and evidence.score > evidence.chance,
+        evidence.rate > 0.5 and evidence.score > (evidence.chance or 0.0),
         f"the rule {evidence.rule.text} holds on {evidence.rate:.0%} of its own model's queries",
     )
 

@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
@@ -68,8 +69,13 @@ Lineage = Literal["released", "owner", "stranger"]
 
 Status = Literal["ok", "skipped", "incompatible", "failed"]
 
+Readout = Literal["graft", "relinear", "native"]
+"""How a suspect's labels are obtained: from the owner's head put on the suspect's backbone (graft),
+from a linear head fitted anew on the suspect's frozen features with the owner's labelled images
+(relinear), or from the suspect's own head (native), only where label spaces agree."""
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True)  # without slots, so that the text is written once
 class Spec:
     """A plug-in named with its arguments: how a suite, a store key and a record refer to it."""
 
@@ -81,23 +87,31 @@ class Spec:
         """Return the canonical form that is hashed and stored."""
         return {"name": self.name, "args": dict(self.args), "version": self.version}
 
+    @cached_property
+    def text(self) -> str:
+        """Return the one text that stands for this spec and no other."""
+        return canonical(self.json())
+
 
 @dataclass(frozen=True, slots=True)
 class Cell:
     """One question: does `method` still recognise `owner` in this suspect?
 
-    The suspect starts from `base` (the released model, or the clean owner for a twin) and goes
-    through `attack`, step by step, with the randomness of `attack_seed`. `lineage` follows from the
-    two: a control in the chain makes a stranger.
+    The suspect starts from `base` (the released model, the clean owner for a twin, the same owner's
+    model marked with another key, or a model that never met the owner) and goes through `attack`,
+    step by step, with the randomness of `attack_seed`. `lineage` follows from the two: a control in
+    the chain makes a stranger.
     """
 
     owner: Spec
     method: Spec
     method_seed: int
-    base: Literal["released", "owner"]
+    base: Literal["released", "owner", "other key", "other model"]
     attack: tuple[Spec, ...]
     attack_seed: int
     lineage: Lineage
+    other_seed: int | None = None  # of the other key
+    other_model: Spec | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,21 +134,22 @@ class Rule:
         return f"{self.statistic} {self.comparison} {self.threshold:g}"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots, so that its means are taken once
 class Evidence:
     """What a method read off a suspect: its agreement with the secret, query by query.
 
     `agreement` is in [0, 1] per query, 1 is full agreement; `statistic` is the method's native
     number for the same queries (bit errors, mutation, match), judged by `rule`. `unit` names one
-    query, e.g. "image". `chance` is the agreement expected of a model that never met the owner.
-    The method reports what it saw; whether that proves ownership is decided in `bench.statistics`.
+    query, e.g. "image". `chance` is the agreement expected of a model that never met the owner;
+    None where nobody knows it beforehand, and strangers have to tell. The method reports what it
+    saw; whether that proves ownership is decided in `bench.statistics`.
     """
 
     agreement: tuple[float, ...]
     statistic: tuple[float, ...]
     rule: Rule
     unit: str
-    chance: float
+    chance: float | None
 
     def __post_init__(self) -> None:
         outside = [a for a in self.agreement if not 0.0 <= a <= 1.0]
@@ -145,15 +160,15 @@ class Evidence:
                 f"expected one native statistic per query ({len(self.agreement)}), "
                 f"got {len(self.statistic)}"
             )
-        if not 0.0 <= self.chance <= 1.0:
+        if self.chance is not None and not 0.0 <= self.chance <= 1.0:
             raise ValueError(f"expected chance in [0, 1], got {self.chance}")
 
-    @property
+    @cached_property
     def score(self) -> float:
         """Mean agreement in [0, 1]: the fine score on which verdicts are calibrated."""
         return sum(self.agreement) / len(self.agreement)
 
-    @property
+    @cached_property
     def rate(self) -> float:
         """Share of queries on which the paper's own rule holds, in [0, 1]."""
         return sum(map(self.rule.holds, self.statistic)) / len(self.statistic)
@@ -173,6 +188,36 @@ class Cost:
     backward_passes: float = 0.0
     peak_memory_mb: float = 0.0
     device: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """What the passes of a stage depend on beside its settings: a party's images and the model."""
+
+    images: int
+    held_out: int
+    blocks: int
+    tokens: int
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
+class Passes:
+    """What a stage will send through a model, counted as `Cost` counts it.
+
+    `frozen` says that the way back leaves the weights out, which halves its work. Where the number
+    depends on what the images turn out to be, `bound` says which side of it this is.
+    """
+
+    forward: float = 0.0
+    backward: float = 0.0
+    frozen: bool = False
+    bound: Literal["exact", "at least", "at most", "about"] = "exact"
+
+    @property
+    def work(self) -> float:
+        """Return how many forward passes these passes are worth."""
+        return self.forward + self.backward * (1 if self.frozen else 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,7 +323,12 @@ class Suspect(Protocol):
 
 @runtime_checkable
 class Method(Protocol):
-    """A way to claim a model: mark it or fingerprint it, then recognise it."""
+    """A way to claim a model: mark it or fingerprint it, then recognise it.
+
+    A method that needs labels or logits alone may have a field `readout: Readout`, which the bench
+    sees to: `protect` never knows it. Without one it is the suspect's own head that answers. With
+    `protect_passes(sizes: Sizes) -> Passes` and `extract_passes` alike, plans know what it costs.
+    """
 
     needs: ClassVar[Access]
     marks: ClassVar[bool]  # True if `protect` changes the model, False for a fingerprint
@@ -296,7 +346,8 @@ class Attack(Protocol):
 
     A field called `data` names the data set of the suite whose thief's images the attack gets; an
     attack without one gets the probe's. `uses_base: ClassVar[bool] = True` asks for `ctx.base`;
-    `uses_head: ClassVar[bool] = True` says that the victim must have a classifier.
+    `uses_head: ClassVar[bool] = True` says that the victim must have a classifier. With
+    `passes(sizes: Sizes) -> Passes`, where held-out images are none, plans know what it costs.
     """
 
     offers: ClassVar[Access]  # what the owner may still see of the result

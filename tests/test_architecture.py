@@ -12,7 +12,10 @@ ROOT = Path(__file__).parent.parent
 
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
-HEAVY = ["torch", "torchvision", "timm", "open_clip", "sklearn", "skimage", "pandas", "statsmodels"]
+HEAVY = [
+    *("torch", "torchvision", "timm", "open_clip"),
+    *("sklearn", "skimage", "pandas", "statsmodels", "matplotlib"),
+]
 
 IMPORT_ONE_BY_ONE = """
 import importlib, sys

@@ -361,6 +361,19 @@ def test_a_broken_picture_fails_the_cells_that_need_it_and_no_other(tmp_path):
     assert {r.cell.attack[0].name for r in found if r.status == "ok"} == {"control.identity"}
 
 
+def test_a_diverging_learning_rate_is_a_record_and_the_others_go_on(tmp_path):
+    diverging = "  - {name: finetune.classify, lr: 1e20}"
+    write(tmp_path, ALONE, ("  - {name: prune.l1, amount: 0.4}", diverging))
+    said = run(tmp_path)
+    assert said.status == 1
+    found = records(tmp_path)
+    failed = [r for r in found if r.status == "failed"]
+    assert {r.cell.attack[0].name for r in failed} == {"finetune.classify"}
+    assert all(r.reason.startswith("diverged: loss is not finite at epoch") for r in failed)
+    assert all(r.reason.endswith("lower lr") for r in failed)
+    assert {r.cell.attack[0].name for r in found if r.status == "ok"} == {"control.identity"}
+
+
 @dataclass(frozen=True)
 class Fragile:
     """Break, or prune nothing."""

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from attacks.control import Identity, Stranger
-from bench.models import weights_digest
+from bench.models import Architecture, build, weights_digest
 from bench.testing import context, owner, stranger
 from bench.types import UserError
 
@@ -21,6 +21,14 @@ def test_a_stranger_is_the_one_asked_for():
         made = Stranger(index).run(owner(), context())
         assert weights_digest(made) == weights_digest(stranger(index))
     assert weights_digest(stranger(0)) != weights_digest(stranger(2))
+
+
+def test_a_stranger_may_be_of_another_shape_and_is_never_taken_for_one_it_is_not():
+    deep = build(Architecture("embedded", "mini-deep"))
+    ctx = dataclasses.replace(context(), stranger=lambda _: deep)
+    assert len(Stranger(shape="mini-deep").run(owner(), ctx).blocks) == 8
+    with pytest.raises(AssertionError, match="the bench trains what `shape` names"):
+        Stranger(shape="mini-wide").run(owner(), ctx)
 
 
 def test_the_stranger_that_was_trained_is_not_handed_out_itself():

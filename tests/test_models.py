@@ -467,6 +467,9 @@ def test_timms_squash_mode_is_kept():
 
 def test_only_a_classifier_in_use_has_classes_of_its_own():
     name = "test_vit"
-    assert build(Architecture("timm", name, head="own")).own_classes == 1000
-    assert build(Architecture("timm", name)).own_classes == 0
-    assert owner().own_classes == 0
+    assert build(Architecture("timm", name, head="own")).classes == 1000
+    assert build(Architecture("timm", name)).classes == 0
+    assert owner().classes == 0
+    assert with_head(owner(), Head(7), torch.Generator()).classes == 7
+    scenes = SegmentationHead(7, "linear", (5,))
+    assert with_head(owner(), scenes, torch.Generator()).classes == 0

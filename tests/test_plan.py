@@ -3,16 +3,18 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import ClassVar, get_args
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from bench import plan, suite
-from bench.plan import forecast, missing
+from bench.plan import missing
 from bench.registry import ATTACKS, METHODS
 from bench.store import Store
-from bench.types import Access, UserError
+from bench.types import SCHEMA, Access, Readout, UserError, digest
 
 SUITE = """
 name: tiny
@@ -246,6 +248,147 @@ def test_missing_weights_are_the_users_mistake(make, tmp_path):
         make(SUITE, gone, data=tmp_path)
 
 
+# Methods that ask for labels.
+
+CLASSIFIED = SUITE.replace("{embedded: mini}", "{embedded: mini, classifier: {data: digits}}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Labels:
+    """A fingerprint of labels that nobody carries out."""
+
+    needs: ClassVar[Access] = Access.LABELS
+    marks: ClassVar[bool] = False
+
+    count: int = 3
+    readout: Readout = "graft"
+
+    def protect(self, owner, ctx): ...
+    def extract(self, secret, suspect, ctx): ...
+
+
+@pytest.fixture
+def labels(monkeypatch):
+    for name in ("labels.some", "labels.other"):
+        monkeypatch.setitem(METHODS._plugins, name, (Labels, 1))
+
+
+def with_prints(*lines):
+    return ("methods:", "\n  - ".join(["methods:", *lines]))
+
+
+def attacks_of(made):
+    return {key for key, stage in made.stages.items() if stage.kind == "attack"}
+
+
+def test_no_attack_is_trained_twice_for_a_mark_and_two_fingerprints(make, labels):
+    alone = make(CLASSIFIED)
+    both = make(CLASSIFIED, with_prints("{name: labels.some}", "{name: labels.other}"))
+    assert attacks_of(both) == attacks_of(alone)
+    twins = {q.suspect for q in alone.questions if q.cell.lineage != "released"}
+    asked = [q for q in both.questions if q.cell.method.name != "activemark"]
+    assert {q.suspect for q in asked} <= twins
+    assert len({q.suspect for q in asked if q.cell.lineage == "released"}) == 3
+    # Utility is measured once as well: what is tested depends on the suspect alone.
+    assert {q.utility for q in asked} <= {q.utility for q in alone.questions}
+
+
+def test_a_readout_is_no_part_of_making_the_fingerprint(make, labels):
+    lines = [f"{{name: labels.some, readout: {way}}}" for way in get_args(Readout)]
+    made = make(CLASSIFIED, with_prints(*lines))
+    asked = [q for q in made.questions if q.cell.method.name == "labels.some" and not q.skip]
+    assert len({q.protect for q in asked}) == 1
+    assert {made.stages[q.extract].recipe["readout"] for q in asked} == {*get_args(Readout)}
+    assert len(keys(made)) == len(made.questions)
+
+
+def test_methods_that_ask_for_labels_draw_on_the_images_that_taught_the_classifier(make, labels):
+    made = make(CLASSIFIED, with_prints("{name: labels.some}"))
+    drawn = {
+        stage.recipe["method"]["name"]: made.manifest(stage.recipe["data"]).name
+        for stage in made.stages.values()
+        if stage.kind == "protect"
+    }
+    assert drawn == {"labels.some": "digits", "activemark": "photos"}
+
+
+@pytest.mark.parametrize(
+    ("readout", "edit", "reason"),
+    [
+        ("native", ("", ""), "native needs labels, the suspect offers features, weights"),
+        ("graft", ("", ""), ""),
+        ("relinear", ("", ""), ""),
+        ("graft", (", classifier: {data: digits}", ""), "needs labels, mini has no `classifier`"),
+        (
+            "relinear",
+            ("{embedded: mini, classifier: {data: digits}}", "{timm: test_vit, weights: random}"),
+            "relinear needs labelled images, photos has none",
+        ),
+    ],
+)
+def test_labels_of_a_finetuned_suspect_are_asked_for_where_they_can_be_had(
+    make, labels, readout, edit, reason
+):
+    edits = [edit] if edit[0] else []
+    made = make(CLASSIFIED, with_prints(f"{{name: labels.some, readout: {readout}}}"), *edits)
+    found = [
+        q
+        for q in made.questions
+        if q.cell.method.name == "labels.some" and chain(q.cell)[-1] == "finetune.classify"
+    ]
+    assert {q.skip for q in found} == {reason}
+
+
+def test_a_head_can_be_put_on_what_gives_no_features_in_no_way(make, labels, monkeypatch):
+    monkeypatch.setattr(ATTACKS.get("prune.l1"), "offers", Access.LABELS)
+    lines = [f"{{name: labels.some, readout: {way}}}" for way in get_args(Readout)]
+    made = make(CLASSIFIED, with_prints(*lines), ("attacks:", "attacks:\n  - {name: prune.l1}"))
+    found = {
+        q.cell.method.args["readout"]: q.skip
+        for q in made.questions
+        if q.cell.method.name == "labels.some" and chain(q.cell) == ("prune.l1",)
+    }
+    assert found == {
+        "graft": "graft needs features, the suspect offers labels",
+        "relinear": "relinear needs features, the suspect offers labels",
+        "native": "",
+    }
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        ("classifier: {data: digits}", "classifier: {data: digits, epochs: 2}"),
+        ("classifier: {data: digits}", "classifier: {data: digits, backbone: finetuned}"),
+        ("digits: {max_images: 40}", "digits: {max_images: 41}"),
+    ],
+)
+def test_a_classifier_is_in_the_keys_of_all_that_follows_but_not_of_strangers(make, edit):
+    before, after = make(CLASSIFIED), make(CLASSIFIED, edit)
+    assert not keys(before) & keys(after)
+    shared = {before.stages[key].kind for key in before.stages.keys() & after.stages.keys()}
+    assert {"owner", "cohort"} <= shared <= {"owner", "cohort", "attack", "utility"}
+    attacked = [s for k, s in after.stages.items() if s.kind == "attack" and k in before.stages]
+    assert all(after.stages[s.parents[0]].kind in ("cohort", "attack") for s in attacked)
+
+
+def test_owners_with_and_without_a_classifier_are_loaded_once(make):
+    both = "{embedded: mini}\n  - {embedded: mini, classifier: {data: digits}}"
+    made = make(SUITE, ("{embedded: mini}", both))
+    kinds = Counter(s.kind for s in made.stages.values())
+    assert (kinds["owner"], kinds["classifier"], kinds["protect"]) == (1, 1, 2)
+    assert len({str(q.cell.owner) for q in made.questions}) == 2
+
+
+def test_a_folder_without_classes_teaches_no_classifier(make, tmp_path):
+    for i in range(8):
+        pixels = torch.full((8, 8, 3), i * 30, dtype=torch.uint8)
+        Image.fromarray(pixels.numpy()).save(tmp_path / f"{i}.png")
+    flat = ("digits: {max_images: 40}", "digits: {loader: folder, path: .}")
+    with pytest.raises(UserError, match="classifier: data: expected labelled images, got 'digits'"):
+        make(CLASSIFIED, flat, data=tmp_path)
+
+
 # What is left to do.
 
 
@@ -309,22 +452,25 @@ def test_a_reading_that_must_be_made_needs_the_owner_too(laid_out):
     assert set(missing(made, store, [asked])) == {asked.extract, asked.protect, asked.owner}
 
 
-def test_a_forecast_goes_by_stages_alike(laid_out, make):
+def test_stages_are_guessed_by_those_alike(laid_out, make):
     made, store = laid_out
     for q in made.questions:
         store.remove(q.extract)
-    extracts = len({q.extract for q in made.questions})
-    todo = missing(made, store, made.questions)
-    rows = {row.kind: row for row in forecast(made, store, todo)}
-    assert (rows["extract"].stages, rows["extract"].seconds) == (extracts, None)
-    assert (rows["attack"].stages, rows["attack"].seconds) == (0, 0)
+    guessed = plan.guesses(made, store)
+    assert not guessed.keys() & {q.extract for q in made.questions}
     again = make(SUITE, ("twin_seeds: 3", "twin_seeds: 4"))
     todo = missing(again, store, again.questions)
-    rows = {row.kind: row for row in forecast(again, store, todo)}
-    new = rows["attack"].stages
-    assert new == 2  # one more seed of each chain; pruning is not random and was done before
-    assert rows["attack"].seconds == 2.0 * new
-    assert rows["utility"].seconds == 2.0 * new
+    guessed, new = plan.guesses(again, store), Counter(again.stages[key].kind for key in todo)
+    assert new["attack"] == 2  # one more seed of each chain; pruning was done, and draws nothing
+    for kind in ("attack", "utility"):
+        assert {guessed[k][0] for k in todo if again.stages[k].kind == kind} == {2.0}
+
+
+def test_a_stage_on_another_model_is_not_guessed_by_those_of_this_one(laid_out, make):
+    _, store = laid_out
+    other = make(SUITE, ("{embedded: mini}", "{timm: test_vit, weights: random}"))
+    guessed = plan.guesses(other, store)
+    assert not [k for k in guessed if other.stages[k].kind in ("protect", "attack", "utility")]
 
 
 @pytest.mark.parametrize(
@@ -358,3 +504,99 @@ def test_a_stranger_is_not_mixed_with_the_owners_base(make):
     stage = next(q for q in made.questions if "interpolate" in chain(q.cell))
     first = next(s for s in made.stages.values() if s.kind == "attack" and len(s.parents) == 2)
     assert first.parents[1] == stage.owner
+
+
+# Innocents that no attack made.
+
+
+def asking(*innocents):
+    return ("pretraining_steps: 1", ", ".join(["pretraining_steps: 1", *innocents]))
+
+
+def test_another_key_is_first_one_the_suite_has_anyway(make):
+    def others(seeds, count):
+        made = make(SUITE, ("seeds: [0]", f"seeds: {seeds}"), asking(f"other_keys: {count}"))
+        found = [(c.method_seed, c.other_seed) for c in cells(made, base="other key")]
+        return found, sum(s.kind == "protect" for s in made.stages.values())
+
+    assert others([0], 2) == ([(0, 1), (0, 2)], 3)
+    assert others([4, 2], 1) == ([(4, 2), (2, 4)], 2)  # nothing more to mark
+    assert others([4, 2], 2) == ([(4, 2), (4, 5), (2, 4), (2, 5)], 3)
+    assert others([0], 0) == ([], 1)
+
+
+def test_another_owners_mark_is_innocent_and_the_very_suspect_the_other_claim_is_about(make):
+    made = make(SUITE, ("seeds: [0]", "seeds: [0, 1]"), asking("other_keys: 1"))
+    (other,) = (q for q in made.questions if (q.cell.method_seed, q.cell.other_seed) == (0, 1))
+    own = next(q for q in made.questions if q.cell.method_seed == 1 and not q.cell.other_seed)
+    assert (own.cell.lineage, chain(own.cell)) == ("released", ("control.identity",))
+    assert (other.suspect, other.cell.lineage, other.fidelity) == (own.suspect, "owner", None)
+    assert other.protect != own.protect
+
+
+def test_a_fingerprint_has_no_other_key(make, monkeypatch):
+    monkeypatch.setattr(METHODS.get("activemark"), "marks", False)
+    assert not cells(make(SUITE, asking("other_keys: 3")), base="other key")
+
+
+def test_a_model_is_a_stranger_to_every_owner_but_itself(make, tmp_path):
+    for name in "abc":
+        save_file({"w": torch.tensor([ord(name)])}, tmp_path / f"{name}.safetensors")
+    a, b, c = (f"{{timm: {n}, weights: {n}.safetensors}}" for n in "abc")
+    again = "{timm: a, weights: a.safetensors, image_size: 32}"
+    text = SUITE.replace("{embedded: mini}", f"{a}\n  - {b}")
+    made = make(text, asking(f"models: [{a}, {again}, {c}]"), data=tmp_path)
+    read = [(x.owner.name, x.other_model.name) for x in cells(made, base="other model")]
+    assert read == [("a", "c"), ("b", "a"), ("b", "a"), ("b", "c")]
+    assert sum(stage.kind == "owner" for stage in made.stages.values()) == 4  # a, a at 32, b, c
+    assert {o.name for o in made.owners.values()} == {"a", "b", "c"}
+    for question in made.questions:
+        if question.cell.base == "other model":
+            (start,) = made.stages[question.suspect].parents
+            assert made.owners[start].name == question.cell.other_model.name
+            assert (question.cell.lineage, chain(question.cell)) == (
+                "stranger",
+                ("control.identity",),
+            )
+
+
+@pytest.mark.parametrize(
+    ("alpha", "told"),
+    [
+        (0.05, "n = 1, the models listed as innocents, nobody trained models of this shape "
+               "independently here; verdicts against strangers stay undecided"),
+        (0.5, "n = 1, the models listed as innocents, nobody trained models of this shape "
+              "independently here"),
+    ],
+)  # fmt: skip
+def test_an_owner_without_peers_is_told_how_many_models_stand_in(make, alpha, told):
+    alone = make(
+        SUITE,
+        ("{embedded: mini}", "{timm: test_vit, weights: random}"),
+        asking("models: [{embedded: mini}]"),
+        ("name: tiny", f"name: tiny\nalpha: {alpha}"),
+    )
+    assert f"test_vit: strangers: {told}" in alone.warnings
+
+
+def test_strangers_of_other_shapes_are_trained_in_cohorts_of_their_own(make):
+    made = make(SUITE, asking("other_shapes: 3"))
+    shapes = [c.attack[0].args["shape"] for c in cells(made, lineage="stranger")]
+    assert Counter(shapes) == {"mini": 4, "mini-deep": 3, "mini-wide": 3}
+    cohorts = [s.recipe for s in made.stages.values() if s.kind == "cohort"]
+    assert Counter((c.get("shape"), c["size"]) for c in cohorts) == {
+        (None, 10): 1,
+        ("mini-deep", 2): 2,
+        ("mini-wide", 2): 2,
+    }
+    assert set(cohorts[0]) == {"pretraining", "cohort", "size"}  # kept from when all were alike
+    assert not any("shape" in s.recipe for s in make().stages.values())
+
+
+def test_what_a_cell_does_not_say_is_not_in_its_key(make):
+    """Cells that existed before there were other keys and models keep their keys."""
+    question = make().questions[0]
+    before = dataclasses.asdict(question.cell)
+    del before["other_seed"], before["other_model"]
+    stages = [question.extract, question.utility, question.fidelity]
+    assert question.key == digest(SCHEMA, "cell", before, stages, "")

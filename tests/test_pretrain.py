@@ -2,6 +2,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+from typing import get_args
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from bench import models, pretrain
 from bench.data import Images
 from bench.manifest import DataSettings, split
 from bench.probe import probe_accuracy
-from bench.recipe import RECIPE, Recipe, manifests, recipe_digest
+from bench.recipe import RECIPE, Recipe, Shape, manifests, recipe_digest
 
 BRIEF = Recipe(steps=3, batch=8, patches_kept=8)
 
@@ -106,13 +107,26 @@ def test_the_bank_shows_digits_first_then_one_class_a_photograph(bank):
 def test_cohorts_continue_where_the_last_ended(monkeypatch):
     trained_seeds = []
 
-    def record(recipe, members, bank):
+    def record(recipe, members, bank, shape):
         trained_seeds.append([m.seed for m in members])
         return [{}] * len(members)
 
     monkeypatch.setattr(pretrain, "pretrain", record)
     assert len(pretrain.cohort(1, 12)) == 12
     assert trained_seeds == [[13, 14, 15, 16, 17], [18, 19, 20, 21, 22], [23, 24]]
+
+
+def test_every_shape_trains_alike_and_shares_neither_seed_nor_data_with_another(bank):
+    members = {shape: pretrain.stranger(0, shape=shape) for shape in get_args(Shape)}
+    assert list(members) == list(models.SHAPES)
+    assert len({member.seed for member in members.values()}) == 3
+    assert len({frozenset(sources(bank, m.photos)) for m in members.values()}) == 3
+    widths = {}
+    for shape, member in members.items():
+        (state,) = pretrain.pretrain(BRIEF, [member], bank, shape)
+        model = models.load_state(models.build(models.Architecture("embedded", shape)), state, "")
+        widths[shape] = (len(model.blocks), model.width)
+    assert widths == {"mini": (6, 48), "mini-deep": (8, 48), "mini-wide": (6, 64)}
 
 
 def test_untouched_draws_give_the_images_and_negative_zoom_mirrors_them(bank):

@@ -80,6 +80,11 @@ def made(records, holes=(), **changes):
     return report.tables(asked, {r.key: r for r in records})
 
 
+def named(name, tables):
+    (found,) = [table for table in tables if table.name == name]
+    return found
+
+
 def row(table, *starts):
     """Return the one row whose method ends with and whose attack is what is asked for."""
     method, attack = starts
@@ -138,6 +143,67 @@ def test_controls_of_another_kind_get_rows_of_their_own():
     assert row(table, "activemark", "control.model a")["stranger"].endswith("(n=2: 0.000-0.000)")
 
 
+def test_another_owners_mark_is_a_twin_in_a_row_of_its_own_and_no_marked_copy():
+    clean = answer(cell(base="owner"), 15.0)
+    other = cell(base="other key", lineage="owner")
+    keys = [dataclasses.replace(other, other_seed=seed) for seed in (1, 2)]
+    others = [answer(c, errors) for c, errors in zip(keys, (3.0, 14.0), strict=True)]
+    table, *_ = made([answer(cell(), 0.0), clean, *others, *innocents()])
+    found = row(table, "activemark", "another owner's mark")
+    assert found["twin"] == "0.500 [0.299, 0.701] (n=2: 0.000-1.000)"
+    assert (found["marked"], found["stranger"], found["verdict"]) == ("—", "—", "—")
+    assert row(table, "activemark", "control.identity")["twin"].endswith("(n=1)")
+    assert "p from 20 strangers and 23 descendants of the clean owner" in notes(table)
+
+
+def test_other_models_have_rows_by_name_and_count_among_the_strangers():
+    def model(name, **settings):
+        asked = cell(base="other model", lineage="stranger")
+        return dataclasses.replace(asked, other_model=Spec(name, settings))
+
+    near = [model("ViT-B-32", pretrained=tag) for tag in ("openai", "laion2b")]
+    wide = unanswered(model("vit_large"), "incompatible", "expected the owner's width 48, got 1024")
+    read = [answer(c, 16.0) for c in near]
+    table, *_ = made([answer(cell(), 0.0), *read, wide, *innocents()])
+    for name in ("ViT-B-32 openai", "ViT-B-32 laion2b"):
+        assert row(table, "activemark", name)["stranger"] == "0.000 [0.000, 0.161] (n=1)"
+    far = row(table, "activemark", "vit_large")["stranger"]
+    assert far == "incompatible: expected the owner's width 48, got 1024"
+    assert row(table, "activemark", "control.identity")["stranger"].endswith("(n=20: 0.000-0.000)")
+    assert "p from 22 strangers and 20 descendants" in notes(table)
+
+
+def test_strangers_of_another_shape_stand_apart_however_they_were_attacked():
+    def shaped(shape, *attack):
+        chain = (Spec("control.stranger", {"index": 0, "shape": shape}), *attack)
+        return answer(cell(base="owner", attack=chain, lineage="stranger"), 16.0)
+
+    strangers = [shaped(s, *a) for s in ("mini", "mini-deep") for a in ((), COSINE)]
+    table, *_ = made([answer(cell(), 0.0), answer(cell(attack=COSINE), 0.0), *strangers])
+    assert [r[3] for r in table.rows] == [
+        "control.identity",
+        "finetune.classify",
+        "control.stranger mini",
+        "control.stranger mini-deep",
+        "control.stranger mini-deep > finetune.classify",
+    ]
+    assert all("(n=1)" in r[6] for r in table.rows)
+
+
+def test_a_copy_that_the_clean_owner_outdoes_is_not_owned_however_it_ranks():
+    clean = answer(cell(base="owner"), 4.0, suspect_digest="clean")
+    copies = [answer(cell(attack=a), e) for a, e in ((COSINE, 5.0), (PRUNE, 3.0))]
+    read = [clean, *copies, *innocents(twins=60)]
+    table, *_ = made(read)
+    tuned, pruned = (row(table, "activemark", n) for n in ("finetune.classify", "prune.l1"))
+    assert (tuned["p"], tuned["verdict"]) == ("1.000", "not owned 1/1")  # its rank is 2 of 62
+    assert (pruned["p"], pruned["verdict"]) == ("0.048", "owned 1/1")
+    assert "p is 1 for a copy that does not score above the clean owner itself" in notes(table)
+    unread = "The clean owner itself was not read: no copy had to score above it."
+    assert unread not in notes(table)
+    assert unread in notes(made(read[1:])[0])
+
+
 def test_a_model_read_twice_is_one_model():
     twice = [cell(base="owner", attack=PRUNE, attack_seed=s) for s in (0, 1)]
     table, *_ = made([answer(c, 16.0, suspect_digest="pruned") for c in twice])
@@ -186,6 +252,75 @@ def test_a_fingerprint_is_judged_by_strangers_alone():
     assert (found["p"], found["verdict"], found["twin"]) == ("0.048", "owned 1/1", "—")
     assert found["access"] == "needs labels"
     assert "p from 20 strangers, counted as models" in notes(table)
+
+
+def test_a_fingerprint_has_marked_copies_and_strangers_but_no_twins():
+    copies = [answer(cell(PRINT, attack=a), e) for a, e in ((SAME, 0.0), (COSINE, 4.0))]
+    alike = answer(cell(PRINT, "owner", stranger(0, *COSINE), lineage="stranger"), 24.0)
+    untouched = dataclasses.replace(copies[0], suspect_digest="clean")  # it is the clean owner
+    table, *_ = made([untouched, copies[1], alike, *innocents(PRINT, twins=0)])
+    for attack, own, other, n in (
+        ("control.identity", "0.00", "16.0", 20),
+        ("finetune.classify", "4.00", "24.0", 1),
+    ):
+        found = row(table, "adv_tra", attack)
+        assert found["marked"].endswith("(n=1)")
+        assert found["twin"] == "—"
+        assert f"(n={n}" in found["stranger"]
+        assert found["statistic (m/t/s)"] == f"{own} / — / {other}"
+        assert found["utility (m/t)"] == "0.900 / — (1)"
+    assert not any("twin" in note for note in table.notes if note not in report.LEGEND)
+
+
+def guessed(scores):
+    """Return strangers that agree as much as told, with a method that knows no chance level."""
+    records = [answer(cell(PRINT), 0.0)]
+    for index, score in enumerate(scores):
+        asked = cell(PRINT, "owner", stranger(index), 0, 0, "stranger")
+        evidence = Evidence((score,) * QUERIES, (1 - score,) * QUERIES, MUTATION, "path", None)
+        records.append(answer(asked, evidence=evidence))
+    own = dataclasses.replace(records[0].evidence, chance=None)
+    return [dataclasses.replace(records[0], evidence=own), *records[1:]]
+
+
+@pytest.mark.parametrize(
+    ("scores", "said"),
+    [
+        # Means 0.25 and 0.30; Student's 3.182 * 0.1291 / sqrt(4) about the second.
+        (
+            [0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45],
+            "chance agreement not known beforehand: 0.250 by the strangers of even number (n=4); "
+            "those of odd number agree: 0.300 [0.095, 0.505] (n=4)",
+        ),
+        (
+            [0.1, 0.8, 0.2, 0.7, 0.1, 0.8],
+            "0.133 by the strangers of even number (n=3); those of odd number do not agree: "
+            "0.767 [0.623, 0.910] (n=3)",
+        ),
+        (
+            [0.1, 0.2],
+            "0.100 by the strangers of even number (n=1), too few to check it on others",
+        ),
+        ([], "chance agreement not known: it takes strangers to tell, and none was read"),
+    ],
+)
+def test_strangers_tell_a_chance_level_nobody_knows_and_others_check_it(scores, said):
+    table, *_ = made(guessed(scores))
+    assert said in notes(table)
+
+
+def test_attacked_strangers_and_other_keys_do_not_tell_the_chance_level():
+    scores = guessed([0.2, 0.2, 0.4, 0.4])
+    attacked = answer(cell(PRINT, "owner", stranger(0, *COSINE), lineage="stranger"), 0.0)
+    other = [
+        dataclasses.replace(r, key=r.key[::-1], cell=dataclasses.replace(r.cell, method_seed=1))
+        for r in scores[1:]
+    ]
+    asked = [*scores, attacked, *other]
+    outlined = outline([])
+    outlined = dataclasses.replace(outlined, cells=tuple((r.key, r.cell) for r in asked))
+    table, *_ = report.tables(outlined, {r.key: r for r in asked})
+    assert "0.300 by the strangers of even number (n=2)" in notes(table)
 
 
 def notes(table):
@@ -282,21 +417,20 @@ def test_costs_are_means_over_seeds_and_medians_over_suspects():
         return answer(cell(attack=COSINE, seed=seed, attack_seed=index), costs=costs, notes=loop)
 
     suspects = [priced(0, i, s) for i, s in enumerate((1.0, 2.0, 9.0))]
-    _, table, _ = made([*suspects, priced(1, 0, 2.0), priced(2, 0, 2.0)])
+    table = named("Table 3", made([*suspects, priced(1, 0, 2.0), priced(2, 0, 2.0)]))
     head, embed = ("mini", "cpu", "activemark"), ("2.67", "160.00", "80.00", "2.00", "1.10")
     read, both = ("2.00", "1.00", "2.00"), ("100/64", "50/0", "900")
     assert table.rows == ((*head, *embed, *read, *both),)
 
 
 def test_costs_nobody_measured_are_no_zeros():
-    _, table, _ = made([answer(cell())])
+    table = named("Table 3", made([answer(cell())]))
     assert set(table.rows[0][1:]) == {"—", "activemark", "—/—"}
 
 
 def test_figure_3_gives_the_rate_at_every_tau_for_bit_errors_only():
     marked = [answer(cell(seed=s), errors) for s, errors in ((0, 2.0), (1, 6.0))]
-    *_, figure = made([*marked, answer(cell(PRINT), 0.0)])
-    assert figure.name == "Figure 3"
+    figure = named("Figure 3", made([*marked, answer(cell(PRINT), 0.0)]))
     curve = ("0.000", "0.000", "0.500", "0.500", "0.500", "0.500", "1.000", "1.000")
     assert figure.rows == (("mini", "activemark", "control.identity", "marked", "2", *curve),)
     assert [t.name for t in made([answer(cell(PRINT), 0.0)])] == ["Table 2", "Table 3"]
@@ -327,7 +461,8 @@ def test_the_same_records_give_the_same_bytes_whatever_their_order(tmp_path):
         found = {p.name: p.read_bytes() for p in paths}
         assert found == (expected := expected or found)
     assert sorted(expected) == [
-        *("figure3.csv", "figure3.md", "table2.csv", "table2.md", "table3.csv", "table3.md")
+        *("bounds.csv", "bounds.md", "figure3.csv", "figure3.md", "table2.csv", "table2.md"),
+        *("table2sidebyside.csv", "table2sidebyside.md", "table3.csv", "table3.md"),
     ]
     assert sorted(p.name for p in folder.iterdir()) == sorted(expected)  # nothing half-written
 
@@ -369,3 +504,62 @@ def test_specs_that_differ_only_in_version_are_told_apart():
     table, *_ = made([], [cell(MARK), cell(newer)])
     assert [r[1] for r in table.rows] == ["activemark version=1", "activemark version=2"]
     assert canonical(MARK.json()) != canonical(newer.json())
+
+
+def at_block(block, **changes):
+    return Spec("activemark", {"steps": 400, "variant": "paper", "block": block, **changes})
+
+
+def test_one_mark_at_several_blocks_makes_table_1():
+    records = [
+        answer(cell(at_block(11), attack=COSINE), 4.0),
+        answer(cell(at_block(11)), 0.0),
+        answer(cell(at_block(11), "owner", COSINE), 16.0),
+        answer(cell(at_block(11), "owner", COSINE, attack_seed=1), 5.0),
+        answer(cell(at_block(2)), 15.0),
+    ]
+    table, *_ = made(records)
+    assert table.name == "Table 1"
+    lines = [r[2:] for r in table.rows]
+    assert lines == [
+        ("2", "control.identity", "0.000", "0.000", "15.00", "—", "—", "—"),
+        ("11", "finetune.classify", "0.000", "1.000", "4.00", "0.000", "0.000", "10.50"),
+        ("11", "control.identity", "1.000", "1.000", "0.00", "—", "—", "—"),
+    ]
+
+
+def test_marks_that_differ_in_more_than_their_block_are_no_sweep():
+    records = [answer(cell(at_block(2)), 0.0), answer(cell(at_block(3, steps=500)), 0.0)]
+    assert "Table 1" not in [t.name for t in made(records)]
+
+
+def test_methods_stand_side_by_side_on_the_same_suspects():
+    strangers = [
+        answer(cell(m, "owner", stranger(i), 0, 0, "stranger"), e)
+        for i in range(20)
+        for m, e in ((MARK, 16.0), (PRINT, 0.9))
+    ]
+    price = Fidelity((0.9, 0.8), 0.9, 0.9, 100, "digits")
+    table = named(
+        "Table 2 side by side",
+        made(
+            [
+                answer(cell(), 0.0, fidelity=price),
+                answer(cell(PRINT), 0.0),
+                answer(cell(base="owner"), 16.0, suspect_digest="clean"),
+                answer(cell(PRINT, attack=PRUNE), 0.9),
+                *strangers,
+            ],
+            [cell(attack=PRUNE)],
+        ),
+    )
+    assert table.columns == ("owner", "kind", "experiment", "activemark", "adv_tra")
+    assert [(r[1].partition(":")[0], *r[2:]) for r in table.rows] == [
+        ("what is compared", "needs", "features, weights", "labels"),
+        ("what is compared", "rate of", "image: bit errors <= 5", "image: mutation < 0.5"),
+        ("what is compared", "price: feature cosine", "0.850", "—"),
+        ("positive", "control.identity", "1.000 undecided 1/1", "1.000 owned 1/1"),
+        ("positive", "prune.l1", "hole", "0.000 not owned 1/1"),
+        ("negative", "control.identity", "0.000 (n=1)", "—"),
+        ("negative", "control.identity", "0.000 (n=20)", "0.000 (n=20)"),
+    ]

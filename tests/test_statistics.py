@@ -94,6 +94,23 @@ def test_a_mark_must_beat_both_nulls_and_a_fingerprint_its_strangers(
     assert verdict.needed == 19
 
 
+@pytest.mark.parametrize(
+    ("score", "p_value", "outcome"),
+    [(0.85, 1.0, "not owned"), (0.9, 1.0, "not owned"), (0.91, 1 / 62, "owned")],
+)
+def test_many_twins_of_strong_attacks_do_not_hide_the_clean_owner(score, p_value, outcome):
+    twins = [0.2] * 60 + [0.9]  # the clean owner, which 60 attacked twins fall short of
+    assert statistics.rank_p_value(0.85, twins) < ALPHA  # the rank alone would call it owned
+    verdict = statistics.decide(score, LOW, twins, ALPHA, clean=0.9)
+    assert (verdict.p_descendant, verdict.outcome) == (p_value, outcome)
+    assert verdict.p_stranger == 0.05
+
+
+def test_the_clean_owner_says_nothing_about_a_fingerprint_or_an_empty_null():
+    assert statistics.decide(0.5, LOW, None, ALPHA, clean=0.9).outcome == "owned"
+    assert statistics.decide(0.5, LOW, [], ALPHA, clean=0.9).p_descendant is None
+
+
 SKEWED = {
     "beta": lambda rng, n: rng.beta(0.3, 4, n),
     "all zero": lambda rng, n: np.zeros(n),
@@ -146,6 +163,52 @@ def test_innocents_are_counted_as_models():
     assert null == statistics.Innocents((0.3, 0.6), (0.45, 0.5))
 
 
+def other_model(name, *attack, score, weights):
+    found = record((*attack, Spec("control.identity")), lineage="stranger", score=score)
+    cell = dataclasses.replace(found.cell, base="other model", other_model=Spec(name))
+    return dataclasses.replace(found, cell=cell, suspect_digest=weights)
+
+
+def test_a_model_under_two_names_is_one_stranger():
+    records = [
+        stranger(0, score=0.2),
+        other_model("vit", score=0.3, weights="vit"),
+        other_model("vit.tag", score=0.3, weights="vit"),
+        other_model("clip", score=0.4, weights="clip"),
+        other_model("mini again", score=0.9, weights="clean"),  # the owner is nobody's stranger
+    ]
+    (null,) = statistics.innocents(records).values()
+    assert null == statistics.Innocents((0.2, 0.3, 0.4), (0.9,), 0.9)
+
+
+def test_a_stranger_under_two_names_is_one_however_it_was_attacked():
+    named = Spec("control.peer", {"index": 7})
+    twin = record((named,), lineage="stranger", score=0.3, weights=f"stranger 0 {()}")
+    attacked = record((named, PRUNE), lineage="stranger", score=0.5, weights="pruned")
+    (null,) = statistics.innocents([attacked, stranger(0, score=0.2), twin]).values()
+    assert null.strangers == (0.5,)
+
+
+def test_another_owners_mark_is_a_descendant_of_the_clean_owner():
+    other = record((Spec("control.identity"),), "other key", "owner", 0.4, "marked with key 1")
+    own = record((Spec("control.identity"),), "released", "released", 0.9, "marked with key 0")
+    (null,) = statistics.innocents([own, other]).values()
+    assert null == statistics.Innocents((), (0.4,))
+
+
+def test_the_clean_owner_is_known_by_its_weights_and_counts_at_its_highest():
+    records = [
+        record((PRUNE,), weights="clean", score=0.3),  # pruned of nothing
+        record((TUNE,), weights="clean", score=0.35),  # a new head on it
+        record((TUNE,), weights="tuned", score=0.8),
+    ]
+    (null,) = statistics.innocents(records).values()
+    assert (null.descendants, null.clean) == ((0.35, 0.8), 0.35)
+    prints = [dataclasses.replace(r, marks=False) for r in records]
+    (null,) = statistics.innocents(prints).values()
+    assert (null.descendants, null.clean) == (None, None)
+
+
 def test_weights_come_first_and_lineage_second():
     copy = record((TUNE,), "released", "released", weights="clean")
     assert statistics.lineage(copy) == "owner"  # innocent of a mark, whatever made it
@@ -154,7 +217,7 @@ def test_weights_come_first_and_lineage_second():
     unknown = dataclasses.replace(copy, suspect_digest="", owner_digest="")
     assert statistics.lineage(unknown) == "released"
     (null,) = statistics.innocents([copy]).values()
-    assert null.descendants == (0.5,)
+    assert (null.descendants, null.clean) == ((0.5,), 0.5)
 
 
 def test_a_fingerprint_has_no_innocent_descendants():
@@ -181,6 +244,14 @@ def test_false_positives_are_found_by_leaving_one_out():
     assert found.upper == pytest.approx(stats.beta.ppf(0.95, 2, 40))
 
 
+def test_innocents_that_the_clean_owner_outdoes_are_never_called():
+    twins = (0.9,) + (0.1,) * 60
+    odd = statistics.Innocents((0.8,) + (0.05,) * 20, twins)
+    assert statistics.false_positives(odd, ALPHA).called == 2  # the stranger, and the owner itself
+    clean = dataclasses.replace(odd, clean=0.9)
+    assert statistics.false_positives(clean, ALPHA).called == 0
+
+
 def test_too_few_innocents_cannot_judge_each_other():
     found = statistics.false_positives(statistics.Innocents((0.1,) * 19, None), ALPHA)
     assert found == statistics.FalsePositives(0, 0, 19, 1.0)
@@ -203,6 +274,18 @@ def test_intervals_agree_with_scipy():
     student = stats.ttest_1samp(values, 0).confidence_interval()
     assert statistics.mean_interval(values) == pytest.approx((student.low, student.high))
     assert statistics.mean_interval([0.9]) is None
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.08, 0.085, 0.2])
+def test_means_agree_where_welchs_test_does_not_tell_them_apart(shift):
+    ones, others = [0.2, 0.25, 0.31, 0.22], [x + shift for x in (0.21, 0.28, 0.24)]
+    expected = stats.ttest_ind(ones, others, equal_var=False).pvalue >= 0.05
+    assert statistics.means_agree(ones, others) == expected == (shift < 0.0825)
+
+
+def test_means_without_any_spread_agree_if_they_are_equal():
+    assert statistics.means_agree([0.2, 0.2], [0.2, 0.2, 0.2])
+    assert not statistics.means_agree([0.2, 0.2], [0.3, 0.3])
 
 
 def test_two_accuracies_differ_by_newcombes_interval():

@@ -124,6 +124,22 @@ def test_an_owner_is_named_without_the_path_of_its_weights(write):
     assert "deit.safetensors" not in str(deit.spec())
 
 
+def test_a_classifier_is_part_of_its_owner_and_an_owner_without_one_is_named_as_ever(write):
+    line = "embedded: mini"
+    mini, _ = load(write(SUITE.replace(line, f"{line}\n    classifier: {{data: digits}}"))).owners
+    assert mini.spec().args["classifier"] == {
+        "data": "digits",
+        "backbone": "frozen",
+        "epochs": 30,
+        "lr": 0.01,
+        "batch": 32,
+        "schedule": "cosine",
+        "weight_decay": 0.01,
+        "dropout": 0.1,
+    }
+    assert "classifier" not in load(write(SUITE)).owners[0].spec().args
+
+
 def test_numbers_may_be_written_as_everybody_writes_them(write):
     text = SUITE.replace("steps: 400", "rate: 1e-3, layers: [2, 3]")
     args = load(write(text)).methods[0].args
@@ -147,6 +163,27 @@ ERRORS = [
         "name: demo\ninnocents:\n  strangers: 19\n  twins: 6",
         4,
         "no setting 'twins'; did you mean 'twin_seeds'?",
+    ),
+    ("name: demo", "name: demo\ninnocents:\n  other_keys: -1", 3, "other_keys: expected a number"),
+    ("name: demo", "name: demo\ninnocents:\n  other_shapes: -1", 3, "expected a number greater th"),
+    ("name: demo", "name: demo\ninnocents:\n  models: mini", 3, "models: expected a list, got 'mi"),
+    (
+        "name: demo",
+        "name: demo\ninnocents:\n  models:\n    - embedded: mini\n    - embedded: mimi",
+        5,
+        "no embedded model 'mimi'; did you mean 'mini'",
+    ),
+    (
+        "name: demo",
+        "name: demo\ninnocents:\n  models:\n    - timm: vit\n      weights: random",
+        5,
+        "weights: expected hub or a file, got random; an untrained network is nobody's model",
+    ),
+    (
+        "name: demo",
+        "name: demo\ninnocents:\n  models:\n    - timm: vit\n      classifier: {data: digits}",
+        5,
+        "classifier: expected none, the model is read as it comes",
     ),
     ("  - embedded: mini", "  - embeded: mini", 3, "no setting 'embeded'; did you mean 'embedded'"),
     ("  - embedded: mini", "  - weights: random", 3, "expected one of embedded, timm, open_clip"),
@@ -199,8 +236,39 @@ ERRORS = [
         "loader: folder, ",
         "",
         15,
-        "loader: expected 'digits', 'photos', 'digit-scenes', 'folder' or 'masks', got 'clothing'",
+        "loader: expected 'digits', 'photos', 'digit-scenes', 'folder', 'masks', 'oxford-pets' or 'foodseg103', got 'clothing'",
     ),
+    (
+        "  - embedded: mini",
+        "  - embedded: mini\n    classifier: {epochs: 5,\n      data: digit}",
+        5,
+        "classifier: data: no data set 'digit'; did you mean 'digits'?",
+    ),
+    (
+        "  - embedded: mini",
+        "  - embedded: mini\n    classifier: {data: photos}",
+        4,
+        "classifier: data: expected labelled images, got 'photos' (loader 'photos')",
+    ),
+    (
+        "  - embedded: mini",
+        "  - embedded: mini\n    classifier: {data: digits, epoch: 5}",
+        4,
+        "no setting 'epoch'; did you mean 'epochs'?",
+    ),
+    (
+        "  - embedded: mini",
+        "  - embedded: mini\n    classifier: {data: digits,\n      backbone: frosen}",
+        5,
+        "backbone: expected 'frozen' or 'finetuned', got 'frosen'; did you mean 'frozen'?",
+    ),
+    (
+        "  - embedded: mini",
+        "  - embedded: mini\n    classifier: {}",
+        4,
+        "expected a value for 'data'",
+    ),
+    ("  - embedded: mini", "  - embedded: mini\n    classifier: digits", 4, "expected a mapping"),
     ("owner_images: photos", "owner_images: photo", 16, "no data set 'photo'; did you mean 'phot"),
     ("probe: digits", "probe: digit", 17, "probe: no data set 'digit'"),
     ("probe: digits", "probe: digits\nname: again", 18, "'name' already stands on line 1"),
@@ -306,6 +374,17 @@ def test_a_suite_says_when_its_alpha_is_out_of_reach(write, alpha, strangers, ne
     assert load(write(text)).warnings == (
         (expected + "verdicts will be undecided",) if needed else ()
     )
+
+
+def test_models_and_other_shapes_count_towards_the_strangers_that_alpha_needs(write):
+    models = "[{timm: a}, {open_clip: ViT-B-32, pretrained: openai}]"
+    text = f"{SUITE}innocents: {{strangers: 14, other_shapes: 1, models: {models}}}\n"
+    found = load(write(text))
+    assert [model.name for model in found.innocents.models] == ["a", "ViT-B-32"]
+    assert [w.split(": ")[0] for w in found.warnings] == [
+        "alpha = 0.05 needs 19 strangers, the suite asks for 18"
+    ]
+    assert load(write(text.replace("shapes: 1", "shapes: 2"))).warnings == ()
 
 
 def test_a_suite_is_its_content_not_its_spelling(write):
