@@ -10,6 +10,7 @@ levels, see `Level`. Equation 6 prints `< tau` and sums up to tau: here, as in e
 from __future__ import annotations
 
 import bisect
+import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -174,23 +175,33 @@ def bounds(
     high = math.ceil(round(R_HIGH * trial.images, 9))
     low = math.floor(round(R_LOW * trial.images, 9))
 
-    def can_hit(n: int) -> bool:
-        return chance_missed(trial.lower(trial.flawless(n), n), high) <= MISSED
-
-    def can_pass(n: int) -> bool:
-        return chance_called(trial.upper(trial.by_chance(n), n), low) <= CALLED
-
     missed, called = chance_missed(lower, high), chance_called(upper, low)
     return Bounds(
         level=level,
         images=trial.images,
         lower=lower,
         upper=upper,
-        missed=Bound(high, missed, MISSED, len(marked), _fewest(can_hit)),
-        called=Bound(low, called, CALLED, len(innocent), _fewest(can_pass)),
+        missed=Bound(high, missed, MISSED, len(marked), _fewest_marked(trial, high)),
+        called=Bound(low, called, CALLED, len(innocent), _fewest_innocent(trial, low)),
         high=high_threshold(lower, MISSED),
         low=low_threshold(upper, CALLED),
     )
+
+
+@functools.cache  # a search, and the same for every secret of a method
+def _fewest_marked(trial: _Trial, high: int) -> int | None:
+    def can_hit(n: int) -> bool:
+        return chance_missed(trial.lower(trial.flawless(n), n), high) <= MISSED
+
+    return _fewest(can_hit)
+
+
+@functools.cache
+def _fewest_innocent(trial: _Trial, low: int) -> int | None:
+    def can_pass(n: int) -> bool:
+        return chance_called(trial.upper(trial.by_chance(n), n), low) <= CALLED
+
+    return _fewest(can_pass)
 
 
 def _fewest(reaches: Callable[[int], bool]) -> int | None:
@@ -231,11 +242,12 @@ class _Trial:
 
     def hits(self, suspects: Sequence[Evidence]) -> list[int]:
         """Count what was right, image by image, over all suspects."""
-        if self.level == "images":
-            right = [[int(e.rule.holds(errors)) for errors in e.statistic] for e in suspects]
-        else:
-            right = [[self.bits - round(errors) for errors in e.statistic] for e in suspects]
-        return [sum(image) for image in zip(*right, strict=True)] or [0] * self.images
+        import numpy as np
+
+        errors = np.array([e.statistic for e in suspects]).reshape(-1, self.images)  # (n, images)
+        right = errors <= self.tau if self.level == "images" else self.bits - errors.round()
+        hits: list[int] = right.sum(axis=0).astype(int).tolist()
+        return hits
 
     def flawless(self, suspects: int) -> list[int]:
         return [suspects * self.per_suspect] * self.images

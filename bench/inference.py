@@ -122,10 +122,11 @@ class Paired:
 def upper_bound(hits: int, trials: int, level: float = 0.05) -> float | None:
     """Return the exact one-sided Clopper-Pearson bound on a rate; None without trials."""
     # The upper end of a two-sided interval at twice the level.
-    return _exact(hits, trials, 2 * level)[1] if trials else None
+    return exact(hits, trials, 2 * level)[1] if trials else None
 
 
-def _exact(hits: int, trials: int, alpha: float) -> Interval:
+def exact(hits: int, trials: int, alpha: float) -> Interval:
+    """Return the two-sided Clopper-Pearson interval of a proportion."""
     from statsmodels.stats.proportion import proportion_confint
 
     low, high = proportion_confint(hits, trials, alpha=alpha, method="beta")
@@ -236,7 +237,7 @@ def _interval(
     area = float(wins.mean())
     if area in (0.0, 1.0):
         pairs = min(len({r.model for r in marked}), len({r.model for r in innocent}))
-        return _exact(round(area) * pairs, pairs, 0.05)
+        return exact(round(area) * pairs, pairs, 0.05)
     names = sorted({r.key for r in (*marked, *innocent)})
     keys = _drawn(len(names), rng)
     ours = _weights(marked, names, keys, rng)
@@ -290,7 +291,7 @@ def detection_at(
         rate=rate,
         threshold=threshold,
         true_positive_rate=None if detected is None else detected / len(suspects),
-        interval=None if detected is None else _exact(detected, len(suspects), 0.05),
+        interval=None if detected is None else exact(detected, len(suspects), 0.05),
         false_positives=called,
         upper=None if called is None else upper_bound(called, len(checking)),
         marked=len(suspects),
