@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
     from rich.console import Console
 
-    from bench.manifest import DataSettings
+    from bench.manifest import DataSettings, Manifest
     from bench.plan import Plan, Question
     from bench.suite import OwnerSettings
     from bench.tables import Table
@@ -81,7 +81,14 @@ def _parser() -> argparse.ArgumentParser:
         default=1,
         help="CPU threads of one stage; evidence is repeatable for equal numbers (default 1)",
     )
-    _suite(add("plan", show_plan, "say what a run would do, what is there already, what it costs"))
+    planning = add("plan", show_plan, "say what a run would do, what is there, what it costs")
+    _suite(planning)
+    planning.add_argument(
+        "--device",
+        metavar="NAME",
+        help="estimate for a device that is not here, by what is declared of it (a100-80gb ...); "
+        "default: by what was measured here",
+    )
     report = add("report", show_report, "print the tables again, from the records alone")
     report.add_argument("suite", type=Path, help="suite file, or the folder of its results")
     report.add_argument("--results", type=Path, default=Path("results"), metavar="DIR")
@@ -113,7 +120,13 @@ def _parser() -> argparse.ArgumentParser:
     listing = add("list", list_known, "list methods, attacks, models or embedded data")
     listing.add_argument("what", choices=("methods", "attacks", "models", "data"))
     listing.add_argument("--format", choices=("terminal", "markdown"), default="terminal")
-    _suite(add("check", check_suite, "say line by line what a suite needs and whether it is there"))
+    check = add("check", check_suite, "say line by line what a suite needs, and how to get it")
+    _suite(check)
+    check.add_argument(
+        "--download",
+        action="store_true",
+        help="fetch what its publisher lets anybody fetch: weights from the hub, Oxford-IIIT Pet",
+    )
     profile = add("profile", profile_model, "measure the activations of every block of a model")
     profile.add_argument("model", help="mini, timm:NAME or open_clip:NAME")
     profile.add_argument("--weights", default="hub", help="hub (default), random or a file")
@@ -121,6 +134,9 @@ def _parser() -> argparse.ArgumentParser:
     profile.add_argument("--images", default="photos", help="photos (default) or a folder")
     profile.add_argument(
         "--count", type=int, default=100, help="images (default 100, as the paper)"
+    )
+    profile.add_argument(
+        "-o", "--output", type=Path, metavar="DIR", help="where to write the table, too"
     )
     _data(profile)
     _device(profile)
@@ -336,44 +352,62 @@ def _write_outline(plan: Plan, home: Path) -> None:
     ledger.write_outline(home / "suite.json", outline)
 
 
-def _plan(arguments: argparse.Namespace) -> Plan:
+def _plan(arguments: argparse.Namespace, assume: bool = False) -> Plan:
     from bench import plan, suite
 
-    return plan.make(suite.load(arguments.suite), arguments.data)
+    return plan.make(suite.load(arguments.suite), arguments.data, assume)
 
 
 def show_plan(arguments: argparse.Namespace) -> int:
-    """Print cells, stages, what the store has, and time and disk going by earlier runs."""
+    """Print cells, stages and what the store has, and price the rest, here or elsewhere."""
     from rich.table import Table
 
-    from bench import plan
+    from bench import budget, plan
     from bench.store import Store
 
-    made = _plan(arguments)
+    made = _plan(arguments, assume=True)
     store = Store(arguments.results / ".store")
     todo = _unanswered(made, arguments.results / made.suite.name)
-    rows = plan.forecast(made, store, plan.missing(made, store, todo))
-    table = Table("stage", "to run", "in the store or not needed", "seconds", "MB")
-    for row in rows:
+    missing = plan.missing(made, store, todo)
+    found = budget.budget(made, store, missing, arguments.device)
+    hours = "GPU time" if arguments.device else "time"
+    table = Table("stage", "to run", "there, or not needed", "forward", "backward", hours, "GB")
+    for row in (*found.rows, found.total):
+        forward, backward = _count(row.forward), _count(row.backward)
         table.add_row(
-            row.kind,
+            row.kind or "all",
             str(row.stages),
             str(row.there),
-            _guess(row.seconds),
-            _guess(row.megabytes),
+            f"{row.bound if row.forward else ''}{forward}",
+            f"{row.bound if row.backward else ''}{backward}",
+            _duration(row.seconds),
+            _gigabytes(row.bytes),
         )
     console = _console()
     cells = len(made.questions)
     console.print(f"{made.suite.name}: {cells} cells, {cells - len(todo)} answered")
     console.print(table)
-    console.print("seconds and MB: from stages alike in the store; ? means none was run here yet")
+    for line in (budget.basis(arguments.device), *found.notes):
+        console.print(line, markup=False, highlight=False)
     for warning in made.warnings:
         console.print(f"note: {warning}", markup=False, highlight=False)
     return OK
 
 
-def _guess(value: float | None) -> str:
-    return "?" if value is None else f"{value:.1f}"
+def _count(value: float | None) -> str:
+    return "?" if value is None else f"{value:,.0f}"
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "?"
+    units = (("h", 3600), ("min", 60), ("s", 1))
+    name, size = next((u for u in units if seconds >= 2 * u[1]), units[-1])
+    return f"{seconds / size:.1f} {name}"
+
+
+def _gigabytes(value: float | None) -> str:
+    return "?" if value is None else f"{value / 1e9:.1f}" if value >= 1e8 else f"{value / 1e9:.3f}"
 
 
 def show_report(arguments: argparse.Namespace) -> int:
@@ -497,6 +531,8 @@ def _known_data() -> Table:
         ),
         ("folder", "-", "your images: path/class/file, or path/{train,test}/class/file"),
         ("masks", "-", "your images and masks: path/images/... and path/masks/..."),
+        ("oxford-pets", "7349", "Oxford-IIIT Pet as published: breeds, or trimaps as masks"),
+        ("foodseg103", "7118", "FoodSeg103 as published: images and masks of 104 ids"),
     )
     return Table("Data", "loaders, by name", ("loader", "images", "what it is"), rows)
 
@@ -514,30 +550,44 @@ def _known_models() -> Table:
 
 def check_suite(arguments: argparse.Namespace) -> int:
     """Say for every owner and data set whether it is there; exit 2 if anything is missing."""
-    from bench import manifest, suite
+    from bench import manifest, owners, suite
     from bench import plan as planning
 
     loaded = suite.load(arguments.suite)
     console = _console()
     missing = 0
 
-    def line(what: str, found: str | UserError) -> None:
+    def line(what: str, found: str | UserError, mark: str = "ok") -> None:
         nonlocal missing
         missing += isinstance(found, UserError)
-        mark = "missing" if isinstance(found, UserError) else "ok"
+        mark = "missing" if isinstance(found, UserError) else mark
         console.print(f"{mark:8} {what}: {found}", markup=False, highlight=False, soft_wrap=True)
 
-    for owner in loaded.owners:
-        line(f"owner {owner.name}", _weights_line(owner, arguments.data))
-    for model in loaded.innocents.models:
-        line(f"innocent {model.name}", _weights_line(model, arguments.data))
+    models = [("owner", owner) for owner in loaded.owners]
+    models += [("innocent", model) for model in loaded.innocents.models]
+    seen = set()
+    for role, model in models:
+        who = f"{model.name} {model.image_size or ''}".strip()
+        if model.from_hub:
+            if (place := owners.place(model)) in seen:
+                continue  # an owner that is also another's innocent is fetched once
+            seen.add(place)
+            if arguments.download and place and not place.cached:
+                owners.fetch(place)
+        line(f"{role} {who}", *_weights_line(model, arguments.data))
     for name, settings in loaded.data.items():
+        if arguments.download and settings.loader == "oxford-pets":
+            _download_pets(name, settings, arguments.data)
         try:
             made = manifest.read(name, settings, arguments.data)
             manifest.split(made)
             line(f"data {name}", f"{len(made.items)} images, {len(made.classes)} classes")
         except UserError as error:
             line(f"data {name}", error)
+            _print_source(console, settings)
+            continue
+        if told := _unlike_published(made):
+            line(f"data {name}", told, "note")
     if not missing:
         made_plan = planning.make(loaded, arguments.data)
         line(f"suite {loaded.name}", f"{len(made_plan.questions)} cells")
@@ -546,24 +596,79 @@ def check_suite(arguments: argparse.Namespace) -> int:
     return USERS_MISTAKE if missing else OK
 
 
-def _weights_line(owner: OwnerSettings, data_dir: Path | None) -> str | UserError:
-    from bench import plan
+def _weights_line(owner: OwnerSettings, data_dir: Path | None) -> tuple[str | UserError, str]:
+    """Say whether an owner's weights are there, and mark what a run would fetch."""
+    from bench import budget, owners, plan
 
     try:
         identity = plan.weights_identity(owner, data_dir)
+        place = owners.place(owner) if owner.from_hub else None
     except UserError as error:
-        return error
-    if identity == "hub":
-        return f"weights from the hub of {owner.library}, fetched on the first run"
-    return f"weights {identity}"
+        return error, "missing"
+    if not owner.from_hub:
+        return f"weights {identity}", "ok"
+    if place is None:
+        return f"weights that {owner.library} fetches on the first run", "fetch"
+    pin = f" at {place.revision[:12]}" if place.revision else ""
+    if place.cached:
+        return f"weights of {place.repository}{pin}, in the hub's cache", "ok"
+    size = budget.shape(owners.architecture_of(owner)).bytes / 1e9
+    return (
+        f"about {size:.1f} GB from https://huggingface.co/{place.repository}{pin}, fetched on the "
+        f"first run, or now: {place.command}"
+    ), "fetch"
+
+
+def _print_source(console: Console, settings: DataSettings) -> None:
+    """Say what a data set that is missing is, how large, and how to come by it."""
+    from bench.published import DATA_SETS
+
+    if settings.published is None:
+        return
+    known = DATA_SETS[settings.published]
+    size = f"{known.images} images, {known.classes} classes, about {known.gigabytes:g} GB"
+    for text in (f"{known.title}: {size}", f"{known.where}", f"{known.how}"):
+        console.print(f"         {text}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _unlike_published(made: Manifest) -> str:
+    """Say where a data set is not as large as it was published; empty if it is."""
+    from bench.published import DATA_SETS
+
+    if made.settings.published is None:
+        return ""
+    known = DATA_SETS[made.settings.published]
+    classes = known.classes if made.settings.targets != "trimaps" else len(made.classes)
+    if (len(made.items), len(made.classes)) == (known.images, classes):
+        return ""
+    return f"published with {known.images} images and {classes} classes: this is another edition"
+
+
+def _download_pets(name: str, settings: DataSettings, data_dir: Path | None) -> None:
+    """Have torchvision fetch Oxford-IIIT Pet, which puts it in a folder of its own name."""
+    folder = (data_dir or Path()) / Path(settings.path).expanduser()
+    if (folder / "annotations").is_dir():
+        return
+    if folder.name != "oxford-iiit-pet":
+        raise UserError(
+            f"data '{name}': --download: expected a path that ends in oxford-iiit-pet, as "
+            f"torchvision calls the folder, got '{settings.path}'"
+        )
+    from torchvision.datasets import OxfordIIITPet
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        OxfordIIITPet(folder.parent, download=True)
+    except (OSError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"data '{name}': --download: torchvision could not ({reason})") from None
 
 
 def profile_model(arguments: argparse.Namespace) -> int:
     """Print the activation profile of section 3.2.4 and the block both rules choose."""
     import torch
-    from rich.table import Table
 
-    from bench import data, manifest, profile, runner
+    from bench import data, manifest, profile, runner, tables
     from bench.owners import load_owner
     from bench.plan import weights_file
 
@@ -581,28 +686,12 @@ def profile_model(arguments: argparse.Namespace) -> int:
     listed = manifest.read("images", settings, arguments.data)
     order = torch.randperm(len(listed.items), generator=torch.Generator().manual_seed(0))
     images = data.load(listed, order[: arguments.count].tolist(), model.preprocess)
-    rows = profile.activation_profile(model, images, device)
-    table = Table(
-        "block", "mean top-5", "top-1", "median", "top-1 / median", "token", "channel", "same place"
+    figure = profile.figure_2(
+        owner.name, profile.activation_profile(model, images, device), len(images)
     )
-    for row in rows:
-        table.add_row(
-            f"{row.block}{' massive' if row.massive else ''}",
-            f"{row.mean_top:.2f}",
-            f"{row.top[0]:.2f}",
-            f"{row.median:.3f}",
-            f"{row.ratio:.1f}",
-            str(row.token),
-            str(row.channel),
-            f"{row.consistency:.0%}",
-        )
-    console = _console()
-    console.print(f"{owner.name}: residual stream after each block, {len(images)} images")
-    console.print(table)
-    for rule in ("first_massive", "largest_jump"):
-        choice = profile.choose_block(rows, rule, len(rows) - 2)
-        fallback = "" if choice.rule == rule else f" (no block is massive: {choice.rule})"
-        console.print(f"{rule}: block {choice.block}{fallback}", highlight=False)
+    tables.print_table(figure, _console())
+    if arguments.output is not None:
+        tables.write(arguments.output, [figure])
     return OK
 
 

@@ -9,13 +9,19 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from bench.data import Images
 from bench.models import VisionModel
+from bench.tables import Table
+
+Rule = Literal["first_massive", "largest_jump"]
+
+RULES: tuple[Rule, ...] = get_args(Rule)
+"""The paper's rule and that of its authors' code."""
 
 MASSIVE = 100.0
 """Sun et al.: a massive activation exceeds this magnitude ..."""
@@ -60,7 +66,7 @@ class Choice:
     """An expressive block and the rule that found it."""
 
     block: int  # 0-based; the message is written to its output
-    rule: Literal["first_massive", "largest_jump"]
+    rule: Rule
     massive: bool  # whether any admissible block met the criterion
 
 
@@ -90,7 +96,7 @@ def activation_profile(
 
 def choose_block(
     profile: tuple[BlockActivations, ...],
-    rule: Literal["first_massive", "largest_jump"],
+    rule: Rule,
     last: int,
 ) -> Choice:
     """Choose the expressive block, `last` at most.
@@ -106,6 +112,42 @@ def choose_block(
     rises = [b.mean_top - a.mean_top for a, b in itertools.pairwise(admissible)]
     jump = 1 + max(range(len(rises)), key=rises.__getitem__) if rises else 0
     return Choice(jump, "largest_jump", bool(massive))
+
+
+def figure_2(name: str, profile: tuple[BlockActivations, ...], images: int) -> Table:
+    """Return the paper's Fig. 2 as numbers, with the block that either rule chooses."""
+    notes = []
+    for rule in RULES:
+        choice = choose_block(profile, rule, len(profile) - 2)
+        fallback = "" if choice.rule == rule else f" (no block is massive: {choice.rule})"
+        notes.append(f"{rule}: block {choice.block}{fallback}")
+    return Table(
+        name="Figure 2",
+        caption=f"{name}: residual stream after each block, mean over {images} images",
+        columns=(
+            *("block", "mean top-5", "top-1", "median", "top-1 / median", "massive"),
+            *("token", "channel", "same place"),
+        ),
+        rows=tuple(
+            (
+                str(row.block),
+                f"{row.mean_top:.2f}",
+                f"{row.top[0]:.2f}",
+                f"{row.median:.3f}",
+                f"{row.ratio:.1f}",
+                "yes" if row.massive else "no",
+                str(row.token),
+                str(row.channel),
+                f"{row.consistency:.0%}",
+            )
+            for row in profile
+        ),
+        notes=(
+            *notes,
+            f"massive: the largest above {MASSIVE:g} and {MASSIVE_RATIO:g} times the median. "
+            "Blocks count from 0. token, channel: where the largest sits in most images.",
+        ),
+    )
 
 
 def _summarise(

@@ -209,11 +209,13 @@ def test_a_check_names_the_path_of_what_is_missing(tmp_path):
     assert str(tmp_path / "nowhere") in missing[1]
 
 
-def test_a_profile_has_a_row_a_block_and_both_rules():
-    said = bench("profile", "mini", "--count", "4", "--device", "cpu")
+def test_a_profile_has_a_row_a_block_and_both_rules(tmp_path):
+    said = bench("profile", "mini", "--count", "4", "--device", "cpu", "-o", tmp_path)
     assert (said.status, said.err) == (0, "")
     assert "first_massive: block " in said.out
     assert "largest_jump: block " in said.out
+    rows = (tmp_path / "figure2.csv").read_text().splitlines()[1:]
+    assert [row.partition(",")[0] for row in rows] == [str(block) for block in range(6)]
 
 
 # Bad input: one line, nothing lost.
