@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import bisect
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -244,7 +245,8 @@ class _Trial:
         """Count what was right, image by image, over all suspects."""
         import numpy as np
 
-        errors = np.array([e.statistic for e in suspects]).reshape(-1, self.images)  # (n, images)
+        every = itertools.chain.from_iterable(e.statistic for e in suspects)
+        errors = np.fromiter(every, float).reshape(-1, self.images)  # (n, images)
         right = errors <= self.tau if self.level == "images" else self.bits - errors.round()
         hits: list[int] = right.sum(axis=0).astype(int).tolist()
         return hits

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from bench.manifest import DataSettings, Manifest
     from bench.plan import Plan, Question
+    from bench.runner import Engine
     from bench.suite import OwnerSettings
     from bench.tables import Table
     from bench.types import Json
@@ -71,9 +73,21 @@ def _parser() -> argparse.ArgumentParser:
     _suite(run)
     _device(run)
     run.add_argument(
+        "--engine",
+        choices=("processes", "ray"),
+        default="processes",
+        help="processes (default): workers on this machine; ray: all GPUs of it, or a cluster",
+    )
+    run.add_argument(
+        "--address",
+        metavar="HOST:PORT",
+        help="of a Ray cluster, auto for the one on this machine (default: Ray on this machine)",
+    )
+    run.add_argument(
         "--workers",
         type=_positive,
-        help="stages carried out side by side (default: 1 on a GPU, else one per --threads cores)",
+        help="stages carried out side by side (default: 1 on a GPU, else one per --threads cores; "
+        "with ray, as many as the cluster has room for)",
     )
     run.add_argument(
         "--threads",
@@ -275,29 +289,50 @@ def run_suite(arguments: argparse.Namespace) -> int:
     if not todo:
         _write_outline(plan, home)
     else:
-        from bench import engines, runner
+        from bench import runner
 
         runner.pin_threads(arguments.threads)
-        device = _find_device(arguments.device)
-        store = Store(arguments.results / ".store")
-        laboratory = runner.Laboratory(plan, store, arguments.data, device)
-        runner.load_owners(laboratory)
-        _write_outline(plan, home)  # only now: a run that cannot start changes no report
-        console.print(
-            f"{plan.suite.name}: {len(todo)} of {len(plan.questions)} cells to answer "
-            f"on {runner.device_name(device)}",
-            highlight=False,
-        )
-        workers = arguments.workers or (1 if device.type == "cuda" else _workers(arguments.threads))
-        engine = engines.serial
-        if workers > 1:
-            engine = functools.partial(
-                engines.processes, workers=workers, threads=arguments.threads
+        with _engine(arguments) as (engine, device, where):
+            store = Store(arguments.results / ".store")
+            laboratory = runner.Laboratory(plan, store, arguments.data, device)
+            runner.load_owners(laboratory)
+            _write_outline(plan, home)  # only now: a run that cannot start changes no report
+            console.print(
+                f"{plan.suite.name}: {len(todo)} of {len(plan.questions)} cells to answer "
+                f"on {where}",
+                highlight=False,
             )
-        records = runner.run(laboratory, todo, engine, _records_file(home))
-        for _ in progress.show(records, len(todo), console):
-            pass
+            records = runner.run(laboratory, todo, engine, _records_file(home))
+            for _ in progress.show(records, len(todo), console):
+                pass
     return _finish(home, console, {q.key for q in plan.questions})
+
+
+@contextlib.contextmanager
+def _engine(arguments: argparse.Namespace) -> Iterator[tuple[Engine, torch.device, str]]:
+    """Yield what carries out the stages, the device of this process, and in words where they go."""
+    from bench import engines, runner
+
+    threads, workers = arguments.threads, arguments.workers
+    if arguments.engine == "ray":
+        from bench import engine_ray
+
+        with engine_ray.connected(arguments.address):
+            there = engine_ray.choose_device(arguments.device, threads)
+            where = engine_ray.size(there, threads)
+            on_ray = functools.partial(
+                engine_ray.on_ray, device=there, threads=threads, workers=workers
+            )
+            yield on_ray, _find_device("cpu"), where
+        return
+    if arguments.address is not None:
+        raise UserError("--address: expected none without --engine ray")
+    device = _find_device(arguments.device)
+    workers = workers or (1 if device.type == "cuda" else _workers(threads))
+    engine: Engine = engines.serial
+    if workers > 1:
+        engine = functools.partial(engines.processes, workers=workers, threads=threads)
+    yield engine, device, runner.device_name(device)
 
 
 def _unanswered(plan: Plan, home: Path) -> list[Question]:
@@ -424,7 +459,7 @@ def show_report(arguments: argparse.Namespace) -> int:
         except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
             raise UserError(f"expected a suite file with a name, got {home}") from None
         home = arguments.results / str(name)
-    records = ledger.latest(ledger.read(home))
+    records = ledger.answers(home)
     outline = ledger.read_outline(home / "suite.json")
     made = (frontier if arguments.frontier else report).tables(outline, records)
     if arguments.reference:
@@ -613,10 +648,7 @@ def _weights_line(owner: OwnerSettings, data_dir: Path | None) -> tuple[str | Us
     if place.cached:
         return f"weights of {place.repository}{pin}, in the hub's cache", "ok"
     size = budget.shape(owners.architecture_of(owner)).bytes / 1e9
-    return (
-        f"about {size:.1f} GB from https://huggingface.co/{place.repository}{pin}, fetched on the "
-        f"first run, or now: {place.command}"
-    ), "fetch"
+    return f"about {size:.1f} GB from the hub on the first run, or now: {place.command}", "fetch"
 
 
 def _print_source(console: Console, settings: DataSettings) -> None:

@@ -157,7 +157,7 @@ def _opener(
         table = _digits()
         dealt = {source: digits_for(source, len(table.labels)) for source in sources}
         return lambda item: _scene(photographs[item.source], item, table, dealt[item.source])
-    if loader == "masks":
+    if manifest.masked:
         return lambda item: _masked(manifest, item)
     return lambda item: Picture(_open(root / item.file, f"data '{name}': {item.file}"))
 
@@ -243,14 +243,29 @@ def _masked(manifest: Manifest, item: Item) -> Picture:
     if ids.shape != image.size[::-1]:
         got, wanted = ("{} x {}".format(*size) for size in (ids.shape[::-1], image.size))
         raise UserError(f"{name}: expected a mask of the image's size {wanted}, got {got}")
+    if manifest.ids:
+        ids = _translated(ids, manifest.ids, name)
     ids = np.where(ids == manifest.settings.ignore_index, IGNORE, ids)
     beyond = ids[(ids >= len(manifest.classes)) & (ids != IGNORE)]
     if beyond.size:
+        way_out = "; raise `classes`, or name the id of pixels that do not count as `ignore_index`"
         raise UserError(
-            f"{name}: expected ids 0..{len(manifest.classes) - 1}, got {beyond[0]}; raise "
-            "`classes`, or name the id of pixels that do not count as `ignore_index`"
+            f"{name}: expected ids 0..{len(manifest.classes) - 1}, got {beyond[0]}"
+            f"{way_out if manifest.settings.loader == 'masks' else ''}"
         )
     return Picture(image, Image.fromarray(ids.astype(np.uint8)))
+
+
+def _translated(ids: NDArray[np.int64], meaning: Mapping[int, int], name: str) -> NDArray[np.int64]:
+    """Replace the ids of a data set's own files by ours."""
+    table: NDArray[np.int64] = np.full(256, -1, np.int64)
+    for found, meant in meaning.items():
+        table[found] = meant
+    made: NDArray[np.int64] = table[ids.clip(0, 255)]
+    if (made < 0).any():
+        known = ", ".join(map(str, meaning))
+        raise UserError(f"{name}: expected ids {known}, got {ids[made < 0][0]}")
+    return made
 
 
 def _fit(

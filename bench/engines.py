@@ -3,13 +3,13 @@
 An engine takes a laboratory and questions and yields each question, with the reason if it could not
 be answered, as soon as its stages are done. Artefacts pass through the store, never through memory.
 Every stage runs on the same number of threads whichever engine carries it out, so evidence does not
-depend on the engine.
+depend on the engine. Runs at the same time on one store share the work: what another run is at is
+left to it, and others are done meanwhile.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import multiprocessing
 import os
 import threading
@@ -17,9 +17,10 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 from bench import runner
+from bench.lease import POLL, Leases
 from bench.plan import missing
 from bench.runner import Failure, Laboratory
 
@@ -27,23 +28,33 @@ if TYPE_CHECKING:
     from bench.plan import Question, Stage
 
 
+class Crew(Protocol):
+    """Those who carry out stages; a context, at the end of which none of them works any more."""
+
+    @property
+    def busy(self) -> set[str]:
+        """Return the keys of the stages they are at."""
+
+    @property
+    def room(self) -> int:
+        """Return how many stages they could start now."""
+
+    def start(self, key: str) -> None:
+        """Have one of them start a stage."""
+
+    def finished(self, patience: float | None = None) -> list[tuple[str, Failure | None]]:
+        """Wait, at most `patience` seconds, for stages to end; return each, and why it failed."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
 def serial(
     laboratory: Laboratory, questions: Sequence[Question]
 ) -> Iterator[tuple[Question, Failure | None]]:
-    """Carry out the stages of one question after the other.
-
-    A stage that fails is not tried again in this run; the questions that need it fail with its
-    reason and the others go on.
-    """
-    plan, failures = laboratory.plan, dict[str, Failure]()
-    for question in questions:
-        for key in missing(plan, laboratory.store, [question]):
-            stage = plan.stages[key]
-            failure = failures.get(key) or _inherited(stage, failures)
-            failure = failure or _attempt(laboratory, stage)
-            if failure is not None:
-                failures[key] = failure
-        yield question, _verdict(question, failures)
+    """Carry out one stage after the other, here."""
+    return walk(laboratory, questions, _Alone(laboratory))
 
 
 def processes(
@@ -51,29 +62,88 @@ def processes(
 ) -> Iterator[tuple[Question, Failure | None]]:
     """Carry out stages side by side in `workers` processes of `threads` threads each.
 
-    Stages start in the order of the questions as soon as their parents are made. A worker that dies
-    takes the stages then running with it; the others go on in new workers.
+    A worker that dies takes the stages then running with it; the others go on in new workers.
+    """
+    return walk(laboratory, questions, _Crew(laboratory, workers, threads))
+
+
+def walk(
+    laboratory: Laboratory, questions: Sequence[Question], crew: Crew
+) -> Iterator[tuple[Question, Failure | None]]:
+    """Have a crew carry out what is missing and yield the questions as they are answered.
+
+    Stages start in the order of the questions as soon as their parents are made. A stage that fails
+    is not tried again in this run; the questions that need it fail with its reason and the others
+    go on.
     """
     stages, failures = laboratory.plan.stages, dict[str, Failure]()
     left = dict.fromkeys(missing(laboratory.plan, laboratory.store, questions))
-    unanswered = list(questions)
-    with _Crew(laboratory, workers, threads) as crew:
+    unanswered, told = list(questions), False
+    with Leases(laboratory.store.leases) as leases, crew:
         while unanswered:
             for question in [q for q in unanswered if left.keys().isdisjoint(q.stages)]:
                 unanswered.remove(question)
                 yield question, _verdict(question, failures)
-            ready = (
-                key
-                for key in left
-                if key not in crew.busy and left.keys().isdisjoint(stages[key].parents)
-            )
-            for key in list(itertools.islice(ready, workers - len(crew.busy))):
-                crew.start(key)
-            for key, failure in crew.finished():
+            elsewhere = _start_ready(laboratory, left, leases, crew)
+            if elsewhere and not crew.busy:
+                if not told:
+                    laboratory.note("waiting for stages that another run on this store is at")
+                told = True
+                time.sleep(POLL)
+            for key, failure in crew.finished(POLL if elsewhere else None):
+                leases.release(key)
                 del left[key]
                 if failure is not None:
                     failures[key] = failure
             _drop_heirs(stages, left, failures)
+
+
+def _start_ready(laboratory: Laboratory, left: dict[str, None], leases: Leases, crew: Crew) -> bool:
+    """Start what there is room for; say whether some of it had to be left to another run."""
+    room, busy, elsewhere = crew.room, crew.busy, False
+    for key in list(left):
+        if room <= 0:
+            break
+        if key in busy or not left.keys().isdisjoint(laboratory.plan.stages[key].parents):
+            continue
+        if not leases.take(key):
+            elsewhere = True
+        elif laboratory.store.verify(key):  # another run made it meanwhile
+            leases.release(key)
+            del left[key]
+        else:
+            crew.start(key)
+            room -= 1
+    return elsewhere
+
+
+class _Alone:
+    """Nobody but the process itself, and the stage it will do next."""
+
+    def __init__(self, laboratory: Laboratory) -> None:
+        self._laboratory = laboratory
+        self._next: str | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    @property
+    def busy(self) -> set[str]:
+        return {self._next} if self._next else set()
+
+    @property
+    def room(self) -> int:
+        return 1 - len(self.busy)
+
+    def start(self, key: str) -> None:
+        self._next = key
+
+    def finished(self, patience: float | None = None) -> list[tuple[str, Failure | None]]:
+        key, self._next = self._next, None
+        return [(key, attempt(self._laboratory, key))] if key else []
 
 
 class _Crew:
@@ -106,6 +176,10 @@ class _Crew:
     def busy(self) -> set[str]:
         return set(self._running.values())
 
+    @property
+    def room(self) -> int:
+        return self._workers - len(self._running)
+
     def start(self, key: str) -> None:
         try:
             future = self._pool.submit(_work, key)
@@ -114,9 +188,8 @@ class _Crew:
             future.set_exception(error)
         self._running[future] = key
 
-    def finished(self) -> list[tuple[str, Failure | None]]:
-        """Wait for the next stages to end and return them, with the reason if they failed."""
-        done, _ = wait(self._running, return_when=FIRST_COMPLETED)
+    def finished(self, patience: float | None = None) -> list[tuple[str, Failure | None]]:
+        done, _ = wait(self._running, patience, FIRST_COMPLETED)
         try:
             results = [(future, *future.result()) for future in done]
         except BrokenProcessPool:
@@ -127,7 +200,10 @@ class _Crew:
         return [(self._running.pop(future), failure) for future, failure, _ in results]
 
     def _replaced(self) -> list[tuple[str, Failure | None]]:
-        died = Failure("the worker process died; out of memory? try fewer --workers")
+        died = Failure(
+            "the worker process died; out of memory? try fewer --workers",
+            environment=runner.environment(self._for_workers.device),
+        )
         lost = [(key, died) for key in self._running.values()]
         self._running.clear()
         self.__exit__()
@@ -135,11 +211,13 @@ class _Crew:
         return [*lost]
 
 
-def _attempt(laboratory: Laboratory, stage: Stage) -> Failure | None:
+def attempt(laboratory: Laboratory, key: str) -> Failure | None:
+    """Carry out a stage here; return why it failed, if it did."""
     try:
-        laboratory.carry_out(stage)
+        laboratory.carry_out(laboratory.plan.stages[key])
     except Exception as error:  # whatever a plug-in raises is that cell's result
-        return Failure.of(error)
+        where = runner.environment(laboratory.device)
+        return dataclasses.replace(Failure.of(error), environment=where)
     return None
 
 
@@ -183,4 +261,4 @@ def _outlive_nobody(parent: int) -> None:
 def _work(key: str) -> tuple[Failure | None, list[str]]:
     laboratory, notes = _here[0]
     notes.clear()
-    return _attempt(laboratory, laboratory.plan.stages[key]), list(notes)
+    return attempt(laboratory, key), list(notes)

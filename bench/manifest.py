@@ -1,10 +1,11 @@
 """List a data set's images, where each comes from and what it shows, and share it out to parties.
 
-Five loaders: `digits` (1797 handwritten digits carried by scikit-learn), `photos` (square crops of
-16 photographs carried by scikit-image and scikit-learn), `digit-scenes` (such digits on such crops,
-with a mask that says which pixels show which digit), `folder` (files on disk, in class folders or
-flat, with or without train/ and test/ above them) and `masks` (images/ and masks/, each flat or
-with train/ and test/). Nothing is decoded here and nothing imports torch.
+Embedded: `digits` (1797 handwritten digits carried by scikit-learn), `photos` (square crops of 16
+photographs carried by scikit-image and scikit-learn) and `digit-scenes` (such digits on such crops,
+with a mask that says which pixels show which digit). On disk: `folder` (in class folders or flat,
+with or without train/ and test/, val/ or check/ above them), `masks` (images/ and masks/, each flat
+or with train/ and test/), `oxford-pets` and `foodseg103` (as their authors lay them out). Nothing
+is decoded here and nothing imports torch.
 """
 
 from __future__ import annotations
@@ -12,13 +13,15 @@ from __future__ import annotations
 import gzip
 import importlib.util
 import itertools
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from bench.files import file_digest
+from bench.published import DATA_SETS, OWN
 from bench.types import UserError, digest
 
 VERSION = 1
@@ -45,6 +48,12 @@ PHOTOGRAPHS = {
 }
 """Where each embedded photograph lies: its package, and the file inside it."""
 
+ON_DISK = frozenset({"folder", "masks", *OWN})
+"""Loaders that read files of the user's."""
+
+TRIMAP: Mapping[int, int] = {1: 1, 2: 0, 3: 255}
+"""What the ids of Oxford-IIIT Pet's trimaps become: pet 1, background 0, the border ignored."""
+
 IGNORE = 255
 """What a mask says, once loaded, where nothing is to be learnt or judged."""
 
@@ -57,10 +66,14 @@ class DataSettings:
 
     `path` is relative to the data root, or absolute. `crops` counts per photograph, `max_images`
     per pool. `labels` numbers the files of a flat folder in sorted order where it is "sorted".
-    Masks hold ids 0 .. `classes` - 1, or `ignore_index` where a pixel does not count.
+    Masks hold ids 0 .. `classes` - 1, or `ignore_index` where a pixel does not count. `targets`
+    says what of Oxford-IIIT Pet is asked for. `dataset` names what should lie in a folder, for
+    `bench check` to tell where to get it, and for `bench plan` to know its size before it is there.
     """
 
-    loader: Literal["digits", "photos", "digit-scenes", "folder", "masks"]
+    loader: Literal[
+        "digits", "photos", "digit-scenes", "folder", "masks", "oxford-pets", "foodseg103"
+    ]
     path: str = ""
     owner_share: float = 0.5
     held_out: float = 0.3
@@ -69,6 +82,8 @@ class DataSettings:
     labels: Literal["none", "sorted"] = "none"
     classes: int | None = None
     ignore_index: int | None = None
+    targets: Literal["classes", "trimaps"] = "classes"
+    dataset: str | None = None
 
     def __post_init__(self) -> None:
         for name, share in (("owner_share", self.owner_share), ("held_out", self.held_out)):
@@ -77,7 +92,7 @@ class DataSettings:
         for name, count in (("crops", self.crops), ("max_images", self.max_images)):
             if count is not None and count < 1:
                 raise UserError(f"{name}: expected at least 1, got {count}")
-        on_disk = self.loader in ("folder", "masks")
+        on_disk = self.loader in ON_DISK
         if on_disk != bool(self.path):
             wanted = "a folder" if on_disk else "none, the images are embedded"
             raise UserError(f"path: expected {wanted} (loader '{self.loader}'), got '{self.path}'")
@@ -86,6 +101,24 @@ class DataSettings:
         if self.loader != "masks" and (self.classes, self.ignore_index) != (None, None):
             setting = "ignore_index" if self.classes is None else "classes"
             raise UserError(f"{setting}: expected none without masks (loader '{self.loader}')")
+        if self.targets != "classes" and self.loader != "oxford-pets":
+            raise UserError(f"targets: expected none but of pets (loader '{self.loader}')")
+        if self.dataset is not None and self.dataset not in DATA_SETS:
+            known = ", ".join(DATA_SETS)
+            raise UserError(f"dataset: expected one of {known}, got '{self.dataset}'")
+        if self.dataset is not None and self.loader not in ("folder", "masks"):
+            raise UserError(f"dataset: expected none (loader '{self.loader}')")
+
+    @property
+    def masked(self) -> bool:
+        """Say whether classes are those of pixels, not of whole images."""
+        trimaps = self.loader == "oxford-pets" and self.targets == "trimaps"
+        return trimaps or self.loader in ("digit-scenes", "masks", "foodseg103")
+
+    @property
+    def published(self) -> str | None:
+        """Name the published data set that this is, if it is one."""
+        return self.dataset or OWN.get(self.loader)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +142,10 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """A data set, listed. `digest` names pixels, labels, masks and pools; `root` is not in it."""
+    """A data set, listed. `digest` names pixels, labels, masks and pools; `root` is not in it.
+
+    `ids` says what the ids in files of masks become; none stand for themselves.
+    """
 
     name: str
     settings: DataSettings
@@ -117,11 +153,12 @@ class Manifest:
     classes: tuple[str, ...]
     digest: str
     root: Path | None = None
+    ids: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def masked(self) -> bool:
         """Say whether classes are those of pixels, not of whole images."""
-        return self.settings.loader in ("digit-scenes", "masks")
+        return self.settings.masked
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +175,7 @@ def read(name: str, settings: DataSettings, data_dir: Path | None = None) -> Man
     """List the data set a suite calls `name`; a relative path starts at `data_dir`."""
     root: Path | None = None
     classes: tuple[str, ...] = ()
+    ids: Mapping[int, int] = {}
     content = ""  # for embedded images; a file's bytes are in its source
     if settings.loader == "digits":
         items, classes, content = _digits(), tuple("0123456789"), file_digest(digits_file())
@@ -154,13 +192,53 @@ def read(name: str, settings: DataSettings, data_dir: Path | None = None) -> Man
         items, content = _masked(name, root)
         content = digest("masks", content, settings.ignore_index)
         classes = tuple(map(str, range(settings.classes or 0)))
+    elif settings.loader == "foodseg103":
+        root = _root(name, settings.path, data_dir)
+        items, classes, content = _foodseg(name, root)
+    elif settings.loader == "oxford-pets":
+        root = _root(name, settings.path, data_dir)
+        items, classes = _pets(name, root)
+        if settings.masked:
+            items, classes, ids = _trimaps(name, root, items), ("background", "pet"), TRIMAP
+            content = digest("trimaps", _content(root, items))
     else:
         root = _root(name, settings.path, data_dir)
         items, classes = _folder(name, root, settings.labels == "sorted")
     images = [(i.source, i.label, i.index, i.part) for i in items]
     shares = (settings.owner_share, settings.held_out, settings.max_images)
     key = digest("images", VERSION, settings.loader, content, shares, images, classes)
-    return Manifest(name, settings, tuple(items), classes, key, root)
+    return Manifest(name, settings, tuple(items), classes, key, root, ids)
+
+
+def is_there(name: str, settings: DataSettings, data_dir: Path | None = None) -> bool:
+    """Say whether the folder of a data set exists at all; embedded ones are always there."""
+    try:
+        return settings.loader not in ON_DISK or _root(name, settings.path, data_dir).is_dir()
+    except UserError:
+        return False
+
+
+def assumed(name: str, settings: DataSettings) -> Manifest | None:
+    """List a published data set that is not there, as large as its authors say; for plans only."""
+    if settings.published is None:
+        return None
+    known = DATA_SETS[settings.published]
+    count, trained = range(known.images), known.images - known.tested
+    parts: list[Part] = [
+        ("train" if i < trained else "test") if known.tested else "" for i in count
+    ]
+    labels = [None if settings.masked else i % known.classes for i in count]
+    items = tuple(
+        Item(f"{name} {i}", label, f"{i}.jpg", part=part)
+        for i, label, part in zip(count, labels, parts, strict=True)
+    )
+    classes = (
+        ("background", "pet")
+        if settings.loader == "oxford-pets" and settings.masked
+        else (tuple(map(str, range(known.classes))))
+    )
+    key = digest("assumed", settings.published, settings.owner_share, settings.held_out, name)
+    return Manifest(name, settings, items, classes, key)
 
 
 def split(manifest: Manifest) -> Pools:
@@ -255,11 +333,9 @@ def _folder(name: str, root: Path, sorted_labels: bool) -> tuple[list[Item], tup
     names = [path.stem if sorted_labels else path.parts[0] for path in inner]
     classes = tuple(sorted(set(names))) if sorted_labels or flat == {False} else ()
     number = {c: i for i, c in enumerate(classes)}
-    with ThreadPoolExecutor() as threads:
-        sources = threads.map(file_digest, (root / file for file in files))
     items = [
-        Item(source[:16], number.get(n), file.as_posix(), 0, _part(file) if parted else "")
-        for source, n, file in zip(sources, names, files, strict=True)
+        Item(source, number.get(n), file.as_posix(), 0, _part(file) if parted else "")
+        for source, n, file in zip(_sources(root, files), names, files, strict=True)
     ]
     return items, classes
 
@@ -273,19 +349,119 @@ def _masked(name: str, root: Path) -> tuple[list[Item], str]:
     if folders:
         raise UserError(f"data '{name}': expected images without class folders, got '{folders[0]}'")
     masks = [Path("masks", i.file).with_suffix(".png").as_posix() for i in listed]
-    lost = [mask for mask in masks if not (root / mask).is_file()]
-    if lost:
-        raise UserError(
-            f"data '{name}': expected a mask for every image, found no {lost[0]} "
-            f"({len(lost)} of {len(masks)} missing)"
-        )
-    with ThreadPoolExecutor() as threads:
-        content = digest(*threads.map(file_digest, (root / mask for mask in masks)))
+    _refuse_lost(name, root, masks, "a mask for every image")
     items = [
         replace(item, file=f"images/{item.file}", mask=mask)
         for item, mask in zip(listed, masks, strict=True)
     ]
-    return items, content
+    return items, _content(root, items)
+
+
+def _pets(name: str, root: Path) -> tuple[list[Item], tuple[str, ...]]:
+    """List Oxford-IIIT Pet by its own lists, with the breeds as classes; trainval is train."""
+    lists: tuple[tuple[Part, Path], ...] = (
+        ("train", root / "annotations" / "trainval.txt"),
+        ("test", root / "annotations" / "test.txt"),
+    )
+    listed: list[tuple[str, int, Part]] = []
+    for part, file in lists:
+        for number, line in _lines(name, root, file):
+            found = re.fullmatch(r"(\S+)\s+([1-9]\d*)\s+\d+\s+\d+", line)
+            if found is None:
+                raise UserError(
+                    f"data '{name}': {file.relative_to(root)}:{number}: expected an image, its "
+                    f"class from 1 on, species and breed, got '{line:.60}'"
+                )
+            listed.append((found[1], int(found[2]), part))
+    breeds = {label: image.rpartition("_")[0] for image, label, _ in listed}
+    if sorted(breeds) != list(range(1, len(breeds) + 1)):
+        lost = next(i for i in itertools.count(1) if i not in breeds)
+        raise UserError(
+            f"data '{name}': expected classes 1 .. {max(breeds)}, no image is of {lost}"
+        )
+    files = [f"images/{image}.jpg" for image, _, _ in listed]
+    _refuse_lost(name, root, files, "the images that annotations/ lists")
+    sources = _sources(root, files)
+    items = [
+        Item(source, label - 1, file, part=part)
+        for source, file, (_, label, part) in zip(sources, files, listed, strict=True)
+    ]
+    return items, tuple(breeds[label] for label in sorted(breeds))
+
+
+def _trimaps(name: str, root: Path, items: Sequence[Item]) -> list[Item]:
+    masks = [f"annotations/trimaps/{Path(item.file).stem}.png" for item in items]
+    _refuse_lost(name, root, masks, "a trimap for every image")
+    return [replace(i, label=None, mask=mask) for i, mask in zip(items, masks, strict=True)]
+
+
+def _foodseg(name: str, root: Path) -> tuple[list[Item], tuple[str, ...], str]:
+    """List FoodSeg103 by its folders and name its classes by category_id.txt, background first."""
+    names = list[str]()
+    for number, line in _lines(name, root, root / "category_id.txt"):
+        found = re.fullmatch(r"(\d+)\s+(\S.*)", line)
+        if found is None or int(found[1]) != len(names):
+            raise UserError(
+                f"data '{name}': category_id.txt:{number}: expected '{len(names)}' and the name "
+                f"of that class, got '{line:.60}'"
+            )
+        names.append(found[2])
+    if not 2 <= len(names) <= IGNORE:
+        raise UserError(f"data '{name}': expected 2 to {IGNORE} classes, got {len(names)}")
+    files, masks = list[str](), list[str]()
+    for part in ("train", "test"):
+        pictures = root / "Images" / "img_dir" / part
+        if not pictures.is_dir():
+            raise UserError(f"data '{name}': expected Images/img_dir/{part}/ in {root}, found none")
+        found_here = sorted(path.name for path in _images_under(pictures))
+        files += [f"Images/img_dir/{part}/{file}" for file in found_here]
+        masks += [f"Images/ann_dir/{part}/{Path(file).stem}.png" for file in found_here]
+    if not files:
+        raise UserError(f"data '{name}': expected images in Images/img_dir/, none in {root}")
+    _refuse_lost(name, root, masks, "a mask for every image")
+    items = [
+        Item(source, None, file, part=_part(Path(file).relative_to("Images/img_dir")), mask=mask)
+        for source, file, mask in zip(_sources(root, files), files, masks, strict=True)
+    ]
+    return items, tuple(names), digest("foodseg103", _content(root, items))
+
+
+def _lines(name: str, root: Path, file: Path) -> list[tuple[int, str]]:
+    """Read a data set's own list, numbered, without empty lines and comments."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(
+            f"data '{name}': expected {file.relative_to(root)} in {root}, found none"
+        ) from None
+    except UnicodeDecodeError:
+        raise UserError(f"data '{name}': {file.relative_to(root)}: this is not text") from None
+    lines = enumerate((line.strip() for line in text.splitlines()), 1)
+    found = [(number, line) for number, line in lines if line and not line.startswith("#")]
+    if not found:
+        raise UserError(f"data '{name}': {file.relative_to(root)}: expected a list, it is empty")
+    return found
+
+
+def _refuse_lost(name: str, root: Path, files: Sequence[str], wanted: str) -> None:
+    lost = [file for file in files if not (root / file).is_file()]
+    if lost:
+        raise UserError(
+            f"data '{name}': expected {wanted}, found no {lost[0]} "
+            f"({len(lost)} of {len(files)} missing)"
+        )
+
+
+def _sources(root: Path, files: Iterable[str | Path]) -> list[str]:
+    """Name files by their bytes."""
+    with ThreadPoolExecutor() as threads:
+        return [found[:16] for found in threads.map(file_digest, (root / file for file in files))]
+
+
+def _content(root: Path, items: Iterable[Item]) -> str:
+    """Name the masks of a data set by their bytes."""
+    with ThreadPoolExecutor() as threads:
+        return digest(*threads.map(file_digest, (root / item.mask for item in items)))
 
 
 def _images_under(root: Path) -> Iterable[Path]:
@@ -299,15 +475,20 @@ def _images_under(root: Path) -> Iterable[Path]:
 
 def _is_parted(name: str, root: Path) -> bool:
     there = {part for part in ("train", "test") if (root / part).is_dir()}
+    if "train" in there:  # without it a folder of such a name is a class
+        there |= {part for part in ("val", "check") if (root / part).is_dir()}
     others = sorted(p.name for p in root.iterdir() if p.is_dir() and p.name not in there)
     if there and (len(there) == 1 or others):
         found = ", ".join([*sorted(there), *others])
-        raise UserError(f"data '{name}': expected train/ and test/ alone or neither, got {found}")
+        raise UserError(
+            f"data '{name}': expected train/ beside test/, val/ or check/ alone, or none of them, "
+            f"got {found}"
+        )
     return bool(there)
 
 
 def _part(file: Path) -> Part:
-    return "test" if file.parts[0] == "test" else "train"
+    return "train" if file.parts[0] == "train" else "test"
 
 
 def _cut(manifest: Manifest, sources: Sequence[str], share: float) -> tuple[list[str], list[str]]:

@@ -20,6 +20,7 @@ from typing import Any, Literal, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from bench import measure
 from bench.data import Preprocess
@@ -49,6 +50,12 @@ SHAPES: dict[str, dict[str, Json]] = {
     "mini-wide": {"embed_dim": 64, "num_heads": 4},
 }
 """The embedded architectures, by where they differ from `MINI`."""
+
+DRAWS = frozenset(
+    {"uniform_", "normal_", "kaiming_uniform_", "xavier_uniform_"}
+    | {"erfinv_", "mul_", "add_", "clamp_"}
+)
+"""What the libraries make first weights with, in place."""
 
 Part = Literal["mlp", "heads", "width"]
 """What can be cut out of a transformer: MLP neurons, attention heads, residual channels."""
@@ -151,6 +158,14 @@ class VisionModel(nn.Module):
             return 0
         net = self.trunk.net if isinstance(self.trunk, OtherTrunk) else self.trunk.vit
         return int(cast(int, net.num_classes))
+
+    @property
+    def classifier_weights(self) -> tuple[nn.Parameter, ...]:
+        """Return the parameters of a classifier that the library keeps within the backbone."""
+        if self.architecture.head != "own" or isinstance(self.trunk, OpenClipViT):
+            return ()
+        net = self.trunk.net if isinstance(self.trunk, OtherTrunk) else self.trunk.vit
+        return tuple(cast(nn.Module, cast(Any, net).get_classifier()).parameters())
 
     @property
     def width(self) -> int:
@@ -333,6 +348,28 @@ def build(
         if not isinstance(architecture.head, str | None):
             model.head = make_head(model.trunk, architecture.head, model.preprocess.size[0])
         return model.eval()
+
+
+def blank(architecture: Architecture) -> VisionModel:
+    """Make a model whose weights are about to be loaded: nothing is drawn, what is there is junk.
+
+    Drawing is most of the time it takes to make a large model.
+    """
+    with _Undrawn():
+        return build(architecture)
+
+
+class _Undrawn(TorchFunctionMode):
+    """Leave parameters as they are where their values would be drawn; buffers are computed."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> object:
+        given = kwargs or {}
+        changed = args[0] if args else given.get("tensor")
+        if func.__name__ in DRAWS and isinstance(changed, nn.Parameter):
+            return changed
+        return func(*args, **given)
 
 
 @contextmanager

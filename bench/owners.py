@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from bench.models import Architecture, VisionModel, build, load_state
+from bench.models import Architecture, VisionModel, blank, build, load_state
 from bench.types import UserError, digest
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def load_owner(owner: OwnerSettings, file: Path | None) -> VisionModel:
     if owner.library == "embedded" and owner.weights == "hub":
         file = Path(__file__).parent / "weights" / f"{owner.name}.safetensors"
     if file is not None:
-        model = build(architecture)
+        model = blank(architecture)
         return load_state(model, _renamed(read_weights(file), model), file.name)
     if owner.weights == "random":
         return randomised(architecture, owner.seed)
@@ -97,6 +97,30 @@ class Place:
         """Return the hub's own command that fetches them."""
         pin = f" --revision {self.revision}" if self.revision else ""
         return f"hf download {self.repository} {self.files[0]}{pin}"
+
+
+def fetch(place: Place) -> None:
+    """Bring weights from the hub into its cache here.
+
+    Raises:
+        UserError: the hub does not have them, or does not answer.
+
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    said = ""
+    for file in place.files:
+        try:
+            hf_hub_download(place.repository, file, revision=place.revision)
+        except EntryNotFoundError as error:
+            said = _reason(error)
+        except Exception as error:  # the hub's client raises whatever its transport does
+            said = f"{type(error).__name__}: {_reason(error)}"
+            break
+        else:
+            return
+    raise UserError(f"{place.repository}: expected weights on the hub, could not get them ({said})")
 
 
 def place(owner: OwnerSettings) -> Place | None:

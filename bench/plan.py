@@ -186,7 +186,7 @@ def missing(plan: Plan, store: Store, questions: Iterable[Question]) -> tuple[st
         if key not in wanted or (loaded and not wanted[key]):
             there = store.verify(key) if loaded else store.find(key) is not None
             wanted[key] = not there
-            if not there:
+            if not there or (loaded and _stands_for_its_parent(store, key)):
                 for parent in plan.stages[key].parents:
                     want(parent, True)
         return wanted[key]
@@ -195,6 +195,12 @@ def missing(plan: Plan, store: Store, questions: Iterable[Question]) -> tuple[st
         for key in question.stages:
             want(key, False)
     return tuple(key for key in plan.stages if wanted.get(key))
+
+
+def _stands_for_its_parent(store: Store, key: str) -> bool:
+    """Say whether an artefact is a model left untouched, which is kept as its parent alone."""
+    found = store.find(key)
+    return found is not None and found.kind == "attack" and not found.tensors
 
 
 def weights_identity(owner: OwnerSettings, data_dir: Path | None, assume: bool = False) -> str:
@@ -515,7 +521,12 @@ def departures(suite: Suite) -> tuple[str, ...]:
 
 
 def guesses(plan: Plan, store: Store) -> dict[str, tuple[float, int]]:
-    """Guess seconds and bytes of every stage of whose like the store holds any, by key.
+    """Guess seconds and bytes of every stage of whose like the store holds any, by key."""
+    return {key: _middle(found) for key, found in alike(plan, store).items()}
+
+
+def alike(plan: Plan, store: Store) -> dict[str, list[Artefact]]:
+    """List by key what the store holds of every stage's like, where it holds any.
 
     Alike are stages of one kind, plug-in and settings on a model of one name and size, any seed.
     """
@@ -523,8 +534,8 @@ def guesses(plan: Plan, store: Store) -> dict[str, tuple[float, int]]:
     past: dict[str, list[Artefact]] = {}
     for artefact in made.values():
         past.setdefault(_likeness(artefact, made), []).append(artefact)
-    alike = ((key, past.get(_likeness(stage, plan.stages))) for key, stage in plan.stages.items())
-    return {key: _middle(found) for key, found in alike if found}
+    found = {key: past.get(_likeness(stage, plan.stages)) for key, stage in plan.stages.items()}
+    return {key: artefacts for key, artefacts in found.items() if artefacts}
 
 
 def start(stage: Stage | Artefact, known: Mapping[str, Stage] | Mapping[str, Artefact]) -> Any:
@@ -538,9 +549,7 @@ def start(stage: Stage | Artefact, known: Mapping[str, Stage] | Mapping[str, Art
     return found
 
 
-def _likeness(
-    stage: Stage | Artefact, known: Mapping[str, Stage] | Mapping[str, Artefact]
-) -> str:
+def _likeness(stage: Stage | Artefact, known: Mapping[str, Stage] | Mapping[str, Artefact]) -> str:
     recipe, origin = stage.recipe, start(stage, known)
     model = None
     if origin is not None and origin.kind == "cohort":

@@ -10,6 +10,7 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from statistics import fmean, median
 from typing import TYPE_CHECKING, TypeVar
 
@@ -22,15 +23,20 @@ if TYPE_CHECKING:
 
 T = TypeVar("T", bound=Hashable)
 
-LONGEST_LABEL = 44
+LONGEST_LABEL = 48
 """Letters; a longer name gets a number and moves to the legend."""
 
 LONGEST_REASON = 48
 """Letters; the record keeps the whole of it."""
 
-PROTECT_NOTES = ("block", "block_rule", "trigger_images", "yield", "steps")
+PROTECT_NOTES = (
+    *("block", "block_rule", "trigger_images", "yield", "steps"),
+    *("asked_for", "trajectories", "tried", "failed", "points", "zero_loss"),
+    *("queries", "wrong", "filled"),
+)
 """What `protect` may report: where a mark sits, who chose the place, how it was trained, and the
-share of trigger images read without error, which a selecting owner would have kept."""
+share of trigger images read without error, which a selecting owner would have kept; how many
+queries a fingerprint has of those asked for, what failed, and what filled the gap."""
 
 STEP_RATIO = "step_ratio_to_ideal"
 """What `protect` may report about its training loop: a step's time over the fewest passes'."""
@@ -74,7 +80,7 @@ class Asked:
     cell: Cell
     record: Record | None
 
-    @property
+    @cached_property
     def found(self) -> Record | None:
         """Return the record if it carries evidence."""
         return self.record if self.record is not None and self.record.evidence else None
@@ -126,12 +132,12 @@ class Block:
     asked: Sequence[Asked]
     rows: Sequence[Row]
 
-    @property
+    @cached_property
     def records(self) -> list[Record]:
         """Return every record there is."""
         return [asked.record for asked in self.asked if asked.record]
 
-    @property
+    @cached_property
     def found(self) -> list[Record]:
         """Return the records that carry evidence."""
         return [asked.found for asked in self.asked if asked.found]
@@ -159,7 +165,7 @@ def tables(outline: Outline, records: Mapping[str, Record]) -> tuple[Table, ...]
     found = (
         _table_1(outline, blocks),
         _table_2(outline, blocks, legend),
-        _side_by_side(outline, blocks),
+        _side_by_side(outline, blocks, legend),
         _table_3(outline, blocks),
         _figure_3(blocks),
         bounds.bounds_table(outline, groups),
@@ -372,7 +378,7 @@ def _table_2(outline: Outline, blocks: Sequence[Block], legend: Sequence[str]) -
     )
 
 
-def _side_by_side(outline: Outline, blocks: Sequence[Block]) -> Table:
+def _side_by_side(outline: Outline, blocks: Sequence[Block], legend: Sequence[str]) -> Table:
     """Return Table 2 in the paper's shape: a column per method, positive rows, then negative."""
     rows: list[tuple[str, ...]] = []
     methods = _distinct(block.method for block in blocks)
@@ -390,6 +396,7 @@ def _side_by_side(outline: Outline, blocks: Sequence[Block]) -> Table:
             "differ in unit, the verdicts (how many of the copies) do not. Table 2 has the "
             "intervals and the reductions. A fingerprint has no twins: whatever descends from the "
             "unmarked owner is its own.",
+            *legend,
         ),
         heads=2,
     )
@@ -431,7 +438,10 @@ def _brief(
         return NOTHING
     spread = detection(row, origin)
     if spread is None:
-        return rate_text(row, origin)
+        asked = row.suspects[origin]
+        # A reason is a sentence, and stands in Table 2.
+        states = [a.record.status if a.record else "hole" for a in asked if a.hole]
+        return _count_words(states) if states else rate_text(row, origin)
     if origin != "released":
         return f"{spread.mean:.3f} (n={spread.models})"
     outcomes = [verdict.outcome for verdict in judged(row, nulls, alpha)]
@@ -762,8 +772,15 @@ def _curve(records: Sequence[Record]) -> tuple[str, ...]:
 
 def rates_by_tau(records: Sequence[Record]) -> list[list[float]]:
     """Return for every tau one rate per model."""
-    curves = [(record, statistics.detection_curve(_evidence(record), TAUS)) for record in records]
-    return [per_model((record, curve[i]) for record, curve in curves) for i in range(len(TAUS))]
+    models: dict[str, list[tuple[float, ...]]] = {}
+    for record in records:
+        curve = statistics.detection_curve(_evidence(record), TAUS)
+        models.setdefault(statistics.model_name(record), []).append(curve)
+    means = [
+        curves[0] if len(curves) == 1 else tuple(map(fmean, zip(*curves, strict=True)))
+        for curves in models.values()
+    ]
+    return [list(rates) for rates in zip(*means, strict=True)]
 
 
 # Text.
@@ -779,7 +796,7 @@ def per_model(readings: Iterable[tuple[Record, float]]) -> list[float]:
     models: dict[str, list[float]] = {}
     for record, value in readings:
         models.setdefault(statistics.model_name(record), []).append(value)
-    return [fmean(values) for values in models.values()]
+    return [values[0] if len(values) == 1 else fmean(values) for values in models.values()]
 
 
 def _models(count: int, between: statistics.Interval | None) -> str:

@@ -7,7 +7,7 @@ import functools
 import os
 import platform
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +16,11 @@ from torch import Tensor
 
 from bench import data, ledger, measure, models, pretrain, probe, readout
 from bench.data import Images
+from bench.lease import Leases
 from bench.manifest import Manifest, split
 from bench.models import Architecture, VisionModel
 from bench.owners import load_owner, refuse_others
-from bench.plan import Plan, Question, Stage, weights_file
+from bench.plan import UNTOUCHED, Plan, Question, Stage, weights_file
 from bench.recipe import Shape
 from bench.registry import ATTACKS, METHODS, SettingError
 from bench.store import Artefact, Store
@@ -49,6 +50,10 @@ FULL: Precision = "float32"
 
 BATCH = 64
 """Images per inference pass where the bench itself makes it."""
+
+
+SLOW = 0.1
+"""Seconds of an image from which a processor's passes hide what a cold start costs."""
 
 
 @dataclass(frozen=True)
@@ -116,9 +121,11 @@ class Laboratory:
         ctx = self._context(stage.key, self._owner_pools(stage.recipe["data"], owner))
         protected = method.protect(owner, ctx)
         made = Made.of(protected.model.cpu(), dict(protected.notes), "model.")
+        # A fingerprint's released model is the owner's, which is there.
+        kept = made.tensors if method.marks and made.tensors else {}
         secret = {f"secret.{k}": v for k, v in protected.secret.items()}
         return dataclasses.replace(
-            made, tensors={**(made.tensors or {}), **secret}, ideal_seconds=protected.ideal_seconds
+            made, tensors={**kept, **secret}, ideal_seconds=protected.ideal_seconds
         )
 
     def _attack(self, stage: Stage) -> Made:
@@ -133,7 +140,8 @@ class Laboratory:
         if len(stage.parents) > 1:
             ctx = dataclasses.replace(ctx, base=self._model(stage.parents[1]).to(self.device))
         attacked = attack.run(victim, ctx)
-        return Made.of(attacked.cpu(), dict(attacked.notes))
+        made = Made.of(attacked.cpu(), dict(attacked.notes))
+        return dataclasses.replace(made, tensors=None) if spec["name"] == UNTOUCHED else made
 
     def _extract(self, stage: Stage) -> Made:
         protect = self.store.find(stage.parents[0])
@@ -144,11 +152,11 @@ class Laboratory:
         with measure.aside(self.device):
             secret = _part(self.store.tensors(stage.parents[0]), "secret.")
             model = self._model(stage.parents[1]).to(self.device)
-            owner = self._model(stage.parents[2])
+            asks = method.needs in Access.BLACK_BOX
+            # Only a head asks for the owner's weights; the last owner serves many suspects.
+            owner = self._last_owner(stage.parents[2]) if asks else self._bare(stage.parents[2])
             pools = self._owner_pools(protect.recipe["data"], owner)
-            head = None
-            if method.needs in Access.BLACK_BOX:
-                head = readout.head_for(how, model, owner, pools[0], self.device)
+            head = readout.head_for(how, model, owner, pools[0], self.device) if asks else None
             suspect = models.View(model, method.needs, head)
 
         def read() -> Evidence:
@@ -169,7 +177,9 @@ class Laboratory:
         """Read the evidence; time it beside a plain forward pass of as many images, if any."""
         found: list[Evidence] = []
         with measure.aside(self.device):  # neither is timed cold
-            _plain_pass(model, BATCH, self.device, precision)
+            one = functools.partial(_plain_pass, model, 1, self.device, precision)
+            if measure.timed(one, self.device) < SLOW or self.device.type != "cpu":
+                _plain_pass(model, BATCH, self.device, precision)
         with measure.measuring(self.device) as meter:
             seconds = measure.timed(lambda: found.append(read()), self.device)
         if not meter.images:  # weights were compared: there is no pass to compare with
@@ -221,14 +231,27 @@ class Laboratory:
         assert made is not None, "a parent was planned and made"
         if made.kind == "cohort":
             return self._member(made, 0)
-        model = models.build(Architecture.of(made.payload["architecture"]))
+        if not made.tensors:  # left untouched: it is kept as what it was
+            return self._model(made.parents[0])
+        model = models.blank(Architecture.of(made.payload["architecture"]))
         tensors = self.store.tensors(key)
         return models.load_state(model, _part(tensors, "model."), key)
+
+    @functools.cached_property
+    def _last_owner(self) -> Callable[[str], VisionModel]:
+        return functools.lru_cache(maxsize=1)(self._model)
+
+    def _bare(self, key: str) -> VisionModel:
+        """Build the model a stage made without its weights, which nobody will ask for."""
+        made = self.store.find(key)
+        assert made is not None, "a parent was planned and made"
+        with torch.device("meta"):
+            return models.build(Architecture.of(made.payload["architecture"]))
 
     def _member(self, cohort: Artefact, member: int) -> VisionModel:
         state = _part(self.store.tensors(cohort.key), f"{member}.")
         architecture = Architecture("embedded", _shape(cohort.recipe))
-        return models.load_state(models.build(architecture), state, cohort.key)
+        return models.load_state(models.blank(architecture), state, cohort.key)
 
     def _stranger(self, stage: Stage) -> Callable[[int], VisionModel] | None:
         found = self.store.find(stage.parents[0])
@@ -310,7 +333,10 @@ def load_owners(laboratory: Laboratory) -> None:
     """
     for key, owner in laboratory.plan.owners.items():
         if not laboratory.store.verify(key):
-            laboratory.carry_out(laboratory.plan.stages[key])
+            with Leases(laboratory.store.leases) as leases:
+                leases.wait_for(key)
+                if not laboratory.store.verify(key):  # no other run was quicker
+                    laboratory.carry_out(laboratory.plan.stages[key])
         loaded = laboratory.store.find(key)
         assert loaded is not None, "it was just loaded"
         refuse_others(owner, loaded.payload["digest"])
@@ -333,7 +359,7 @@ def _refuse_two_heads(owner: OwnerSettings, store: Store, stage: Stage) -> None:
 def run(
     laboratory: Laboratory,
     questions: Sequence[Question],
-    engine: Callable[[Laboratory, Sequence[Question]], Iterator[tuple[Question, Failure | None]]],
+    engine: Engine,
     records: Path,
 ) -> Iterator[Record]:
     """Answer each question, append its record and yield it; a failure becomes a record too."""
@@ -349,6 +375,7 @@ class Failure:
 
     reason: str
     incompatible: bool = False
+    environment: Mapping[str, str] = field(default_factory=dict)  # where; nothing if it died there
 
     @staticmethod
     def of(error: BaseException) -> Failure:
@@ -357,6 +384,10 @@ class Failure:
         expected = isinstance(error, UserError | Incompatible | FloatingPointError)
         line = text if expected else f"{type(error).__name__}: {text}"
         return Failure(line[:400], isinstance(error, Incompatible))
+
+
+Engine = Callable[[Laboratory, "Sequence[Question]"], Iterator[tuple[Question, Failure | None]]]
+"""What carries out the stages of questions and yields each, with the reason if it has no answer."""
 
 
 def _record(laboratory: Laboratory, question: Question, failure: Failure | None) -> Record:
@@ -371,7 +402,7 @@ def _record(laboratory: Laboratory, question: Question, failure: Failure | None)
     if question.skip:
         return Record(**known, status="skipped", reason=question.skip)
     if failure is not None:
-        known["environment"] = environment(laboratory.device)
+        known["environment"] = failure.environment
         known["status"] = "incompatible" if failure.incompatible else "failed"
         return Record(**known, reason=failure.reason)
     protect, suspect, extract, utility, owner = (

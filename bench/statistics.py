@@ -12,6 +12,7 @@ owner itself, whatever the ranks say (a rule of our own, from no paper).
 
 from __future__ import annotations
 
+import functools
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
@@ -229,6 +230,7 @@ def detection_curve(evidence: Evidence, taus: Iterable[float] = range(8)) -> tup
     return tuple(bisect_right(ranked, tau) / len(ranked) for tau in taus)
 
 
+@functools.lru_cache(maxsize=4096)  # tables say the same rate in several places
 def wilson(rate: float, n: int) -> Interval:
     """Return the Wilson interval of a proportion seen over `n` trials."""
     from statsmodels.stats.proportion import proportion_confint

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,7 +51,7 @@ class Store:
         Reads the sidecar only: tensors are checked by `verify` and when they are loaded.
         """
         try:
-            text = json.loads(self._sidecar(key).read_text())
+            text = json.loads(self._read(self._sidecar(key)))
             body = text["artefact"]
             whole = hashlib.sha256(canonical(body).encode()).hexdigest() == text["sha256"]
         except (FileNotFoundError, ValueError, KeyError, TypeError):
@@ -121,6 +123,11 @@ class Store:
                 yield found
 
     @property
+    def leases(self) -> Path:
+        """The folder in which runs say what they are making."""
+        return self.root / "leases"
+
+    @property
     def pixels(self) -> Path:
         """The folder of decoded images: a cache beside the artefacts, rebuilt when missing."""
         return self.root / "pixels"
@@ -135,6 +142,16 @@ class Store:
             self._tensors(a.key) for a in self if a.tensors
         }
         return [p for p in sorted(self.root.glob("??/*")) if p not in owned]
+
+    def _read(self, sidecar: Path) -> str:
+        try:
+            return sidecar.read_text()
+        except FileNotFoundError:
+            # A network file system remembers for a while what was absent, until its folder is
+            # opened; another machine may have made it since.
+            with suppress(OSError):
+                os.close(os.open(sidecar.parent, os.O_RDONLY))
+            return sidecar.read_text()
 
     def _write_tensors(self, key: str, tensors: Mapping[str, Tensor]) -> tuple[str, int]:
         from safetensors.torch import save

@@ -271,8 +271,7 @@ class Suite:
     def warnings(self) -> tuple[str, ...]:
         """Say, in sentences, what this suite cannot decide however it turns out."""
         if self.parts:
-            said = [warning for part in self.parts for warning in part.warnings]
-            return tuple(dict.fromkeys(said))
+            return tuple(f"{part.name}: {said}" for part in self.parts for said in part.warnings)
         found = []
         needed, asked = innocents_needed(self.alpha), self.innocents.independent
         if asked < needed:
@@ -330,7 +329,7 @@ def _joined(cover: Cover, path: Path, above: tuple[Path, ...]) -> Suite:
 
     Including them would make one grid of all their lists, every mark of a sweep by every attack.
     """
-    parts = []
+    parts = list[Suite]()
     for i, name in enumerate(cover.parts):
         file, where = path.parent / name, ("parts", i)
         if file.resolve() in [p.resolve() for p in above]:
@@ -359,7 +358,7 @@ def _joined(cover: Cover, path: Path, above: tuple[Path, ...]) -> Suite:
 def _refuse_strife(parts: list[Suite], where: tuple[str | int, ...]) -> None:
     """Refuse a part that is at odds with the first about what one suite has one of."""
     first, last = parts[0], parts[-1]
-    said = {
+    said: dict[str, tuple[object, object]] = {
         "alpha": (first.alpha, last.alpha),
         "innocents: pretraining_steps": (
             first.innocents.pretraining_steps,

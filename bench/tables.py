@@ -1,4 +1,4 @@
-"""Write a table as Markdown, as comma-separated values, or to a terminal."""
+"""Write a table as Markdown, LaTeX or comma-separated values, or to a terminal."""
 
 from __future__ import annotations
 
@@ -22,8 +22,30 @@ NOTHING = "—"
 TERMINAL_COLUMN = 18
 """Letters; seven such columns and an attack's name fit on 120."""
 
+LEAST_COLUMN = 9
+"""Letters; where even these are too many, the terminal is too narrow."""
+
 FIRST_COLUMN = 17
 """Letters at least for the names of attacks: a name broken within a word is hard to read."""
+
+LATEX = str.maketrans(
+    {
+        **{letter: f"\\{letter}" for letter in "&%$#_{}"},
+        "\\": "\\textbackslash{}",
+        "~": "\\textasciitilde{}",
+        "^": "\\textasciicircum{}",
+        "<": "\\textless{}",
+        ">": "\\textgreater{}",
+        "|": "\\textbar{}",
+        '"': "\\textquotedbl{}",
+        "'": "\\textquotesingle{}",
+        "`": "\\textasciigrave{}",
+        "≤": "\\ensuremath{\\le}",
+        "≥": "\\ensuremath{\\ge}",
+        "→": "\\textrightarrow{}",
+    }
+)
+"""What a letter of running text is called in LaTeX."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +85,31 @@ def markdown(table: Table) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
+def latex(table: Table) -> str:
+    """Write a table as LaTeX: it breaks over pages, its notes follow it, LaTeX counts it.
+
+    Cells are broken as on a terminal: Table 2 is six inches wide, for pages of one column.
+    """
+    columns = table.columns[table.heads :]
+    body = []
+    for head, rows in table.blocks().items():
+        title = f"{{@{{}}l}}{{\\textbf{{{_tex(_heading(head))}}}}} \\\\"
+        across = ["\\addlinespace", f"\\multicolumn{{{len(columns)}}}{title}", "\\addlinespace"]
+        body += [*(across if head else []), *map(_ampersands, rows)]
+    lines = [
+        f"% {_flat(table.name)}. \\usepackage[T1]{{fontenc}} \\usepackage{{booktabs,longtable}}",
+        "\\begingroup\\scriptsize\\setlength{\\tabcolsep}{3pt}\\setlength{\\LTleft}{0pt}",
+        f"\\begin{{longtable}}{{@{{}}{'l' * len(columns)}@{{}}}}",
+        f"\\caption{{{_tex(table.caption)}}} \\\\",
+        *("\\toprule", _ampersands(columns), "\\midrule", "\\endhead", "\\bottomrule", "\\endfoot"),
+        *body,
+        "\\end{longtable}",
+        *(f"\\noindent {_tex(note)}\\par" for note in table.notes),
+        "\\endgroup",
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def csv(table: Table) -> str:
     """Write a table's columns and rows as comma-separated values, without its notes."""
     text = io.StringIO()
@@ -83,15 +130,17 @@ def print_table(table: Table, console: Console) -> None:
         if head:
             console.print(Text(_heading(head), style="bold"))
         grid = Grid(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
-        for number, column in enumerate(table.columns[table.heads :]):
+        columns = table.columns[table.heads :]
+        width = _column_width(columns, rows, console.width)
+        for number, column in enumerate(columns):
             grid.add_column(
-                Text(_narrow(column)),
+                Text(_narrow(column, width)),
                 no_wrap=number > 0,
                 min_width=0 if number else FIRST_COLUMN,
                 overflow="fold",
             )
         for first, *others in rows:
-            grid.add_row(Text(first), *(Text(_narrow(cell)) for cell in others))
+            grid.add_row(Text(first), *(Text(_narrow(cell, width)) for cell in others))
         console.print(grid)
         console.print()
     for note in table.notes:
@@ -99,10 +148,23 @@ def print_table(table: Table, console: Console) -> None:
     console.print()
 
 
-def _narrow(cell: str) -> str:
+def _column_width(columns: Sequence[str], rows: Sequence[Sequence[str]], there: int) -> int:
+    """Return the widest column with which a block fits on a terminal, or the least."""
+    for width in range(TERMINAL_COLUMN, LEAST_COLUMN, -1):
+        cells = [[_narrow(cell, width) for cell in row[1:]] for row in (columns, *rows)]
+        widest = [
+            max(len(line) for cell in column for line in cell.splitlines() or [""])
+            for column in zip(*cells, strict=True)
+        ]
+        if FIRST_COLUMN + sum(size + 2 for size in widest) <= there:
+            return width
+    return LEAST_COLUMN
+
+
+def _narrow(cell: str, width: int) -> str:
     """Break a cell into lines where a reader would: before an interval, a range, a count."""
     parts = re.split(r" (?=\[|\(|\d+/\d)|(?<= /) ", cell)
-    return "\n".join(textwrap.fill(part, TERMINAL_COLUMN) for part in parts)
+    return "\n".join(textwrap.fill(part, width) for part in parts)
 
 
 def write(folder: Path, made: Iterable[Table]) -> tuple[Path, ...]:
@@ -123,6 +185,24 @@ def _heading(head: Sequence[str]) -> str:
 
 def _pipes(cells: Sequence[str]) -> str:
     return "| " + " | ".join(_flat(cell).replace("|", "\\|") for cell in cells) + " |"
+
+
+def _ampersands(cells: Sequence[str]) -> str:
+    return " & ".join(map(_stacked, cells)) + " \\\\"
+
+
+def _stacked(cell: str) -> str:
+    """Break a cell into lines as the terminal does; LaTeX itself would run over the page."""
+    lines = [_tex(line) for line in _narrow(_flat(cell), TERMINAL_COLUMN).split("\n")]
+    stacked = "\\\\".join(lines)
+    one = "\\begin{tabular}[t]{@{}l@{}}", stacked, "\\end{tabular}"
+    return "".join(one) if len(lines) > 1 else stacked
+
+
+def _tex(text: str) -> str:
+    """Escape running text: after a line break it must not read as an argument, -- not as a dash."""
+    guard = "{}" if text.startswith(("[", "*")) else ""
+    return guard + re.sub("-(?=-)", "-{}", _flat(text).translate(LATEX))
 
 
 def _flat(text: str) -> str:

@@ -43,8 +43,10 @@ from bench.types import (
     Evidence,
     Incompatible,
     Json,
+    Passes,
     Protected,
     Rule,
+    Sizes,
     Suspect,
     UserError,
 )
@@ -259,6 +261,32 @@ class ActiveMark:
             unit="image",
             chance=0.5,  # n / 2 of n fair bits agree by chance
         )
+
+    def protect_passes(self, sizes: Sizes) -> Passes:
+        """Count the steps; the block in the middle stands for one that a rule will choose."""
+        block = sizes.blocks // 2 if self.block == "auto" else self.block
+        tail = (sizes.blocks - block - 1) / sizes.blocks
+        steps = self.steps * self.batch * (1 if self.fidelity_under == "injection" else 2)
+        profiled = self.block == "auto" or self.index == "massive"
+        pool = self.images if self.triggers == "fixed" else sizes.images
+        clean = 1 + pool + 1 if self._cachable(sizes, pool) else 1 + self.steps * self.batch
+        before = 10 * sizes.images if self.classifier == "joint" else 0
+        forward = before + clean + steps * tail + self.extract_passes(sizes).forward
+        forward += min(PROFILE_IMAGES, sizes.images) if profiled else 0
+        bound: Literal["exact", "about"] = "about" if self.block == "auto" else "exact"
+        return Passes(forward, before + steps * tail, bound=bound)
+
+    def extract_passes(self, sizes: Sizes) -> Passes:
+        """Count the trigger images, as far as the decoder needs them."""
+        read = sizes.blocks - 1 if self.read == "last_block_input" else sizes.blocks
+        bound: Literal["exact", "at most"] = "at most" if self.select else "exact"
+        return Passes(self.images * read / sizes.blocks, bound=bound)
+
+    def _cachable(self, sizes: Sizes, count: int) -> bool:
+        """Foresee, to within an embedding's size, whether clean activations will be kept."""
+        layers = 2 if self.fidelity_on == "tokens" else 1
+        size = 4 * count * layers * sizes.tokens * sizes.width
+        return not self.augment and size <= CACHE_BYTES
 
     def _link(self, model: VisionModel, ctx: Context) -> tuple[Link, Choice | None]:
         depth = len(model.blocks)

@@ -35,9 +35,11 @@ from bench.types import (
     Context,
     Evidence,
     Json,
+    Passes,
     Protected,
     Readout,
     Rule,
+    Sizes,
     Suspect,
     UserError,
 )
@@ -170,6 +172,19 @@ class AdvTra:
             unit="trajectory",
             chance=None,  # not 1 / k: a walk starts at a real image, which a stranger may know too
         )
+
+    def protect_passes(self, sizes: Sizes) -> Passes:
+        """Count walks that all arrive, each hop as soon as it may."""
+        epochs = self.max_iterations // 4 + 2 if self.mode == "official" else 1
+        hops, places = self.trajectories * self.hops, self.hops * self.length + 1
+        there = hops * (1 + epochs * self.half + self.half) + self.trajectories * places
+        back = hops * (1 + epochs * (self.half - 1) + self.half)
+        return Passes(there, back, frozen=True, bound="at least")
+
+    def extract_passes(self, sizes: Sizes) -> Passes:
+        """Count the images of all walks; fewer, where walks failed."""
+        places = self.hops * self.length + 1
+        return Passes(self.trajectories * places, bound="at most")
 
     def _draw(self, ctx: Context) -> Images:
         if len(ctx.images) < self.trajectories:

@@ -21,7 +21,17 @@ from bench.measure import aside, timed
 from bench.models import VisionModel, clone
 from bench.queries import answers, classifier, matches
 from bench.registry import method
-from bench.types import Access, Context, Evidence, Protected, Readout, Suspect, UserError
+from bench.types import (
+    Access,
+    Context,
+    Evidence,
+    Passes,
+    Protected,
+    Readout,
+    Sizes,
+    Suspect,
+    UserError,
+)
 
 
 @method("akh", version=1)
@@ -89,6 +99,19 @@ class AnnaKarenina:
         """Ask for the label of every image; one query is one image."""
         found = answers(suspect.labels, secret["pixels"], self.batch, ctx.device)
         return matches(found, secret["labels"], "image")
+
+    def protect_passes(self, sizes: Sizes) -> Passes:
+        """Count a look at every image of the owner's, and another at those asked about."""
+        known, bound = sizes.images + sizes.held_out, self._bound
+        return Passes(known + min(self.queries, known), bound=bound)
+
+    def extract_passes(self, sizes: Sizes) -> Passes:
+        """Count the queries: all of them, unless too few images are wrong."""
+        return Passes(min(self.queries, sizes.images + sizes.held_out), bound=self._bound)
+
+    @property
+    def _bound(self) -> Literal["exact", "at most"]:
+        return "at most" if self.fill == "none" else "exact"
 
     def _choose(self, mistaken: Tensor, logits: Tensor, rng: torch.Generator) -> Tensor:
         """Return the numbers of the images to ask about: mistakes at random, then the fill."""

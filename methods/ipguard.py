@@ -33,8 +33,10 @@ from bench.types import (
     Context,
     Evidence,
     Json,
+    Passes,
     Protected,
     Readout,
+    Sizes,
     Suspect,
     UserError,
 )
@@ -130,6 +132,16 @@ class IPGuard:
         """Ask for the label of every point; the rate is the paper's matching rate."""
         found = answers(suspect.labels, secret["points"], self.batch, ctx.device)
         return matches(found, secret["labels"], "point")
+
+    def protect_passes(self, sizes: Sizes) -> Passes:
+        """Count all iterations: a point whose loss is zero sooner takes fewer."""
+        seen = self.points * self.iterations
+        starts = self.points * (2 if self.initialisation == "noise" else 1)
+        return Passes(starts + seen + self.points, seen, frozen=True, bound="at most")
+
+    def extract_passes(self, sizes: Sizes) -> Passes:
+        """Count the points."""
+        return Passes(self.points)
 
     def descend(
         self,

@@ -21,8 +21,10 @@ from bench.types import (
     Context,
     Evidence,
     Incompatible,
+    Passes,
     Protected,
     Rule,
+    Sizes,
     Suspect,
     UserError,
 )
@@ -51,6 +53,14 @@ class WeightOracle:
             raise UserError(f"threshold: expected a cosine in [-1, 1], got {self.threshold}")
         if self.entries < 1:
             raise UserError(f"entries: expected at least 1, got {self.entries}")
+
+    def protect_passes(self, sizes: Sizes) -> Passes:
+        """Count none: no image is looked at."""
+        return Passes()
+
+    def extract_passes(self, sizes: Sizes) -> Passes:
+        """Count none: weights are compared."""
+        return Passes()
 
     def protect(self, owner: VisionModel, ctx: Context) -> Protected:
         """Return the owner's model as it is; the secret is a sample of each weight matrix."""
@@ -88,7 +98,11 @@ class WeightOracle:
 
 
 def _matrices(model: VisionModel) -> Iterator[tuple[str, Tensor]]:
-    """Name the weights of the backbone that have two axes at least: one long axis is a vector."""
+    """Name the weights of the backbone that have two axes at least: one long axis is a vector.
+
+    A classifier of the model's own is left out: a thief's task replaces it.
+    """
+    head = {id(weight) for weight in model.classifier_weights}
     for name, weight in model.trunk.named_parameters():
-        if sum(size > 1 for size in weight.shape) >= 2:
+        if id(weight) not in head and sum(size > 1 for size in weight.shape) >= 2:
             yield name, weight.detach()

@@ -34,8 +34,10 @@ from bench.types import (
     Context,
     Evidence,
     Json,
+    Passes,
     Protected,
     Readout,
+    Sizes,
     Suspect,
     UserError,
 )
@@ -118,6 +120,15 @@ class RobustTriggerSet:
         """Ask the suspect for its labels; one query is one trigger image."""
         found = answers(suspect.labels, secret["pixels"], BATCH, ctx.device)
         return matches(found, secret["labels"], "trigger image")
+
+    def protect_passes(self, sizes: Sizes) -> Passes:
+        """Count candidates that all pass, each labelled once and shown to every proxy."""
+        chosen = 0 if self.accuracy_gap is None else (1 + self.proxies) * sizes.held_out
+        return Passes(self.queries * (1 + self.proxies) + chosen, bound="at least")
+
+    def extract_passes(self, sizes: Sizes) -> Passes:
+        """Count the trigger images; fewer, where fewer were found."""
+        return Passes(self.queries, bound="at most")
 
     def _neighbours(self, model: VisionModel, ctx: Context) -> Neighbours:
         """Choose the M proxies, leaving out those that lost or gained too much accuracy."""

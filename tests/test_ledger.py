@@ -4,8 +4,19 @@ import json
 
 import pytest
 
-from bench.ledger import Outline, append, latest, read, read_outline, write_outline
-from bench.types import Cell, Cost, Evidence, Fidelity, Record, Rule, Spec, UserError, Utility
+from bench.ledger import Outline, answers, append, latest, read, read_outline, write_outline
+from bench.types import (
+    SCHEMA,
+    Cell,
+    Cost,
+    Evidence,
+    Fidelity,
+    Record,
+    Rule,
+    Spec,
+    UserError,
+    Utility,
+)
 
 CELL = Cell(
     owner=Spec("mini", {"library": "embedded"}),
@@ -129,6 +140,39 @@ def test_an_outline_is_read_back_as_it_was_written(tmp_path):
     assert list(read(tmp_path)) == []
 
 
+def test_an_outline_says_every_spec_once_however_many_cells_it_makes(tmp_path):
+    cells = [dataclasses.replace(CELL, attack_seed=seed) for seed in range(50)]
+    other = dataclasses.replace(CELL, base="other model", other_model=Spec("vit", {"seed": 1}))
+    outline = Outline("demo", "", 0.05, tuple((f"{i}", c) for i, c in enumerate([*cells, other])))
+    path = tmp_path / "suite.json"
+    write_outline(path, outline)
+    assert read_outline(path) == outline
+    assert path.read_text().count('"stamp"') == path.read_text().count('"vit"') == 1
+
+
+def test_an_outline_that_spells_out_its_specs_is_read_too(tmp_path):
+    outline = Outline("demo", "", 0.05, (("a", CELL),))
+    text = json.dumps({"schema": SCHEMA, "outline": dataclasses.asdict(outline)})
+    (tmp_path / "suite.json").write_text(text)
+    assert read_outline(tmp_path / "suite.json") == outline
+
+
+def test_records_share_equal_parts_and_keep_apart_what_is_not_the_same_text(tmp_path):
+    whole = Spec("prune.some", {"amount": 1, "on": True})
+    for key, args in (("1", whole.args), ("2", whole.args), ("3", {"amount": 1.0, "on": 1})):
+        cell = dataclasses.replace(CELL, attack=(Spec("prune.some", args),))
+        append(tmp_path / "one.jsonl", dataclasses.replace(RECORD, key=key, cell=cell))
+    one, two, three = answers(tmp_path).values()
+    assert one.cell.attack[0] is two.cell.attack[0]
+    assert one.cell.method is two.cell.method is three.cell.method
+    assert one.evidence.agreement[1] is three.evidence.agreement[1]
+    assert (
+        three.cell.attack[0].text
+        == '{"args":{"amount":1.0,"on":1},"name":"prune.some","version":1}'
+    )
+    assert one.cell.attack[0].text == whole.text
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -137,6 +181,7 @@ def test_an_outline_is_read_back_as_it_was_written(tmp_path):
         ('{"schema": 2}', "expected schema 1, got 2"),
         ('{"schema": 1}', "run the suite again"),
         ('{"schema": 1, "outline": {"name": "x"}}', "title: Field required"),
+        ('{"schema": 1, "outline": {"specs": [], "cells": [["a", {"owner": 0}]]}}', "numbered"),
     ],
 )
 def test_an_outline_that_cannot_be_read_is_named(tmp_path, text, message):

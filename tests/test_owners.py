@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from bench.models import weights_digest
-from bench.owners import load_owner, randomised, read_weights
+from bench.models import Architecture, Head, blank, build, load_state, weights_digest
+from bench.owners import fetch, load_owner, place, randomised, read_weights, refuse_others
 from bench.pretrain import ARCHITECTURE, WEIGHTS
 from bench.suite import OwnerSettings
 from bench.types import UserError
@@ -269,6 +269,112 @@ def test_weights_in_the_hubs_cache_need_no_hub(no_hub, tmp_path, vit):
     save_file(vit, folder / "snapshots" / ("0" * 40) / "model.safetensors")
     model = load_owner(OwnerSettings("timm", "test_vit"), None)
     assert all(torch.equal(v, vit[k]) for k, v in model.trunk.vit.state_dict().items())
+
+
+COMMITS = ("a" * 40, "b" * 40)
+
+
+def cached(cache, repository, file, commit, latest=False):
+    """Make room for a file as the hub's client keeps one of a commit."""
+    folder = cache / f"models--{repository.replace('/', '--')}"
+    if latest:
+        (folder / "refs").mkdir(parents=True, exist_ok=True)
+        (folder / "refs" / "main").write_text(commit)
+    (folder / "snapshots" / commit).mkdir(parents=True)
+    return folder / "snapshots" / commit / file
+
+
+@pytest.fixture(params=["timm", "open_clip"])
+def two_commits(request, no_hub, tmp_path, vit, monkeypatch):
+    """Settings of a model, and the weights of its two commits in an offline cache."""
+    cache = tmp_path / "cache"
+    if request.param == "timm":
+        repository, file, settings = "timm/test_vit.r160_in1k", "model.safetensors", {}
+        own, prefix = vit, ""
+    else:
+        sizes = {"width": 32, "layers": 2, "patch_size": 8, "head_width": 16, "image_size": 32}
+        text = {"context_length": 8, "vocab_size": 64, "width": 16, "heads": 2, "layers": 1}
+        config = {"embed_dim": 24, "vision_cfg": sizes, "text_cfg": text}
+        (tmp_path / "pinned.json").write_text(json.dumps(config))
+        open_clip.add_model_config(tmp_path / "pinned.json")
+        repository, file = "someone/pinned", "open_clip_model.safetensors"
+        tag = {**open_clip.get_pretrained_cfg("ViT-B-32", "openai"), "hf_hub": f"{repository}/"}
+        monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "pinned", {"mine": tag})
+        settings = {"pretrained": "mine"}
+        own, prefix = open_clip.create_model("pinned").state_dict(), "visual."
+    for i, commit in enumerate(COMMITS):
+        shifted = {k: v + i if v.is_floating_point() else v for k, v in own.items()}
+        save_file(shifted, cached(cache, repository, file, commit, latest=i == 1))
+    name = "test_vit" if request.param == "timm" else "pinned"
+    first = f"{prefix}patch_embed.proj.weight" if not prefix else f"{prefix}conv1.weight"
+    return OwnerSettings, {"library": request.param, "name": name, **settings}, own[first]
+
+
+def test_a_revision_pins_the_commit_of_weights_in_an_offline_cache(two_commits):
+    make, settings, first = two_commits
+
+    def stem(**more):
+        trunk = load_owner(make(**settings, **more), None).trunk
+        return trunk.vit.patch_embed.proj.weight if settings["library"] == "timm" else (
+            trunk.visual.conv1.weight
+        )  # fmt: skip
+
+    assert torch.equal(stem(revision=COMMITS[0]), first)
+    assert torch.equal(stem(revision=COMMITS[1]), first + 1)
+    assert torch.equal(stem(), first + 1)  # the latest
+
+
+def test_a_place_on_the_hub_says_what_is_cached_and_how_to_fetch_it(two_commits):
+    make, settings, _ = two_commits
+    there, gone = (place(make(**settings, revision=r)) for r in (COMMITS[0], "c" * 40))
+    assert (there.cached, gone.cached) == (True, False)
+    assert gone.command.startswith(f"hf download {gone.repository} ")
+    assert gone.command.endswith(f"--revision {'c' * 40}")
+    with pytest.raises(UserError, match=f"{gone.repository}: expected weights on the hub") as said:
+        fetch(gone)
+    assert "\n" not in str(said.value)
+
+
+def test_a_commit_that_is_not_there_is_the_users_to_put_right(no_hub):
+    settings = OwnerSettings("timm", "test_vit", revision="d" * 40)
+    one_line(settings, None, "expected weights from the model hub, could not get them")
+
+
+def test_weights_kept_elsewhere_than_on_the_hub_have_no_revision(monkeypatch, no_hub):
+    tag = {**open_clip.get_pretrained_cfg("ViT-B-32", "openai"), "hf_hub": ""}
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED["ViT-B-32"], "openai", tag)
+    settings = OwnerSettings("open_clip", "ViT-B-32", pretrained="openai", revision="d" * 40)
+    one_line(settings, None, "revision: expected none, the library keeps these weights elsewhere")
+    assert place(settings) is None
+
+
+def test_other_weights_than_the_digest_says_are_refused_in_one_line():
+    expected = OwnerSettings("timm", "test_vit", digest="0" * 16)
+    refuse_others(expected, "0" * 16)
+    refuse_others(OwnerSettings("timm", "test_vit"), "1" * 16)
+    with pytest.raises(UserError, match=f"digest {'0' * 16}, got {'1' * 16}.*revision") as said:
+        refuse_others(expected, "1" * 16)
+    assert "\n" not in str(said.value)
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        Architecture("embedded", "mini"),
+        Architecture("timm", "test_vit", head="own"),
+        Architecture("timm", "test_vit2", head=Head(3)),
+        Architecture("timm", "test_resnet"),
+        Architecture("timm", "eva02_tiny_patch14_224"),  # computes buffers of its own
+    ],
+    ids=lambda a: a.name,
+)
+def test_a_blank_model_with_weights_loaded_is_one_that_was_drawn(architecture):
+    drawn = build(architecture)
+    state = {k: v.clone() for k, v in drawn.state_dict().items()}
+    filled = load_state(blank(architecture), state, "state")
+    images = torch.rand(1, 3, *drawn.preprocess.size)
+    with torch.no_grad():
+        assert torch.equal(filled(images), drawn(images))
 
 
 def test_reading_weights_never_unpickles_a_safetensors_name(tmp_path):

@@ -40,10 +40,39 @@ innocents: {strangers: 1, twin_seeds: 1, attacked_strangers: 1, pretraining_step
 SEED, KILLS = 20, 10
 
 
-def start(suite: Path, results: Path, workers: int = 1) -> subprocess.Popen:
+WATCHED = """
+# The command, and a line in a log for every stage begun; HOLD names a kind of stages never ended.
+import os, sys, time
+from bench import cli, runner
+
+carry_out = runner.Laboratory.carry_out
+
+
+def watched(laboratory, stage):
+    with open(os.environ["LOG"], "a") as log:
+        log.write(f"{stage.kind} {stage.key}\\n")
+    while stage.kind == os.environ.get("HOLD"):
+        time.sleep(1)
+    return carry_out(laboratory, stage)
+
+
+runner.Laboratory.carry_out = watched  # in the workers too: they run this file first
+if __name__ == "__main__":
+    sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+def start(
+    suite: Path, results: Path, workers: int = 1, watched: dict[str, str] | None = None
+) -> subprocess.Popen:
+    program = ["-m", "bench"]
+    if watched is not None:
+        (results / "watched.py").write_text(WATCHED)
+        program = [str(results / "watched.py")]
     arguments = ["--results", str(results), "--device", "cpu", "--workers", str(workers)]
     return subprocess.Popen(
-        [sys.executable, "-m", "bench", "run", str(suite), *arguments],
+        [sys.executable, *program, "run", str(suite), *arguments],
+        env=os.environ | (watched or {}),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -148,11 +177,45 @@ def test_a_second_run_does_no_work(suite, results):
     assert state(results / ".store") | state(results / "tiny" / "records") == before
 
 
-def test_two_runs_at_once_on_one_folder_agree(suite, undisturbed, tmp_path):
-    for process in [start(suite, tmp_path, workers) for workers in (1, 2)]:
+def begun(log: Path) -> Counter[str]:
+    return Counter(log.read_text().splitlines() if log.exists() else [])
+
+
+def everything(suite: Path) -> set[str]:
+    """All the stages of a suite, as the log names them."""
+    return {f"{stage.kind} {key}" for key, stage in plan.make(load(suite), None).stages.items()}
+
+
+def test_two_runs_at_once_on_one_folder_agree_and_do_each_stage_once(suite, undisturbed, tmp_path):
+    log = tmp_path / "log"
+    for process in [start(suite, tmp_path, n, {"LOG": str(log)}) for n in (1, 2)]:
         finish(process)
+    assert begun(log) == dict.fromkeys(everything(suite), 1)
     assert answers(tmp_path) == answers(undisturbed[0])
     assert damage(tmp_path) == []
+    assert list(Store(tmp_path / ".store").leases.iterdir()) == []
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_a_killed_run_was_at_the_other_run_takes_over(suite, undisturbed, tmp_path, workers):
+    log, kind = tmp_path / "log", "protect"
+    with start(suite, tmp_path, workers, {"LOG": str(log), "HOLD": kind}) as stuck:
+        while not any(line.startswith(kind) for line in begun(log)):
+            time.sleep(0.1)
+        with start(suite, tmp_path, 1, {"LOG": str(log)}) as other:
+            # It does what it can meanwhile, and waits for the one stage that the others need.
+            for line in other.stdout:
+                if "waiting for" in line:
+                    break
+            os.killpg(stuck.pid, signal.SIGKILL)
+            stuck.communicate()
+            finish(other)
+    twice = {line: times for line, times in begun(log).items() if times > 1}
+    assert kind in {line.split()[0] for line in twice}
+    assert len(twice) <= workers  # the killed run was at no more than that
+    assert set(twice.values()) == {2}
+    assert begun(log).keys() == everything(suite)
+    assert answers(tmp_path) == answers(undisturbed[0])
 
 
 def test_neither_order_nor_engine_changes_the_evidence(undisturbed, tmp_path):

@@ -236,7 +236,8 @@ ERRORS = [
         "loader: folder, ",
         "",
         15,
-        "loader: expected 'digits', 'photos', 'digit-scenes', 'folder', 'masks', 'oxford-pets' or 'foodseg103', got 'clothing'",
+        "loader: expected 'digits', 'photos', 'digit-scenes', 'folder', 'masks', 'oxford-pets' or "
+        "'foodseg103', got 'clothing'",
     ),
     (
         "  - embedded: mini",

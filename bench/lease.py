@@ -1,0 +1,172 @@
+"""Let several runs on one store do each stage once: who holds a stage's lease is at it.
+
+A lease is a file that one run alone can create. Its holder touches it every few seconds; a lease
+that stands still is that of a killed run, and is broken. Where the holder ran on this machine,
+whether it lives is asked instead. Nothing is needed of the file system but exclusive creation and
+renaming, and no two clocks are compared, so that runs on several machines may share a store.
+Should a run be held up so long that it is taken for dead, a stage is done twice, which costs time
+and nothing else: artefacts appear whole, and both are alike.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+import uuid
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple, Self
+
+from bench.types import canonical
+
+BEAT = 5.0
+"""Seconds between two touches of a lease by its holder."""
+
+PATIENCE = 30.0
+"""Seconds after which a lease that nobody touched is that of a killed run."""
+
+POLL = 0.5
+"""Seconds between two looks at a lease that another run holds."""
+
+
+class _Sign(NamedTuple):
+    """What is seen of a lease: who holds it, and when it was last touched by its server's clock."""
+
+    holder: str
+    touched: int
+
+
+class Leases:
+    """The stages this run is at. A context: at its end everything is given back."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._mine: dict[str, int] = {}  # the open files
+        self._seen: dict[str, tuple[_Sign, float]] = {}
+        self._lock, self._over = threading.Lock(), threading.Event()
+
+    def __enter__(self) -> Self:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        threading.Thread(target=self._touch, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        for key in list(self._mine):
+            self.release(key)
+
+    def take(self, key: str) -> bool:
+        """Take on a stage; False if another run is at it."""
+        if self._create(key):
+            return True
+        sign = _sign(self._folder / key)
+        if sign is not None:
+            if not self._abandoned(key, sign):
+                return False
+            _break(self._folder / key, sign)
+        return self._create(key)
+
+    def wait_for(self, key: str) -> None:
+        """Take on a stage as soon as no other run is at it."""
+        while not self.take(key):
+            time.sleep(POLL)
+
+    def release(self, key: str) -> None:
+        """Give a stage back, unless the lease was broken and is another run's by now."""
+        path = self._folder / key
+        with self._lock:
+            handle = self._mine.pop(key)
+            with suppress(OSError):  # it is gone
+                if os.path.samestat(os.fstat(handle), path.stat()):
+                    path.unlink()
+            os.close(handle)
+
+    def _create(self, key: str) -> bool:
+        try:
+            handle = os.open(self._folder / key, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+        except FileExistsError:
+            return False
+        os.write(handle, _holder().encode())
+        with self._lock:
+            self._mine[key] = handle
+        return True
+
+    def _abandoned(self, key: str, sign: _Sign) -> bool:
+        """Say whether the holder is dead, or has not touched the lease for too long to be alive."""
+        if _dead(sign.holder):
+            return True
+        now = time.monotonic()
+        seen, since = self._seen.get(key, (None, now))
+        if seen != sign:
+            self._seen[key] = (sign, now)
+            return False
+        return now - since > PATIENCE
+
+    def _touch(self) -> None:
+        while not self._over.wait(BEAT):
+            with self._lock:
+                for handle in self._mine.values():
+                    with suppress(OSError):  # broken, and gone on its server
+                        os.utime(handle)
+
+
+def _sign(path: Path) -> _Sign | None:
+    """Read a lease; None if there is none any more."""
+    try:
+        with path.open() as file:  # network file systems bring what is opened up to date
+            return _Sign(file.read(), os.fstat(file.fileno()).st_mtime_ns)
+    except OSError:
+        return None
+
+
+def _break(path: Path, sign: _Sign) -> None:
+    """Remove the lease that bore this sign, and no other."""
+    aside = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+    try:
+        os.rename(path, aside)  # of several who try, one gets it
+    except OSError:
+        return
+    if _sign(aside) != sign:  # somebody was quicker: this is a new lease, or a touched one
+        with suppress(OSError):
+            os.link(aside, path)
+    aside.unlink(missing_ok=True)
+
+
+def _holder() -> str:
+    """Name this process so that no other lease, and no later process, has the same name."""
+    pid = os.getpid()
+    return canonical({"lease": uuid.uuid4().hex, "place": _place(), "pid": pid, "born": _born(pid)})
+
+
+def _dead(holder: str) -> bool:
+    """Say whether the holder was a process of this machine and is none any more."""
+    try:
+        who = json.loads(holder)
+        if not who["place"] or who["place"] != _place():
+            return False
+        os.kill(who["pid"], 0)
+    except ProcessLookupError:
+        return True
+    except (ValueError, KeyError, TypeError, OSError):  # half written, or another user's process
+        return False
+    return bool(_born(who["pid"]) != who["born"])
+
+
+def _place() -> str:
+    """Name the machine since it was started, and the container; "" where that cannot be told."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""
+
+
+def _born(pid: int) -> str | None:
+    """Return when a process began, in ticks since the machine did; None if it is no more."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] == "Z" else fields[19]

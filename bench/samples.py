@@ -1,0 +1,126 @@
+"""Make a small sample of everything that `suites/paper-smoke.yaml` reads: data sets and weights.
+
+Pictures are crops of the embedded photographs and labels are drawn: laid out as the published data
+sets are, they exercise loaders and loops, and nothing can be learnt from them. Weights are drawn
+too, from a seed of their own each, and written in half precision.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from bench import data, manifest
+from bench.data import Preprocess
+from bench.manifest import DataSettings
+from bench.owners import architecture_of, randomised
+from bench.suite import OwnerSettings
+
+SIDE = 144
+"""Of a picture, in pixels: a little more than the 112 that the smoke suite's models take."""
+
+INNOCENTS = ("vit_large_patch14_reg4_dinov2.lvd142m", "vit_large_patch14_clip_224.openai")
+"""Models that never met the owner, by timm's names."""
+
+Pictures = Iterator[Image.Image]
+
+
+def write(root: Path, image_size: int | None = 112) -> None:
+    """Write the data sets, and weights for models of this size; None leaves the weights out."""
+    root.mkdir(parents=True, exist_ok=True)
+    pictures = _pictures()
+    imagenet(root / "imagenet-val", pictures)
+    products(root / "ECOMMERCE_PRODUCT_IMAGES", pictures)
+    pets(root / "oxford-iiit-pet", pictures)
+    foodseg(root / "FoodSeg103", pictures)
+    if image_size is not None:
+        weights(root / "weights", image_size)
+
+
+def imagenet(root: Path, pictures: Pictures, classes: int = 12, images: int = 8) -> None:
+    """Write class folders named as WordNet's synsets are."""
+    for label, number in itertools.product(range(classes), range(images)):
+        name = f"n{1440764 + label:08d}/ILSVRC2012_val_{label * images + number + 1:08d}.JPEG"
+        _save(next(pictures), root / name)
+
+
+def products(root: Path, pictures: Pictures, images: int = 8) -> None:
+    """Write train/ and val/ with nine class folders each."""
+    for part, label, number in itertools.product(("train", "val"), range(9), range(images)):
+        _save(next(pictures), root / part / f"CLASS_{label}" / f"{number}_{part}.jpeg")
+
+
+def pets(root: Path, pictures: Pictures, breeds: int = 4, images: int = 6) -> None:
+    """Write images/, trimaps and the lists of Oxford-IIIT Pet."""
+    for part in ("trainval", "test"):
+        lines = []
+        for breed, number in itertools.product(range(breeds), range(images)):
+            name = f"Breed_{breed}_{number + images * (part == 'test')}"
+            _save(next(pictures), root / "images" / f"{name}.jpg")
+            trimap = 1 + _patches(3, seed=number)
+            _save(Image.fromarray(trimap), root / "annotations" / "trimaps" / f"{name}.png")
+            lines.append(f"{name} {breed + 1} {1 + breed % 2} {1 + breed // 2}\n")
+        (root / "annotations" / f"{part}.txt").write_text("".join(lines))
+
+
+def foodseg(root: Path, pictures: Pictures, images: int = 24) -> None:
+    """Write Images/ and category_id.txt of FoodSeg103, with all of its 104 ids."""
+    for part, number in itertools.product(("train", "test"), range(images)):
+        name = f"{number + images * (part == 'test'):08d}"
+        _save(next(pictures), root / "Images" / "img_dir" / part / f"{name}.jpg")
+        mask = Image.fromarray(_patches(104, seed=number))
+        _save(mask, root / "Images" / "ann_dir" / part / f"{name}.png")
+    names = ["background", *(f"ingredient {i}" for i in range(1, 104))]
+    lines = (f"{i}\t{name}\n" for i, name in enumerate(names))
+    (root / "category_id.txt").write_text("".join(lines))
+
+
+def weights(root: Path, image_size: int) -> None:
+    """Write weights of the innocents, as timm names them."""
+    root.mkdir(parents=True, exist_ok=True)
+    for seed, name in enumerate(INNOCENTS, 1):
+        owner = OwnerSettings("timm", name, weights="random", image_size=image_size)
+        state = randomised(architecture_of(owner), seed).trunk.state_dict()
+        half = {k.removeprefix("vit."): v.half() for k, v in state.items()}
+        save_file(half, root / f"{name.partition('.')[0]}.safetensors")
+
+
+def _pictures() -> Pictures:
+    """Yield crops of the embedded photographs, all different."""
+    listed = manifest.read("photos", DataSettings("photos", crops=32))
+    order = torch.randperm(len(listed.items), generator=torch.Generator().manual_seed(0))
+    found = data.load(listed, order.tolist(), Preprocess((SIDE, SIDE)))
+    for pixels in found.pixels:
+        yield Image.fromarray(pixels.permute(1, 2, 0).numpy())
+
+
+def _patches(ids: int, seed: int) -> np.ndarray[tuple[int, int], np.dtype[np.uint8]]:
+    """Draw a mask of 4 x 4 patches of one id each."""
+    rng = torch.Generator().manual_seed(seed)
+    drawn = torch.randint(ids, (4, 4), generator=rng, dtype=torch.uint8).numpy()
+    return np.kron(drawn, np.ones((SIDE // 4, SIDE // 4), np.uint8))
+
+
+def _save(image: Image.Image, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path)
+
+
+def main() -> None:
+    """Write the sample where the command line says."""
+    parser = argparse.ArgumentParser(prog="python -m bench.samples", description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--image-size", type=int, default=112, help="of the models (default 112)")
+    arguments = parser.parse_args()
+    write(arguments.folder, arguments.image_size)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"use strict";
+
+// A number is what a cell opens with, alone or before an interval, a count, a slash.
+const NUMBER = /^[<>]?\s*([-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?)(?=$|[\s,;:%/[(])/i;
+
+function value(row, column) {
+  const cell = row.cells[column];
+  const text = cell.textContent.trim();
+  const number = NUMBER.exec(text);
+  return number ? Number(number[1]) : text === "—" || cell.dataset.state ? null : text;
+}
+
+function compare(a, b) {
+  if (typeof a !== typeof b) return typeof a === "number" ? -1 : 1;
+  return typeof a === "number" ? a - b : a.localeCompare(b, "en", { numeric: true });
+}
+
+// Ascending, descending, as it was; what is missing stays at the end.
+function sort(button) {
+  const header = button.closest("th");
+  const body = header.closest("table").tBodies[0];
+  const next = { none: "ascending", ascending: "descending", descending: "none" };
+  const order = next[header.getAttribute("aria-sort") || "none"];
+  for (const other of header.parentNode.cells) other.removeAttribute("aria-sort");
+  for (const open of body.querySelectorAll("[aria-expanded=true]")) toggle(open);
+  const rows = [...body.rows];
+  rows.forEach((row, i) => (row.dataset.place ??= i));
+  rows.sort((a, b) => a.dataset.place - b.dataset.place);
+  if (order !== "none") {
+    header.setAttribute("aria-sort", order);
+    const sign = order === "ascending" ? 1 : -1;
+    const keyed = rows.map((row) => [value(row, header.cellIndex), row]);
+    const known = keyed.filter(([key]) => key !== null);
+    known.sort(([a], [b]) => sign * compare(a, b));
+    const missing = keyed.filter(([key]) => key === null);
+    body.append(...[...known, ...missing].map(([, row]) => row));
+  } else {
+    body.append(...rows);
+  }
+}
+
+let details;
+
+// A record is written out when somebody asks for it: pages hold thousands.
+function toggle(button) {
+  const row = button.closest("tr");
+  if (button.getAttribute("aria-expanded") === "true") {
+    button.setAttribute("aria-expanded", "false");
+    row.nextElementSibling.remove();
+    return;
+  }
+  details ??= JSON.parse(document.getElementById("details").textContent);
+  const list = document.createElement("dl");
+  for (const line of details.cells[button.dataset.cell]) {
+    const [term, text] = details.lines[line];
+    const group = list.appendChild(document.createElement("div"));
+    group.appendChild(document.createElement("dt")).textContent = term;
+    group.appendChild(document.createElement("dd")).textContent = text;
+  }
+  const added = document.createElement("tr");
+  added.className = "record";
+  const cell = added.appendChild(document.createElement("td"));
+  cell.colSpan = row.cells.length;
+  cell.append(list);
+  row.after(added);
+  button.setAttribute("aria-expanded", "true");
+}
+
+function filter() {
+  const words = document.getElementById("filter").value.toLowerCase().split(/\s+/);
+  const state = document.getElementById("state").value;
+  let shown = 0;
+  for (const group of document.querySelectorAll("#cells details")) {
+    let here = 0;
+    for (const button of group.querySelectorAll("[data-cell]")) {
+      const row = button.closest("tr");
+      const text = (group.dataset.name + " " + row.textContent).toLowerCase();
+      row.hidden = !(
+        (state === "" || row.dataset.state === state) && words.every((word) => text.includes(word))
+      );
+      if (row.nextElementSibling?.className === "record") row.nextElementSibling.hidden = row.hidden;
+      here += !row.hidden;
+    }
+    group.hidden = here === 0;
+    shown += here;
+  }
+  document.getElementById("shown").textContent = `${shown} shown`;
+}
+
+// page.html#k-KEY leads to one record.
+function follow() {
+  const row = document.getElementById(location.hash.slice(1));
+  const button = row?.querySelector("[data-cell]");
+  if (!button) return;
+  row.closest("details").open = true;
+  if (button.getAttribute("aria-expanded") !== "true") toggle(button);
+  row.scrollIntoView();
+}
+
+document.addEventListener("click", (event) => {
+  const button = event.target.closest("button");
+  if (button?.dataset.cell) toggle(button);
+  else if (button?.closest("th")) sort(button);
+});
+document.getElementById("filter").addEventListener("input", filter);
+document.getElementById("state").addEventListener("change", filter);
+addEventListener("hashchange", follow);
+follow();
