@@ -88,7 +88,7 @@ def _refuse_silence(address: str) -> None:
     """Refuse an address at which nothing listens; Ray would try for minutes."""
     host, _, port = address.rpartition(":")
     try:
-        if not host or not port.isdecimal():
+        if not host or "/" in host or not port.isdecimal():
             raise UserError(f"--address: expected HOST:PORT or auto, got '{address}'")
         socket.create_connection((host, int(port)), timeout=10).close()
     except (OSError, OverflowError) as error:

@@ -81,6 +81,8 @@ def curves(row: report.Row, name: str) -> str:
 
 def histogram(block: report.Block, name: str) -> str:
     """Return the native statistic of all queries by population, each suspect counting once."""
+    from matplotlib.ticker import MaxNLocator
+
     if not block.found:
         return ""
     rule = _evidence(block.found[0]).rule
@@ -92,6 +94,8 @@ def histogram(block: report.Block, name: str) -> str:
             found = {r.key: r for row in block.rows for r in row.records(origin)}
             if found:
                 axes.stairs(_shares([*found.values()], edges), edges, **style)
+        if rule.statistic == COUNTED:
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set(xlim=(edges[0], edges[-1]), ylabel="share of queries")
         axes.set_ylim(bottom=0)
 

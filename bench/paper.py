@@ -40,15 +40,20 @@ def tables(outline: Outline, records: Mapping[str, Record]) -> tuple[Table, ...]
     errors = ("R, tau 0", "paper", "bit errors", "paper", "R, tau 4, segmented", "paper")
     times = ("embed (ours)", "embed (paper)", "extract (ours)", "extract (paper)")
     made = (
-        _table("Table 1", printed, one, ("block", *errors), _rows_1(blocks, one)),
-        _table("Table 2", printed, two, ("attack", "ours", "paper"), _rows_2(blocks, two)),
-        _table("Table 3", printed, three, times, _rows_3(blocks, three)),
+        _table("Table 1", printed, one, ("block", *errors), _rows_1(blocks, one), 1),
+        _table("Table 2", printed, two, ("attack", "ours", "paper"), _rows_2(blocks, two), 2),
+        _table("Table 3", printed, three, times, _rows_3(blocks, three), 1),
     )
     return tuple(table for table in made if table.rows)
 
 
 def _table(
-    name: str, printed: Json, part: Json, columns: tuple[str, ...], rows: Iterable[tuple[str, ...]]
+    name: str,
+    printed: Json,
+    part: Json,
+    columns: tuple[str, ...],
+    rows: Iterable[tuple[str, ...]],
+    heads: int,
 ) -> Table:
     return Table(
         name=f"Paper's {name}",
@@ -56,7 +61,7 @@ def _table(
         columns=("owner", "method", *columns),
         rows=tuple(rows),
         notes=(f"paper: {printed['paper']}, {name}; {part['setting']}.", CAUTION),
-        heads=2,
+        heads=heads,
     )
 
 

@@ -1,14 +1,26 @@
 """A Ray cluster of two nodes on this machine: the evidence of a serial run, whoever is killed."""
 
 import dataclasses
+import itertools
+import os
+import re
+import shutil
+import signal
+import socket
 import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
 
 import pytest
+import torch
 
-from bench import ledger
+from bench import engine_ray, ledger, plan
+from bench.runner import Laboratory
+from bench.store import Store
+from bench.suite import load
+from bench.types import UserError
 
 # A plug-in of a package in `site`: an attack that does nothing to the model, and to the process
 # that carries it out what files in a folder ask for.
@@ -67,7 +79,14 @@ probe: digits
 innocents: {strangers: 0, twin_seeds: 0}
 """
 
-slow = [pytest.mark.slow, pytest.mark.timeout(600)]
+TINY = SUITE.replace("trial.step, label: one", "control.identity").replace(
+    "trial.step, label: two", "prune.l1"
+)
+"""The same without the plug-in."""
+
+
+def slow(test):
+    return pytest.mark.slow(pytest.mark.timeout(600)(test))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,3 +185,205 @@ def until_they_work(place: Place, *steps: str) -> list[int]:
     while not all(pids(place, step) for step in steps):
         time.sleep(0.1)
     return [pids(place, step)[-1] for step in steps]
+
+
+def forget(results: Path, *steps: tuple[str, str]) -> None:
+    """Take out of the store what an attack made of a released or the owner's model, by label."""
+    store = Store(results / ".store")
+    kinds = {"released": "protect", "owner": "owner"}
+    for label, base in steps:
+        for artefact in list(store):
+            if (
+                artefact.kind == "attack"
+                and artefact.recipe["step"]["args"]["label"] == label
+                and store.find(artefact.parents[0]).kind == kinds[base]
+            ):
+                store.remove(artefact.key)
+    for path in (results / "tiny" / "records").iterdir():
+        path.unlink()
+
+
+@pytest.fixture(scope="module")
+def done(place, tmp_path_factory) -> Path:
+    """Results of the suite, whoever made them, to be copied."""
+    results = tmp_path_factory.mktemp("done")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("TRIAL")
+        finish(bench(place.suite, results, "--workers", "1"))
+    return results
+
+
+@pytest.fixture
+def results(done, tmp_path) -> Path:
+    return shutil.copytree(done, tmp_path / "results")
+
+
+@slow
+def test_two_nodes_give_the_evidence_of_a_serial_run_though_a_worker_is_killed(
+    place, ask, tmp_path
+):
+    ask("one.wait")
+    run = on_ray(place, tmp_path)
+    (pid,) = until_they_work(place, "one")
+    os.kill(pid, signal.SIGKILL)
+    (place.trouble / "one.wait").unlink()
+    output = finish(run)
+    assert answers(tmp_path) == place.calm
+    assert "attack trial.step was lost and is started again (2 of 3)" in output
+    assert output.count("was lost") == 1
+    assert len(set(re.findall(r"\((\w{6})\): \w+ [\w.]* ?took", output))) == 2  # nodes
+    assert list(Store(tmp_path / ".store").leases.iterdir()) == []
+
+
+@slow
+def test_a_stage_that_kills_its_worker_three_times_fails_and_the_run_goes_on(place, ask, results):
+    forget(results, ("two", "released"), ("one", "owner"))
+    ask("two.die")
+    finish(on_ray(place, results), status=1)
+    assert len(pids(place, "two")) == 3
+    found = ledger.latest(ledger.read(results / "tiny")).values()
+    (failed,) = [record for record in found if record.status == "failed"]
+    assert failed.reason.startswith("lost 3 times with the worker that carried it out: The worker")
+    there = answers(results)
+    assert there.pop(("two", "released")) != place.calm[("two", "released")]
+    assert there == {key: value for key, value in place.calm.items() if key in there}
+    assert len(there) == len(place.calm) - 1
+
+
+@slow
+def test_what_a_killed_node_was_at_another_does_again(place, ask, results):
+    forget(results, ("one", "released"), ("two", "released"))
+    ask("one.wait", "two.wait")
+    run = on_ray(place, results)
+    workers = until_they_work(place, "one", "two")
+    second = place.cluster.list_all_nodes()[1]
+    raylet = second.all_processes["raylet"][0].process.pid
+    assert raylet in map(parent, workers)  # one processor each: they are on both nodes
+    place.cluster.remove_node(second, allow_graceful=False)
+    for path in place.trouble.glob("*.wait"):
+        path.unlink()
+    output = finish(run)
+    place.cluster.add_node(node_ip_address="127.0.0.1", num_cpus=1, object_store_memory=2**27)
+    assert answers(results) == place.calm
+    assert output.count("was lost") == 1
+
+
+@slow
+def test_a_run_on_ray_and_one_without_do_each_stage_once(place, ask, results):
+    forget(results, *itertools.product(("one", "two"), ("released", "owner")))
+    ask("one.wait")
+    runs = [on_ray(place, results), bench(place.suite, results, "--workers", "1")]
+    until_they_work(place, "one", "two")
+    (place.trouble / "one.wait").unlink()
+    for run in runs:
+        finish(run)
+    assert answers(results) == place.calm
+    assert [len(pids(place, step)) for step in ("one", "two")] == [2, 2]
+
+
+@slow
+def test_without_an_address_ray_runs_on_this_machine_for_as_long_as_the_run(
+    place, results, monkeypatch
+):
+    monkeypatch.setenv("TRIAL_MARK", mark := uuid.uuid4().hex)
+    forget(results, ("one", "released"))
+    output = finish(bench(place.suite, results, "--engine", "ray"))
+    assert "on 1 Ray node" in output
+    assert answers(results) == place.calm
+    left = [p for p in Path("/proc").glob("[0-9]*/environ") if mark in environment(p)]
+    assert left == []
+
+
+def environment(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:  # it ended meanwhile
+        return ""
+
+
+def test_a_node_without_the_store_is_named(tmp_path, monkeypatch):
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    made = plan.make(load(tmp_path / "tiny.yaml"), None)
+    key = next(key for key, stage in made.stages.items() if stage.kind == "protect")
+    elsewhere = Laboratory(made, Store(tmp_path / "there"), None, torch.device("cpu"))
+    monkeypatch.setattr(engine_ray, "_unpacked", lambda shared: (elsewhere, []))
+    monkeypatch.setattr(engine_ray, "_here", lambda: "node-7")
+    report = engine_ray._work(["shared"], key, 1)
+    assert report.failure.reason.startswith(f"node-7 does not share the store at {tmp_path}/there")
+
+
+def test_a_stage_asks_for_the_memory_that_stages_alike_took(tmp_path, monkeypatch):
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    made, store = plan.make(load(tmp_path / "tiny.yaml"), None), Store(tmp_path)
+    for key, stage in made.stages.items():
+        device, peak = ("NVIDIA", 9e9) if stage.kind == "extract" else ("CPU, 1 thread", 800.0)
+        cost = {"seconds": 1.0, "peak_memory_mb": peak, "device": device}
+        if stage.kind in ("protect", "extract", "owner"):
+            store.put(key, stage.kind, dict(stage.recipe), stage.parents, {"cost": cost})
+    peaks = engine_ray._peaks(Laboratory(made, store, None, torch.device("cpu")))
+    known = {made.stages[key].kind: megabytes for key, megabytes in peaks.items()}
+    assert known == {"owner": 1000.0, "protect": 1000.0}  # a GPU's memory is not the machine's
+
+
+def node(cpus: float, gpus: float = 0, alive: bool = True) -> dict:
+    return {"Alive": alive, "Resources": {"CPU": cpus, "GPU": gpus, "memory": 2.0**30}}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "name", "threads", "device", "places"),
+    [
+        ([node(2)], "auto", 1, "cpu", 2),
+        ([node(2), node(3)], "auto", 2, "cpu", 2),
+        ([node(8, 2), node(4)], "auto", 1, "cuda", 2),
+        ([node(8, 2), node(4)], "cpu", 1, "cpu", 12),
+        ([node(1, 4), node(8, 2)], "cuda", 1, "cuda", 3),
+        ([node(8, 2)], "cuda", 8, "cuda", 1),
+    ],
+)
+def test_a_stage_gets_a_gpu_where_there_is_one_and_its_processors(
+    monkeypatch, nodes, name, threads, device, places
+):
+    monkeypatch.setattr(engine_ray, "_nodes", lambda: nodes)
+    chosen = engine_ray.choose_device(name, threads)
+    assert chosen.type == device
+    assert sum(engine_ray._places(node, chosen, threads) for node in nodes) == places
+
+
+@pytest.mark.parametrize(
+    ("nodes", "name", "threads", "reason"),
+    [
+        ([node(2)], "cuda", 1, "expected a node with 1 processors and a GPU"),
+        ([node(2), node(1)], "cpu", 3, "the nodes are 2 and 0, 1 and 0"),
+        ([node(8, 2)], "cuda:1", 1, "Ray picks the GPU"),
+    ],
+)
+def test_what_no_node_can_do_is_refused_before_any_work(monkeypatch, nodes, name, threads, reason):
+    monkeypatch.setattr(engine_ray, "_nodes", lambda: nodes)
+    with pytest.raises(UserError, match=reason):
+        engine_ray.choose_device(name, threads)
+
+
+def free_port() -> int:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return listening.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    ("address", "reason"),
+    [
+        (f"127.0.0.1:{free_port()}", "nothing answers there"),
+        ("127.0.0.1", "expected HOST:PORT or auto, got '127.0.0.1'"),
+        ("ray://127.0.0.1:10001", "expected HOST:PORT or auto"),
+    ],
+)
+def test_an_address_without_a_cluster_is_refused_at_once(address, reason):
+    with pytest.raises(UserError, match=reason), engine_ray.connected(address):
+        pass
+
+
+def test_without_ray_the_way_to_install_it_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    way = r"pip install 'vfm-ownership-bench\[ray\]'"
+    with pytest.raises(UserError, match=way), engine_ray.connected(None):
+        pass

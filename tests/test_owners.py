@@ -11,9 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from bench import plan, suite
 from bench.models import Architecture, Head, blank, build, load_state, weights_digest
 from bench.owners import fetch, load_owner, place, randomised, read_weights, refuse_others
 from bench.pretrain import ARCHITECTURE, WEIGHTS
+from bench.runner import Laboratory, load_owners
+from bench.store import Store
 from bench.suite import OwnerSettings
 from bench.types import UserError
 
@@ -355,6 +358,49 @@ def test_other_weights_than_the_digest_says_are_refused_in_one_line():
     with pytest.raises(UserError, match=f"digest {'0' * 16}, got {'1' * 16}.*revision") as said:
         refuse_others(expected, "1" * 16)
     assert "\n" not in str(said.value)
+
+
+def test_a_run_refuses_other_weights_than_its_suite_expects(tmp_path):
+    text = """
+name: tiny
+owners: [{embedded: mini, digest: DIGEST}]
+methods: [{name: oracle.weights}]
+attacks: [{name: control.identity}]
+data: {digits: {max_images: 8}}
+owner_images: digits
+probe: digits
+innocents: {strangers: 0, twin_seeds: 0}
+"""
+
+    def start(digest):
+        (tmp_path / "suite.yaml").write_text(text.replace("DIGEST", digest))
+        made = plan.make(suite.load(tmp_path / "suite.yaml"), None)
+        laboratory = Laboratory(made, Store(tmp_path / "store"), None, torch.device("cpu"))
+        load_owners(laboratory)
+
+    start(weights_digest(load_owner(MINI, None)))
+    with pytest.raises(UserError, match="owner 'mini': expected weights of digest 0{16}, got"):
+        start('"0000000000000000"')  # although they are in the store
+
+
+def test_what_is_expected_of_weights_is_no_part_of_their_name_and_a_revision_is():
+    plain, pinned = OwnerSettings("timm", "test_vit"), OwnerSettings(
+        "timm", "test_vit", revision="a" * 40, digest="b" * 16
+    )  # fmt: skip
+    assert pinned.spec().args == {**plain.spec().args, "revision": "a" * 40}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"library": "timm", "name": "test_vit", "weights": "a.pth"},
+        {"library": "timm", "name": "test_vit", "weights": "random"},
+        {"library": "embedded", "name": "mini"},
+    ],
+)
+def test_a_revision_of_what_is_not_on_the_hub_is_refused(settings):
+    with pytest.raises(UserError, match="revision: expected none unless the weights come from"):
+        OwnerSettings(**settings, revision="a" * 40)
 
 
 @pytest.mark.parametrize(
