@@ -65,7 +65,7 @@ class Leases:
         if sign is not None:
             if not self._abandoned(key, sign):
                 return False
-            _break(self._folder / key, sign)
+            self._break(key, sign)
         return self._create(key)
 
     def wait_for(self, key: str) -> None:
@@ -93,6 +93,22 @@ class Leases:
             self._mine[key] = handle
         return True
 
+    def _break(self, key: str, sign: _Sign) -> None:
+        """Remove the lease that bore this sign, and no other: one breaker at a time looks again."""
+        path, breaking = self._folder / key, f"{key}.breaking"
+        try:
+            os.close(os.open(self._folder / breaking, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
+        except FileExistsError:
+            other = _sign(self._folder / breaking)
+            if other is not None and self._abandoned(breaking, other):  # killed while at it
+                (self._folder / breaking).unlink(missing_ok=True)
+            return
+        # While this one is at it nobody else removes the lease, and while it is there nobody
+        # creates another: what is read now is what is removed.
+        if _sign(path) == sign:
+            path.unlink(missing_ok=True)
+        (self._folder / breaking).unlink(missing_ok=True)
+
     def _abandoned(self, key: str, sign: _Sign) -> bool:
         """Say whether the holder is dead, or has not touched the lease for too long to be alive."""
         if _dead(sign.holder):
@@ -119,19 +135,6 @@ def _sign(path: Path) -> _Sign | None:
             return _Sign(file.read(), os.fstat(file.fileno()).st_mtime_ns)
     except OSError:
         return None
-
-
-def _break(path: Path, sign: _Sign) -> None:
-    """Remove the lease that bore this sign, and no other."""
-    aside = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
-    try:
-        os.rename(path, aside)  # of several who try, one gets it
-    except OSError:
-        return
-    if _sign(aside) != sign:  # somebody was quicker: this is a new lease, or a touched one
-        with suppress(OSError):
-            os.link(aside, path)
-    aside.unlink(missing_ok=True)
 
 
 def _holder() -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -32,16 +32,15 @@ INNOCENTS = ("vit_large_patch14_reg4_dinov2.lvd142m", "vit_large_patch14_clip_22
 Pictures = Iterator[Image.Image]
 
 
-def write(root: Path, image_size: int | None = 112) -> None:
-    """Write the data sets, and weights for models of this size; None leaves the weights out."""
+def write(root: Path, image_size: int = 112, models: Iterable[str] = INNOCENTS) -> None:
+    """Write the data sets, and weights of `models` that take images of this size."""
     root.mkdir(parents=True, exist_ok=True)
     pictures = _pictures()
     imagenet(root / "imagenet-val", pictures)
     products(root / "ECOMMERCE_PRODUCT_IMAGES", pictures)
     pets(root / "oxford-iiit-pet", pictures)
     foodseg(root / "FoodSeg103", pictures)
-    if image_size is not None:
-        weights(root / "weights", image_size)
+    weights(root / "weights", image_size, models)
 
 
 def imagenet(root: Path, pictures: Pictures, classes: int = 12, images: int = 8) -> None:
@@ -82,10 +81,10 @@ def foodseg(root: Path, pictures: Pictures, images: int = 24) -> None:
     (root / "category_id.txt").write_text("".join(lines))
 
 
-def weights(root: Path, image_size: int) -> None:
-    """Write weights of the innocents, as timm names them."""
+def weights(root: Path, image_size: int, models: Iterable[str]) -> None:
+    """Write weights of timm's models, as timm names them."""
     root.mkdir(parents=True, exist_ok=True)
-    for seed, name in enumerate(INNOCENTS, 1):
+    for seed, name in enumerate(models, 1):
         owner = OwnerSettings("timm", name, weights="random", image_size=image_size)
         state = randomised(architecture_of(owner), seed).trunk.state_dict()
         half = {k.removeprefix("vit."): v.half() for k, v in state.items()}

@@ -136,7 +136,7 @@ def test_a_holder_taken_for_dead_takes_nothing_from_its_successor(tmp_path, monk
     monkeypatch.setattr(lease, "_place", lambda: "")
     with Leases(tmp_path) as late, Leases(tmp_path) as successor, Leases(tmp_path) as third:
         assert late.take(KEY)
-        lease._break(tmp_path / KEY, lease._sign(tmp_path / KEY))
+        successor._break(KEY, lease._sign(tmp_path / KEY))
         assert successor.take(KEY)
         late.release(KEY)
         assert not third.take(KEY)
@@ -146,10 +146,10 @@ def test_a_breaker_that_comes_late_leaves_the_new_lease_alone(tmp_path):
     path = written(tmp_path, pid=past_pid())
     old = lease._sign(path)
     with Leases(tmp_path) as quicker:
-        lease._break(path, old)
+        quicker._break(KEY, old)
         assert quicker.take(KEY)
         new = lease._sign(path)
-        lease._break(path, old)
+        quicker._break(KEY, old)
         assert lease._sign(path) == new
         assert list(tmp_path.iterdir()) == [path]
 

@@ -151,7 +151,7 @@ def test_a_convolutional_model_is_incompatible_with_block_surgery_in_one_line():
 @pytest.mark.parametrize(
     ("architecture", "words"),
     [
-        (Architecture("embedded", "maxi"), "expected the embedded model 'mini', got 'maxi'"),
+        (Architecture("embedded", "maxi"), "expected an embedded model of mini, .*, got 'maxi'"),
         (Architecture("timm", "test_resnet", 64), "timm model test_resnet: .*img_size"),
         (Architecture("open_clip", "RN50"), "expected a vision transformer, got open_clip RN50"),
     ],

@@ -379,7 +379,7 @@ innocents: {strangers: 0, twin_seeds: 0}
         load_owners(laboratory)
 
     start(weights_digest(load_owner(MINI, None)))
-    with pytest.raises(UserError, match="owner 'mini': expected weights of digest 0{16}, got"):
+    with pytest.raises(UserError, match=r"owner 'mini': expected weights of digest 0{16}, got"):
         start('"0000000000000000"')  # although they are in the store
 
 

@@ -383,12 +383,12 @@ def test_methods_and_attacks_are_named_by_the_settings_that_differ():
 
 def test_numbers_are_named_and_long_settings_go_to_the_legend():
     sparse = [(Spec("prune.l1", {"amount": a}),) for a in (0.2, 0.4)]
-    wordy = [(Spec("segment", {"data": letter * 40}),) for letter in "ab"]
+    wordy = [(Spec("segment", {"data": letter * 45}),) for letter in "ab"]
     table, *_ = made([], [cell(attack=a) for a in sparse + wordy])
     assert [r[3] for r in table.rows] == [
         *("prune.l1 amount=0.2", "prune.l1 amount=0.4", "segment #1", "segment #2")
     ]
-    assert f"segment #2: {'b' * 40}" in table.notes
+    assert f"segment #2: {'b' * 45}" in table.notes
 
 
 def test_the_notes_carry_rules_nulls_blocks_reductions_and_warnings():

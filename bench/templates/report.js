@@ -3,6 +3,8 @@
 // A number is what a cell opens with, alone or before an interval, a count, a slash.
 const NUMBER = /^[<>]?\s*([-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?)(?=$|[\s,;:%/[(])/i;
 
+const words = new Intl.Collator("en", { numeric: true });
+
 function value(row, column) {
   const cell = row.cells[column];
   const text = cell.textContent.trim();
@@ -12,7 +14,7 @@ function value(row, column) {
 
 function compare(a, b) {
   if (typeof a !== typeof b) return typeof a === "number" ? -1 : 1;
-  return typeof a === "number" ? a - b : a.localeCompare(b, "en", { numeric: true });
+  return typeof a === "number" ? a - b : words.compare(a, b);
 }
 
 // Ascending, descending, as it was; what is missing stays at the end.
@@ -67,7 +69,7 @@ function toggle(button) {
 }
 
 function filter() {
-  const words = document.getElementById("filter").value.toLowerCase().split(/\s+/);
+  const wanted = document.getElementById("filter").value.toLowerCase().split(/\s+/);
   const state = document.getElementById("state").value;
   let shown = 0;
   for (const group of document.querySelectorAll("#cells details")) {
@@ -76,7 +78,7 @@ function filter() {
       const row = button.closest("tr");
       const text = (group.dataset.name + " " + row.textContent).toLowerCase();
       row.hidden = !(
-        (state === "" || row.dataset.state === state) && words.every((word) => text.includes(word))
+        (state === "" || row.dataset.state === state) && wanted.every((word) => text.includes(word))
       );
       if (row.nextElementSibling?.className === "record") row.nextElementSibling.hidden = row.hidden;
       here += !row.hidden;

@@ -1,0 +1,127 @@
+"""The paper's suite where nothing is there: what it needs and costs, and samples of its data."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench import samples
+from bench.cli import main
+
+SUITES = Path(__file__).parent.parent / "suites"
+
+
+def test_the_papers_suite_says_what_it_needs_on_a_machine_that_has_nothing(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    assert main(["check", str(SUITES / "paper.yaml"), "--data", str(tmp_path)]) == 2
+    said = capsys.readouterr().out.splitlines()
+    marks = Counter(line.split()[0] for line in said if not line.startswith(" "))
+    assert marks == {"fetch": 22, "missing": 4}
+    assert any("hf download timm/vit_large_patch14_dinov2.lvd142m" in line for line in said)
+    for words in ("image-net.org", "robots.ox.ac.uk", "FoodSeg103.zip", "kaggle datasets download"):
+        assert sum(words in line for line in said) == 1
+
+
+def test_the_papers_suite_can_be_priced_for_a_device_that_is_not_here(tmp_path, capsys):
+    arguments = ["plan", str(SUITES / "paper.yaml"), "--results", str(tmp_path)]
+    assert main([*arguments, "--data", str(tmp_path), "--device", "a100-80gb"]) == 0
+    said = capsys.readouterr().out
+    assert "GPU time is an estimate" in said
+    assert "data imagenet is not there" in said
+    assert "?" not in said
+    assert not list(tmp_path.iterdir())
+
+
+PETS = """
+name: pets
+owners: [{embedded: mini}]
+methods: [{name: oracle.weights}]
+attacks: [{name: control.identity}]
+data: {pets: {loader: oxford-pets, path: PATH}}
+owner_images: pets
+probe: pets
+"""
+
+
+@pytest.fixture
+def torchvision(monkeypatch):
+    """A torchvision that has the pets at hand, and a list of where it was told to put them."""
+    asked = []
+
+    def download(folder, download):
+        assert download
+        asked.append(folder)
+        samples.pets(folder / "oxford-iiit-pet", samples._pictures())
+
+    monkeypatch.setattr("torchvision.datasets.OxfordIIITPet", download)
+    return asked
+
+
+def test_pets_are_downloaded_when_asked_for_and_never_otherwise(tmp_path, torchvision, capsys):
+    suite = tmp_path / "suite.yaml"
+    suite.write_text(PETS.replace("PATH", "sets/oxford-iiit-pet"))
+    check = ["check", str(suite), "--data", str(tmp_path)]
+    assert (main(check), torchvision) == (2, [])
+    assert "missing  data pets" in capsys.readouterr().out
+    assert (main([*check, "--download"]), torchvision) == (0, [tmp_path / "sets"])
+    said = capsys.readouterr().out
+    assert "ok       data pets: 48 images, 4 classes" in said
+    assert "published with 7349 images and 37 classes" in said
+    assert (main([*check, "--download"]), len(torchvision)) == (0, 1)
+
+
+def test_pets_are_not_downloaded_to_where_torchvision_would_not_put_them(
+    tmp_path, torchvision, capsys
+):
+    suite = tmp_path / "suite.yaml"
+    suite.write_text(PETS.replace("PATH", "pets"))
+    assert main(["check", str(suite), "--data", str(tmp_path), "--download"]) == 2
+    said = capsys.readouterr().err
+    assert "expected a path that ends in oxford-iiit-pet" in said
+    assert (said.count("\n"), torchvision) == (1, [])
+
+
+def test_a_download_that_fails_is_one_line(tmp_path, monkeypatch, capsys):
+    def refuse(folder, download):
+        raise OSError("no route\nto host")
+
+    monkeypatch.setattr("torchvision.datasets.OxfordIIITPet", refuse)
+    suite = tmp_path / "suite.yaml"
+    suite.write_text(PETS.replace("PATH", "oxford-iiit-pet"))
+    assert main(["check", str(suite), "--data", str(tmp_path), "--download"]) == 2
+    assert capsys.readouterr().err == (
+        "bench: data 'pets': --download: torchvision could not (no route)\n"
+    )
+
+
+def test_samples_are_laid_out_as_the_loaders_expect(tmp_path):
+    from bench import manifest, suite
+
+    pictures = samples._pictures()
+    samples.imagenet(tmp_path / "imagenet-val", pictures)
+    samples.products(tmp_path / "ECOMMERCE_PRODUCT_IMAGES", pictures)
+    samples.pets(tmp_path / "oxford-iiit-pet", pictures)
+    samples.foodseg(tmp_path / "FoodSeg103", pictures)
+    asked = suite.load(SUITES / "paper-smoke.yaml").data
+    full = suite.load(SUITES / "paper.yaml").data
+    assert {n: (d.loader, d.path) for n, d in asked.items()} == {
+        n: (d.loader, d.path) for n, d in full.items()
+    }
+    for name, settings in asked.items():
+        listed = manifest.read(name, settings, tmp_path)
+        assert len({item.source for item in listed.items}) == len(listed.items)
+        assert all(map(len, (manifest.split(listed).owner_images, listed.classes)))
+
+
+def test_weights_of_samples_are_fixed_and_differ_from_each_other(tmp_path):
+    samples.weights(tmp_path / "a", 64, ["test_vit", "test_vit2"])
+    samples.weights(tmp_path / "b", 64, ["test_vit"])
+    from safetensors.torch import load_file
+
+    first, again = (load_file(tmp_path / d / "test_vit.safetensors") for d in "ab")
+    assert all(torch.equal(v, again[k]) for k, v in first.items())
+    assert {v.dtype for v in first.values()} == {torch.float16}
