@@ -49,6 +49,10 @@ class Leases:
 
     def __enter__(self) -> Self:
         self._folder.mkdir(parents=True, exist_ok=True)
+        for path in self._folder.iterdir():  # what was made before its run died, nobody asks for
+            sign = _sign(path)
+            if sign is not None and _dead(sign.holder):
+                self._break(path.name, sign)
         threading.Thread(target=self._touch, daemon=True).start()
         return self
 

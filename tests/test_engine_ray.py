@@ -181,8 +181,9 @@ def parent(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
-def until_they_work(place: Place, *steps: str) -> list[int]:
+def until_they_work(place: Place, run: subprocess.Popen, *steps: str) -> list[int]:
     while not all(pids(place, step) for step in steps):
+        assert run.poll() is None, run.communicate()[0]
         time.sleep(0.1)
     return [pids(place, step)[-1] for step in steps]
 
@@ -224,7 +225,7 @@ def test_two_nodes_give_the_evidence_of_a_serial_run_though_a_worker_is_killed(
 ):
     ask("one.wait")
     run = on_ray(place, tmp_path)
-    (pid,) = until_they_work(place, "one")
+    (pid,) = until_they_work(place, run, "one")
     os.kill(pid, signal.SIGKILL)
     (place.trouble / "one.wait").unlink()
     output = finish(run)
@@ -255,7 +256,7 @@ def test_what_a_killed_node_was_at_another_does_again(place, ask, results):
     forget(results, ("one", "released"), ("two", "released"))
     ask("one.wait", "two.wait")
     run = on_ray(place, results)
-    workers = {parent(pid): pid for pid in until_they_work(place, "one", "two")}
+    workers = {parent(pid): pid for pid in until_they_work(place, run, "one", "two")}
     second = place.cluster.list_all_nodes()[1]
     worker = workers[second.all_processes["raylet"][0].process.pid]  # each node has one
     place.cluster.remove_node(second, allow_graceful=False)
@@ -274,7 +275,7 @@ def test_a_run_on_ray_and_one_without_do_each_stage_once(place, ask, results):
     forget(results, *itertools.product(("one", "two"), ("released", "owner")))
     ask("one.wait")
     runs = [on_ray(place, results), bench(place.suite, results, "--workers", "1")]
-    until_they_work(place, "one", "two")
+    until_they_work(place, runs[0], "one", "two")
     (place.trouble / "one.wait").unlink()
     for run in runs:
         finish(run)

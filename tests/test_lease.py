@@ -75,10 +75,13 @@ def test_a_lease_is_waited_for(two, monkeypatch):
 def test_on_one_machine_the_dead_block_nobody(tmp_path, changes, free):
     if not lease._place():
         pytest.skip("this system does not tell one process of a machine from all others")
-    written(tmp_path, **changes)
-    with Leases(tmp_path) as leases:
-        assert leases.take(KEY) == free
-    assert len(list(tmp_path.iterdir())) == (not free)
+    with Leases(tmp_path) as earlier:
+        written(tmp_path, **changes)
+        assert earlier.take(KEY) == free
+        written(tmp_path, **changes)
+        with Leases(tmp_path) as later:
+            assert (list(tmp_path.iterdir()) == []) == free
+            assert later.take(KEY) == free
 
 
 HOLD = """
@@ -143,9 +146,9 @@ def test_a_holder_taken_for_dead_takes_nothing_from_its_successor(tmp_path, monk
 
 
 def test_a_breaker_that_comes_late_leaves_the_new_lease_alone(tmp_path):
-    path = written(tmp_path, pid=past_pid())
-    old = lease._sign(path)
     with Leases(tmp_path) as quicker:
+        path = written(tmp_path, pid=past_pid())
+        old = lease._sign(path)
         quicker._break(KEY, old)
         assert quicker.take(KEY)
         new = lease._sign(path)
@@ -157,7 +160,6 @@ def test_a_breaker_that_comes_late_leaves_the_new_lease_alone(tmp_path):
 def test_of_many_who_find_a_dead_lease_one_gets_it(tmp_path):
     dead, crowd = past_pid(), 8
     for _ in range(50):
-        written(tmp_path, pid=dead)
         ready, got = threading.Barrier(crowd), []
 
         def grab(leases, ready=ready, got=got):
@@ -166,6 +168,7 @@ def test_of_many_who_find_a_dead_lease_one_gets_it(tmp_path):
 
         with ExitStack() as stack:
             everybody = [stack.enter_context(Leases(tmp_path)) for _ in range(crowd)]
+            written(tmp_path, pid=dead)
             threads = [threading.Thread(target=grab, args=(one,)) for one in everybody]
             for thread in threads:
                 thread.start()
