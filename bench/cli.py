@@ -7,10 +7,11 @@ import contextlib
 import functools
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from bench.arguments import Command, parser
 from bench.types import Incompatible, UserError
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ WORSE, UNMEASURED = 3, 4
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status; a user's mistake is one line on stderr."""
-    arguments = _parser().parse_args(argv)
+    arguments = parser(COMMANDS).parse_args(argv)
     try:
         status: int = arguments.command(arguments)
     except (UserError, Incompatible) as error:
@@ -57,222 +58,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="bench",
-        description="Who owns this vision foundation model? Methods crossed with attacks.",
-    )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    def add(name: str, command: object, text: str) -> argparse.ArgumentParser:
-        made = commands.add_parser(name, help=text, description=text)
-        made.set_defaults(command=command)
-        return made
-
-    run = add("run", run_suite, "answer every cell of a suite and print its tables")
-    _suite(run)
-    _device(run)
-    run.add_argument(
-        "--engine",
-        choices=("processes", "ray"),
-        default="processes",
-        help="processes (default): workers on this machine; ray: all GPUs of it, or a cluster",
-    )
-    run.add_argument(
-        "--address",
-        metavar="HOST:PORT",
-        help="of a Ray cluster, auto for the one on this machine (default: Ray on this machine)",
-    )
-    run.add_argument(
-        "--workers",
-        type=_positive,
-        help="stages carried out side by side (default: 1 on a GPU, else one per --threads cores; "
-        "with ray, as many as the cluster has room for)",
-    )
-    run.add_argument(
-        "--threads",
-        type=_positive,
-        default=1,
-        help="CPU threads of one stage; evidence is repeatable for equal numbers (default 1)",
-    )
-    planning = add("plan", show_plan, "say what a run would do, what is there, what it costs")
-    _suite(planning)
-    planning.add_argument(
-        "--device",
-        metavar="NAME",
-        help="estimate for a device that is not here, by what is declared of it (a100-80gb ...); "
-        "default: by what was measured here",
-    )
-    report = add("report", show_report, "print the tables again, from the records alone")
-    report.add_argument("suite", type=Path, help="suite file, or the folder of its results")
-    report.add_argument("--results", type=Path, default=Path("results"), metavar="DIR")
-    formats = ("terminal", "markdown", "latex", "csv", "html")
-    report.add_argument("--format", choices=formats, default="terminal")
-    report.add_argument(
-        "--reference", action="store_true", help="the paper's printed figures beside ours, too"
-    )
-    report.add_argument(
-        "--frontier",
-        action="store_true",
-        help="the price of removal instead: utility lost against what is still detected, printed "
-        "and written beside the records, with a picture (frontier.svg)",
-    )
-    report.add_argument(
-        "--calibration",
-        action="store_true",
-        help="level and power of the verdicts, AUC and detection at a stated false-positive rate, "
-        "too, written beside the records",
-    )
-    comparing = add("compare", compare_results, "say whether new results are worse than old ones")
-    comparing.add_argument("base", type=Path, help="folder of the old results")
-    comparing.add_argument("head", type=Path, help="folder of the new results")
-    for name in ("rate", "score", "utility"):
-        text = f"how far the {name} of a cell may move for the worse (the table says the default)"
-        comparing.add_argument(f"--{name}", type=float, help=text)
-    verifying = add("verify-results", verify_results, "check records against outline and store")
-    verifying.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
-    listing = add("list", list_known, "list methods, attacks, models or embedded data")
-    listing.add_argument("what", choices=("methods", "attacks", "models", "data"))
-    listing.add_argument("--format", choices=("terminal", "markdown"), default="terminal")
-    check = add("check", check_suite, "say line by line what a suite needs, and how to get it")
-    _suite(check)
-    check.add_argument(
-        "--download",
-        action="store_true",
-        help="fetch what its publisher lets anybody fetch: weights from the hub, Oxford-IIIT Pet",
-    )
-    profile = add("profile", profile_model, "measure the activations of every block of a model")
-    profile.add_argument("model", help="mini, timm:NAME or open_clip:NAME")
-    profile.add_argument("--weights", default="hub", help="hub (default), random or a file")
-    profile.add_argument("--pretrained", help="open_clip's tag, for weights from the hub")
-    profile.add_argument("--images", default="photos", help="photos (default) or a folder")
-    profile.add_argument(
-        "--count", type=int, default=100, help="images (default 100, as the paper)"
-    )
-    profile.add_argument(
-        "-o", "--output", type=Path, metavar="DIR", help="where to write the table, too"
-    )
-    _data(profile)
-    _device(profile)
-    protect = add("protect", protect_model, "mark or fingerprint a model of yours and keep the key")
-    _model(protect)
-    protect.add_argument("--method", required=True, help="see `bench list methods`")
-    protect.add_argument(
-        "--set",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="NAME=VALUE",
-        help="settings of the method",
-    )
-    protect.add_argument(
-        "--images", required=True, help="your images: a folder, or the embedded photos or digits"
-    )
-    protect.add_argument(
-        "--labels",
-        choices=("none", "sorted"),
-        default="none",
-        help="sorted: the files of a flat folder show one class each, in the order of their names",
-    )
-    protect.add_argument(
-        "--users", type=_names, default=("",), metavar="A,B", help="a copy and a key for each"
-    )
-    protect.add_argument(
-        "--seed",
-        type=int,
-        help="to repeat a trial; a secret is no safer than its seed (default: unpredictable)",
-    )
-    protect.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
-    _data(protect)
-    _device(protect)
-    verify = add("verify", verify_suspect, "say whether a suspect is the model a key was made for")
-    verify.epilog = (
-        "Exit status: 0 owned (with several keys: by one of them), 1 not owned, 2 something to put "
-        "right, 3 undecided, 4 incompatible: no key can read this suspect."
-    )
-    verify.add_argument("suspect", type=Path, help="its weights: safetensors, or a state dict")
-    verify.add_argument(
-        "--key", type=Path, nargs="+", required=True, metavar="FILE", help="one for each user"
-    )
-    verify.add_argument(
-        "--commitment", nargs="+", metavar="HEX", help="what was published, of every key"
-    )
-    verify.add_argument("--model", help="the suspect's architecture (default: the owner's)")
-    verify.add_argument("--image-size", type=_positive, help="its side, where not the library's")
-    verify.add_argument(
-        "--strangers", type=Path, metavar="DIR", help="models that never met the owner's"
-    )
-    verify.add_argument(
-        "--descendants",
-        type=Path,
-        metavar="DIR",
-        help="for a mark: finetuned copies of the clean owner, and copies marked with other keys",
-    )
-    verify.add_argument("--alpha", type=float, default=0.05, help="level of the verdict (0.05)")
-    _device(verify)
-    store = add(
-        "store", show_store, "list what the store holds; --collect frees what no suite uses"
-    )
-    store.add_argument("--results", type=Path, default=Path("results"), metavar="DIR")
-    store.add_argument(
-        "--collect",
-        nargs="+",
-        type=Path,
-        metavar="SUITE",
-        help="remove every artefact that none of these suites uses",
-    )
-    _data(store)
-    return parser
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"expected at least 1, got {number}")
-    return number
-
-
 def _workers(threads: int) -> int:
     """Return how many stages run side by side unless told: by cores, and 1.5 GB of memory each."""
     from bench.runner import available_memory_mb, usable_cores
 
     return max(1, min(usable_cores() // threads, int(available_memory_mb() // 1500), 8))
-
-
-def _suite(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("suite", type=Path, help="suite file, e.g. suites/demo.yaml")
-    parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR")
-    _data(parser)
-
-
-def _model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", help="mini, timm:NAME or open_clip:NAME")
-    parser.add_argument("--weights", default="hub", help="hub (default), random or a file")
-    parser.add_argument("--pretrained", help="open_clip's tag, for weights from the hub")
-    parser.add_argument("--image-size", type=_positive, help="its side, where not the library's")
-
-
-def _names(text: str) -> tuple[str, ...]:
-    import re
-
-    names = tuple(text.split(","))
-    if len(set(names)) < len(names) or not all(re.fullmatch(r"\w[\w.-]*", n) for n in names):
-        raise argparse.ArgumentTypeError(f"expected different names such as alice,bob, got {text}")
-    return names
-
-
-def _data(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--data",
-        type=Path,
-        default=os.environ.get("BENCH_DATA") or None,
-        metavar="DIR",
-        help="where relative paths of data and weights start (default: BENCH_DATA)",
-    )
-
-
-def _device(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1 ...")
 
 
 def run_suite(arguments: argparse.Namespace) -> int:
@@ -447,7 +237,7 @@ def _gigabytes(value: float | None) -> str:
 
 def show_report(arguments: argparse.Namespace) -> int:
     """Print a suite's tables from its records; needs neither torch nor the models."""
-    from bench import frontier, ledger, level, page, paper, report, tables
+    from bench import frontier, ledger, level, lineup, page, paper, report, tables
     from bench.files import write_atomically
 
     home = arguments.suite
@@ -465,7 +255,7 @@ def show_report(arguments: argparse.Namespace) -> int:
     if arguments.reference:
         made = (*made, *paper.tables(outline, records))
     if arguments.calibration:
-        blocks, _ = report.grouped(outline, records)
+        blocks, _ = lineup.grouped(outline, records)
         judged = level.level_table(outline, [(b.owner, b.method, b.records) for b in blocks])
         made = (*made, judged)
         tables.write(home, [judged])
@@ -909,3 +699,19 @@ def _console() -> Console:
     wide = Console()
     # A pipe has no width of its own; tables are laid out for this one.
     return wide if wide.is_terminal else Console(width=120)
+
+
+COMMANDS: Mapping[str, Command] = {
+    "run": run_suite,
+    "plan": show_plan,
+    "report": show_report,
+    "compare": compare_results,
+    "verify-results": verify_results,
+    "list": list_known,
+    "check": check_suite,
+    "profile": profile_model,
+    "protect": protect_model,
+    "verify": verify_suspect,
+    "store": show_store,
+}
+"""What carries out each command."""

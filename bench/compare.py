@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Literal
 
-from bench import ledger, report
+from bench import ledger, lineup
 from bench.ledger import Outline
 from bench.statistics import lineage
 from bench.tables import NOTHING, Table
@@ -178,9 +178,9 @@ def _number(
 def table(found: Comparison, head: Results, tolerance: Tolerance) -> Table:
     """Return what moved beyond tolerance or was lost, and how much there was to compare."""
     cells = [cell for _, cell in head.outline.cells]
-    owners = report.labelled(cell.owner for cell in cells)
-    methods = report.labelled(cell.method for cell in cells)
-    steps = report.labelled(step for cell in cells for step in cell.attack)
+    owners = lineup.labelled(cell.owner for cell in cells)
+    methods = lineup.labelled(cell.method for cell in cells)
+    steps = lineup.labelled(step for cell in cells for step in cell.attack)
     shown = [d for d in found.differences if d.outcome != "within tolerance"]
     rows = [
         (

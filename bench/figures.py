@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from bench import report
+from bench import lineup
 from bench.types import Evidence, Lineage, Record
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ SETTINGS: dict[Any, Any] = {
 }
 
 
-def curves(row: report.Row, name: str) -> str:
+def curves(row: lineup.Row, name: str) -> str:
     """Return the paper's Fig. 3 for one attack; empty where nobody counted bit errors.
 
     Lines are means over models, shades go from the lowest model to the highest, the upright is the
@@ -68,18 +68,18 @@ def curves(row: report.Row, name: str) -> str:
 
     def draw(axes: Axes) -> None:
         axes.axvline(threshold, color=MUTED, linewidth=0.6)
-        for origin, by_tau in ((o, report.rates_by_tau(r)) for o, r in found.items() if r):
-            axes.plot(report.TAUS, [fmean(rates) for rates in by_tau], **STYLES[origin])
+        for origin, by_tau in ((o, lineup.rates_by_tau(r)) for o, r in found.items() if r):
+            axes.plot(lineup.TAUS, [fmean(rates) for rates in by_tau], **STYLES[origin])
             low, high = map(min, by_tau), map(max, by_tau)
             shade = STYLES[origin]["color"]
-            axes.fill_between(report.TAUS, [*low], [*high], color=shade, alpha=0.14, linewidth=0)
-        axes.set(xlim=(0, report.TAUS[-1]), ylim=(-0.02, 1.02), yticks=(0, 0.5, 1))
-        axes.set(xticks=report.TAUS, xlabel="tau", ylabel="R")
+            axes.fill_between(lineup.TAUS, [*low], [*high], color=shade, alpha=0.14, linewidth=0)
+        axes.set(xlim=(0, lineup.TAUS[-1]), ylim=(-0.02, 1.02), yticks=(0, 0.5, 1))
+        axes.set(xticks=lineup.TAUS, xlabel="tau", ylabel="R")
 
     return _svg(draw, (2.6, 1.8), name, f"R against tau after {row.label}")
 
 
-def histogram(block: report.Block, name: str) -> str:
+def histogram(block: lineup.Block, name: str) -> str:
     """Return the native statistic of all queries by population, each suspect counting once."""
     from matplotlib.ticker import MaxNLocator
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from bench import report, statistics
+from bench import lineup, report, statistics
 from bench.tables import NOTHING, Table
 from bench.types import Lineage, Record, Spec, UserError, Utility, canonical
 
@@ -103,7 +103,7 @@ class Point:
     """One strength of a sweep: what is left of the claim there, and what it cost the thief."""
 
     strength: float
-    row: report.Row
+    row: lineup.Row
     verdicts: Sequence[statistics.Verdict]
     losses: Mapping[Lineage, Loss]
 
@@ -121,7 +121,7 @@ class Point:
     @property
     def detected(self) -> bool | None:
         """Say whether the copies pass the paper's own threshold; None without evidence."""
-        found = report.detection(self.row, "released")
+        found = lineup.detection(self.row, "released")
         return found.mean >= R_HIGH if found else None
 
 
@@ -158,7 +158,7 @@ class _Best:
 
     utility: float
     strength: float
-    row: report.Row
+    row: lineup.Row
     population: Lineage
 
 
@@ -204,9 +204,9 @@ def _sweeps(outline: Outline, records: Mapping[str, Record]) -> tuple[list[Sweep
     families = _families(outline)
     if not families:
         raise UserError(f"{outline.name}: expected a sweep, got none; {WHAT_A_SWEEP_IS}")
-    label = report.labelled(step for family in families for step in family.steps)
+    label = lineup.labelled(step for family in families for step in family.steps)
     labelled = {label(*family.steps): family for family in families}
-    blocks, legend = report.grouped(outline, records)
+    blocks, legend = lineup.grouped(outline, records)
     swept = [s for block in blocks for s in _block_sweeps(block, labelled, outline.alpha)]
     heads = {name for block in blocks for name in (block.owner, block.method)}
     named = [line for line in legend if line.split(": ")[0] in heads]  # the rest is about rows
@@ -216,7 +216,7 @@ def _sweeps(outline: Outline, records: Mapping[str, Record]) -> tuple[list[Sweep
 def _families(outline: Outline) -> list[_Family]:
     """Find the chains that differ in one number only; an attack may be swept in two numbers."""
     found: dict[str, _Family] = {}
-    for chain in (report.core(c) for _, c in outline.cells if c.lineage == "released"):
+    for chain in (lineup.core(c) for _, c in outline.cells if c.lineage == "released"):
         for position, step in enumerate(chain):
             for setting, value in step.args.items():
                 if type(value) in (int, float):
@@ -240,17 +240,17 @@ def _fixed(label: str, family: _Family) -> str:
 
 
 def _block_sweeps(
-    block: report.Block, families: Mapping[str, _Family], alpha: float
+    block: lineup.Block, families: Mapping[str, _Family], alpha: float
 ) -> Iterator[Sweep]:
     """Yield the sweeps of one owner and method."""
     nulls = statistics.innocents(block.records)
     # Innocents with rows of their own went through the same; those rows come after the attack's.
     rows = {_name(row.chain): row for row in reversed(block.rows)}
-    untouched = next((row for row in block.rows if row.label == report.UNTOUCHED), None)
+    untouched = next((row for row in block.rows if row.label == lineup.UNTOUCHED), None)
 
-    def point(strength: float, row: report.Row, yardstick: _Yardstick) -> Point:
+    def point(strength: float, row: lineup.Row, yardstick: _Yardstick) -> Point:
         losses = {p: loss for p in POPULATIONS if (loss := _loss(row, p, yardstick))}
-        return Point(strength, row, report.judged(row, nulls, alpha), losses)
+        return Point(strength, row, lineup.judged(row, nulls, alpha), losses)
 
     for label, family in families.items():
         swept = {s: rows[c] for s, c in sorted(family.strengths.items()) if c in rows}
@@ -266,7 +266,7 @@ def _block_sweeps(
         )
 
 
-def _yardstick(untouched: report.Row | None, rows: Mapping[float, report.Row]) -> _Yardstick:
+def _yardstick(untouched: lineup.Row | None, rows: Mapping[float, lineup.Row]) -> _Yardstick:
     """Choose by the records: is the suspects' task the one their model was measured on before?"""
     before: dict[tuple[str, str], Utility] = {
         (statistics.claim(record.cell), record.cell.base): utility
@@ -278,11 +278,11 @@ def _yardstick(untouched: report.Row | None, rows: Mapping[float, report.Row]) -
     return _Yardstick(before, _best(rows) if before and not same else None)
 
 
-def _best(rows: Mapping[float, report.Row]) -> _Best | None:
+def _best(rows: Mapping[float, lineup.Row]) -> _Best | None:
     """Return the twins' best mean utility over the strengths; the copies' where none has a twin."""
     for population in ("owner", "released"):
         means = {
-            strength: fmean(report.per_model((record, utility.value) for record, utility in found))
+            strength: fmean(lineup.per_model((record, utility.value) for record, utility in found))
             for strength, row in rows.items()
             if (found := _measured(row, population))
         }
@@ -292,7 +292,7 @@ def _best(rows: Mapping[float, report.Row]) -> _Best | None:
     return None
 
 
-def _loss(row: report.Row, population: Lineage, yardstick: _Yardstick) -> Loss | None:
+def _loss(row: lineup.Row, population: Lineage, yardstick: _Yardstick) -> Loss | None:
     """Hold the utility of one population against the yardstick, mean over models."""
     held = [
         (record, reference, utility)
@@ -301,9 +301,9 @@ def _loss(row: report.Row, population: Lineage, yardstick: _Yardstick) -> Loss |
     ]
     if not held:
         return None
-    before = fmean(report.per_model((record, reference) for record, reference, _ in held))
-    after = fmean(report.per_model((record, utility.value) for record, _, utility in held))
-    losses = report.per_model((record, ref - utility.value) for record, ref, utility in held)
+    before = fmean(lineup.per_model((record, reference) for record, reference, _ in held))
+    after = fmean(lineup.per_model((record, utility.value) for record, _, utility in held))
+    losses = lineup.per_model((record, ref - utility.value) for record, ref, utility in held)
     best = yardstick.best
     itself = best is not None and best.row is row and best.population == population
     share = all(utility.metric in SHARES for _, _, utility in held)
@@ -316,7 +316,7 @@ def _loss(row: report.Row, population: Lineage, yardstick: _Yardstick) -> Loss |
     )
 
 
-def _measured(row: report.Row, population: Lineage) -> list[tuple[Record, Utility]]:
+def _measured(row: lineup.Row, population: Lineage) -> list[tuple[Record, Utility]]:
     return [(record, record.utility) for record in row.records(population) if record.utility]
 
 
@@ -367,9 +367,9 @@ def _point_row(point: Point, tasks: dict[str, str]) -> tuple[str, ...]:
     )
 
 
-def _score(row: report.Row, population: Lineage) -> str:
+def _score(row: lineup.Row, population: Lineage) -> str:
     read = [(r, r.evidence.score) for r in row.records(population) if r.evidence is not None]
-    return f"{fmean(report.per_model(read)):.3f}" if read else NOTHING
+    return f"{fmean(lineup.per_model(read)):.3f}" if read else NOTHING
 
 
 def _prices(swept: Sequence[Sweep], title: str, reductions: Sequence[str]) -> Table:
@@ -516,7 +516,7 @@ class _Dot(NamedTuple):
 
 
 def _dot(point: Point, population: Lineage) -> _Dot | None:
-    loss, rate = point.losses.get(population), report.detection(point.row, population)
+    loss, rate = point.losses.get(population), lineup.detection(point.row, population)
     return None if loss is None or rate is None else _Dot(loss, rate)
 
 

@@ -109,6 +109,8 @@ def fetch(place: Place) -> None:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
 
+    if not _hub_answers():  # its client would go on trying for most of a minute
+        raise UserError(f"{place.repository}: expected weights on the hub, which does not answer")
     said = ""
     for file in place.files:
         try:

@@ -15,7 +15,7 @@ from importlib import resources
 from statistics import fmean
 from typing import TYPE_CHECKING, NamedTuple
 
-from bench import figures, report, statistics
+from bench import figures, lineup, report, statistics
 from bench.tables import NOTHING, Table
 from bench.types import Cost, Evidence, Fidelity, Json, Lineage, Record, Spec, canonical
 
@@ -31,7 +31,7 @@ STATES = {
 }
 """What can have become of a cell, in the words of the page."""
 
-POPULATIONS: dict[Lineage, str] = dict(report.POPULATIONS)
+POPULATIONS: dict[Lineage, str] = dict(lineup.POPULATIONS)
 
 
 class Line(NamedTuple):
@@ -87,7 +87,7 @@ def html(outline: Outline, records: Mapping[str, Record], made: Sequence[Table])
     """Return the page: overview, methods, the tables given, and every cell with its record."""
     import jinja2
 
-    blocks, _ = report.grouped(outline, records)
+    blocks, _ = lineup.grouped(outline, records)
     lines: dict[Line, int] = {}
     cells: list[list[int]] = []
     cards = [_card(block, outline.alpha, lines, cells) for block in blocks]
@@ -115,13 +115,13 @@ def html(outline: Outline, records: Mapping[str, Record], made: Sequence[Table])
     )
 
 
-def _states(asked: Iterable[report.Asked]) -> list[tuple[str, str, int]]:
+def _states(asked: Iterable[lineup.Asked]) -> list[tuple[str, str, int]]:
     """Count cells by what became of them: state, its words, how many."""
     counted = Counter(_state(item) for item in asked)
     return [(state, words, counted[state]) for state, words in STATES.items()]
 
 
-def _asked(blocks: Sequence[report.Block]) -> str:
+def _asked(blocks: Sequence[lineup.Block]) -> str:
     """Say how much was asked: "1 owner, 2 methods, 8 attacks"."""
     owners, methods = ({getattr(block, kind) for block in blocks} for kind in ("owner", "method"))
     attacks = {row.label for block in blocks for row in block.rows}
@@ -129,7 +129,7 @@ def _asked(blocks: Sequence[report.Block]) -> str:
     return ", ".join(f"{len(found)} {word}{'s' * (len(found) != 1)}" for found, word in words)
 
 
-def _state(asked: report.Asked) -> str:
+def _state(asked: lineup.Asked) -> str:
     return asked.record.status if asked.record else "hole"
 
 
@@ -142,7 +142,7 @@ def _environments(records: Mapping[str, Record], outline: Outline) -> list[str]:
 
 
 def _card(
-    block: report.Block, alpha: float, lines: dict[Line, int], cells: list[list[int]]
+    block: lineup.Block, alpha: float, lines: dict[Line, int], cells: list[list[int]]
 ) -> Card:
     """Describe a block; `lines` and `cells` gain what its cells have to say."""
     nulls = statistics.innocents(block.records)
@@ -150,7 +150,7 @@ def _card(
         record.key: verdict
         for row in block.rows
         for record, verdict in zip(
-            row.records("released"), report.judged(row, nulls, alpha), strict=True
+            row.records("released"), lineup.judged(row, nulls, alpha), strict=True
         )
     }
     attacks = {
@@ -178,14 +178,14 @@ def _card(
     )
 
 
-def _unit(block: report.Block) -> str:
+def _unit(block: lineup.Block) -> str:
     found = block.found
     evidence = found[0].evidence if found else None
     return f"{evidence.rule.statistic} of one {evidence.unit}" if evidence else ""
 
 
 def _facts(
-    block: report.Block,
+    block: lineup.Block,
     nulls: Mapping[str, statistics.Innocents],
     verdicts: Iterable[statistics.Verdict],
 ) -> Iterator[Line]:
@@ -223,7 +223,7 @@ Holes = Mapping[tuple[str, str, str, str], str]
 """The state of what is missing, by owner, method, attack and population; "part" beside a number."""
 
 
-def _holes(blocks: Sequence[report.Block]) -> Holes:
+def _holes(blocks: Sequence[lineup.Block]) -> Holes:
     """Return where answers are missing; of several states in one place, the gravest."""
     found: dict[tuple[str, str, str, str], str] = {}
     gravest = ("failed", "hole", "incompatible", "skipped")
@@ -263,7 +263,7 @@ def _shown(table: Table, holes: Holes, said: set[str]) -> Shown:
 
 
 def _cell_row(
-    number: int, asked: report.Asked, attack: str, verdict: statistics.Verdict | None
+    number: int, asked: lineup.Asked, attack: str, verdict: statistics.Verdict | None
 ) -> CellRow:
     record, evidence = asked.record, asked.found.evidence if asked.found else None
     utility = record.utility if record else None
@@ -282,7 +282,7 @@ def _cell_row(
     )
 
 
-def _lines(asked: report.Asked) -> Iterator[Line]:
+def _lines(asked: lineup.Asked) -> Iterator[Line]:
     """Yield a cell's record and where it comes from, line by line."""
     cell, record = asked.cell, asked.record
     yield Line("key", asked.key)

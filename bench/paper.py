@@ -22,7 +22,7 @@ from importlib import resources
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from bench import report
+from bench import lineup, report
 from bench.tables import NOTHING, Table
 from bench.types import Json, Record, Spec
 
@@ -34,7 +34,7 @@ CAUTION = "other models, data and machines than ours: no target, and part of no 
 
 def tables(outline: Outline, records: Mapping[str, Record]) -> tuple[Table, ...]:
     """Return the paper's Tables 1 to 3 beside ours, as far as rows are alike."""
-    blocks, _ = report.grouped(outline, records)
+    blocks, _ = lineup.grouped(outline, records)
     printed = _printed()
     one, two, three = printed["table1"], printed["table2"], printed["table3"]
     errors = ("R, tau 0", "paper", "bit errors", "paper", "R, tau 4, segmented", "paper")
@@ -65,7 +65,7 @@ def _table(
     )
 
 
-def _rows_1(blocks: Iterable[report.Block], printed: Json) -> Iterator[tuple[str, ...]]:
+def _rows_1(blocks: Iterable[lineup.Block], printed: Json) -> Iterator[tuple[str, ...]]:
     """Yield the block with the mark: R without errors, mean errors, R after segmentation."""
     for block in blocks:
         cell = block.asked[0].cell
@@ -94,10 +94,10 @@ def _marked_block(records: Iterable[Record]) -> int | None:
 
 def _rate(records: Sequence[Record], tau: int) -> str:
     """Write the mean detection rate with `tau` bit errors allowed."""
-    return f"{fmean(report.rates_by_tau(records)[tau]):.3f}" if records else NOTHING
+    return f"{fmean(lineup.rates_by_tau(records)[tau]):.3f}" if records else NOTHING
 
 
-def _rows_2(blocks: Iterable[report.Block], printed: Json) -> Iterator[tuple[str, ...]]:
+def _rows_2(blocks: Iterable[lineup.Block], printed: Json) -> Iterator[tuple[str, ...]]:
     """Yield the detection rate of every attack that the paper tried on this method too."""
     for block in blocks:
         method = block.asked[0].cell.method.name
@@ -118,7 +118,7 @@ def _rows_2(blocks: Iterable[report.Block], printed: Json) -> Iterator[tuple[str
                 yield block.owner, block.method, row.label, ours, ", ".join(figures)
 
 
-def _rows_3(blocks: Iterable[report.Block], printed: Json) -> Iterator[tuple[str, ...]]:
+def _rows_3(blocks: Iterable[lineup.Block], printed: Json) -> Iterator[tuple[str, ...]]:
     """Yield what embedding and extraction took, in the units each side prints."""
     for block in blocks:
         minutes = printed["minutes"].get(block.asked[0].cell.method.name)
@@ -129,12 +129,12 @@ def _rows_3(blocks: Iterable[report.Block], printed: Json) -> Iterator[tuple[str
             yield block.owner, block.method, ours[0], theirs[0], ours[1], theirs[1]
 
 
-def _done(row: report.Row, pattern: Json) -> bool:
+def _done(row: lineup.Row, pattern: Json) -> bool:
     """Say whether a row's suspects went through this one attack, and marked copies are among it."""
     return bool(row.suspects["released"]) and len(row.chain) == 1 and _like(row.chain[0], pattern)
 
 
-def _independent(row: report.Row) -> bool:
+def _independent(row: lineup.Row) -> bool:
     """Say whether a row holds strangers that nothing was done to, and nobody else."""
     others = row.suspects["released"] or row.suspects["owner"]
     return bool(row.suspects["stranger"]) and not others and not row.chain

@@ -59,9 +59,11 @@ def class_iou(predicted: Tensor, masks: Tensor, classes: int) -> Tensor:
     A class that no mask shows is NaN, whether predicted or not: every suspect is judged on the same
     classes.
     """
-    counts = masks != IGNORE
-    pairs = masks[counts].long() * classes + predicted[counts].long()
-    table = torch.bincount(pairs, minlength=classes**2).view(classes, classes).double()
+    from torchmetrics.functional.classification import multiclass_confusion_matrix
+
+    table = multiclass_confusion_matrix(
+        predicted.long(), masks.long(), classes, ignore_index=IGNORE
+    ).double()
     shown, said, both = table.sum(1), table.sum(0), table.diag()
     return torch.where(shown > 0, both / (shown + said - both), torch.nan)
 

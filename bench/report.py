@@ -9,25 +9,32 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from statistics import fmean, median
 from typing import TYPE_CHECKING, TypeVar
 
 from bench import bounds, statistics
+from bench.lineup import (
+    OTHER_KEY,
+    POPULATIONS,
+    TAUS,
+    Block,
+    Row,
+    core,
+    detection,
+    evidence_of,
+    grouped,
+    judged,
+    per_model,
+    rates_by_tau,
+)
 from bench.tables import NOTHING, Table
-from bench.types import Cell, Cost, Evidence, Fidelity, Lineage, Record, Spec, canonical
+from bench.types import Cost, Fidelity, Lineage, Record, canonical
 
 if TYPE_CHECKING:
     from bench.ledger import Outline
 
 T = TypeVar("T", bound=Hashable)
 
-LONGEST_LABEL = 48
-"""Letters; a longer name gets a number and moves to the legend."""
-
-LONGEST_REASON = 48
-"""Letters; the record keeps the whole of it."""
 
 PROTECT_NOTES = (
     *("block", "block_rule", "trigger_images", "yield", "steps"),
@@ -41,20 +48,6 @@ queries a fingerprint has of those asked for, what failed, and what filled the g
 STEP_RATIO = "step_ratio_to_ideal"
 """What `protect` may report about its training loop: a step's time over the fewest passes'."""
 
-UNTOUCHED = "control.identity"
-"""The attack that does nothing; its row holds the strangers that nothing was done to."""
-
-OTHER_KEY = "another owner's mark"
-"""The row of copies of the owner that were marked with another key than the one read with."""
-
-TAUS = tuple(range(8))
-"""The bit errors of the paper's Fig. 3."""
-
-POPULATIONS: tuple[tuple[Lineage, str], ...] = (
-    ("released", "marked"),
-    ("owner", "twin"),
-    ("stranger", "stranger"),
-)
 
 LEGEND = (
     "marked: the released model after the attack (for a fingerprint the released model is the "
@@ -70,88 +63,6 @@ LEGEND = (
     "it ranks. owned 2/2: the verdict on 2 of 2 copies. statistic: mean of the method's native "
     f"number. m/t/s: marked / twin / stranger. {NOTHING}: not asked. hole: not run yet.",
 )
-
-
-@dataclass(frozen=True)
-class Asked:
-    """One cell of the outline with the record that answers it, if there is one."""
-
-    key: str
-    cell: Cell
-    record: Record | None
-
-    @cached_property
-    def found(self) -> Record | None:
-        """Return the record if it carries evidence."""
-        return self.record if self.record is not None and self.record.evidence else None
-
-    @property
-    def lineage(self) -> Lineage:
-        """Return what the suspect descends from, as far as it is known."""
-        return statistics.lineage(self.record) if self.record else self.cell.lineage
-
-    @property
-    def hole(self) -> str:
-        """Say in words why there is no number; empty if there is one."""
-        if self.record is None:
-            return "hole"
-        if self.found:
-            return ""
-        reason = " ".join(self.record.reason.split())
-        return f"{self.record.status}: {_short(reason)}" if reason else self.record.status
-
-
-@dataclass(frozen=True)
-class Row:
-    """One attack under one claim: its cells by what their suspects descend from."""
-
-    label: str
-    suspects: Mapping[Lineage, Sequence[Asked]]
-
-    @property
-    def chain(self) -> tuple[Spec, ...]:
-        """Return what was done to the suspects."""
-        return core(next(asked.cell for group in self.suspects.values() for asked in group))
-
-    @property
-    def undone(self) -> bool:
-        """Say whether an attack on the released model gave back the clean owner."""
-        return any(asked.cell.lineage == "released" for asked in self.suspects["owner"])
-
-    def records(self, origin: Lineage) -> list[Record]:
-        """Return the records of one population that carry evidence."""
-        return [asked.found for asked in self.suspects[origin] if asked.found]
-
-
-@dataclass(frozen=True)
-class Block:
-    """Everything asked about one owner with one method."""
-
-    owner: str
-    method: str
-    asked: Sequence[Asked]
-    rows: Sequence[Row]
-
-    @cached_property
-    def records(self) -> list[Record]:
-        """Return every record there is."""
-        return [asked.record for asked in self.asked if asked.record]
-
-    @cached_property
-    def found(self) -> list[Record]:
-        """Return the records that carry evidence."""
-        return [asked.found for asked in self.asked if asked.found]
-
-
-@dataclass(frozen=True)
-class _Labels:
-    """Short names for specs, with a legend of those that had to be numbered."""
-
-    texts: Mapping[str, str]
-    legend: tuple[str, ...]
-
-    def __call__(self, *chain: Spec) -> str:
-        return " > ".join(self.texts[step.text] for step in chain)
 
 
 def tables(outline: Outline, records: Mapping[str, Record]) -> tuple[Table, ...]:
@@ -171,120 +82,6 @@ def tables(outline: Outline, records: Mapping[str, Record]) -> tuple[Table, ...]
         bounds.bounds_table(outline, groups),
     )
     return tuple(table for table in found if table.rows or table.name in ("Table 2", "Table 3"))
-
-
-# Who is who: blocks, rows and labels.
-
-
-def grouped(outline: Outline, records: Mapping[str, Record]) -> tuple[list[Block], list[str]]:
-    """Group the outline's cells by owner and method, in the outline's order."""
-    cells = [cell for _, cell in outline.cells]
-    owners = labelled(cell.owner for cell in cells)
-    methods = labelled(cell.method for cell in cells)
-    steps = labelled(step for cell in cells for step in (*core(cell), *_control(cell)))
-    groups: dict[tuple[str, str], list[Asked]] = {}
-    for key, cell in outline.cells:
-        group = (owners(cell.owner), methods(cell.method))
-        groups.setdefault(group, []).append(Asked(key, cell, records.get(key)))
-    blocks = [
-        Block(owner, method, asked, _rows(asked, steps))
-        for (owner, method), asked in groups.items()
-    ]
-    return blocks, [*owners.legend, *methods.legend, *steps.legend]
-
-
-def _rows(asked: Sequence[Asked], steps: _Labels) -> list[Row]:
-    """Make a row per attack, then one per control: strangers stand beside what they went through.
-
-    Innocents that are no copies of the owner's shape, or no copies of its clean model, have rows
-    of their own. Rows come in the order of first mention, whichever population comes first.
-    """
-    rows: dict[str, dict[Lineage, list[Asked]]] = {}
-    controls: dict[str, dict[Lineage, list[Asked]]] = {}
-    for item in asked:
-        done, who = core(item.cell), _control(item.cell)
-        if beside := _stands_beside(item.cell):
-            rows.setdefault(steps(*done) or UNTOUCHED, _empty())[item.lineage].append(item)
-        if item.cell.base == "other key":
-            controls.setdefault(OTHER_KEY, _empty())[item.lineage].append(item)
-        elif who and not (beside and done):
-            controls.setdefault(steps(*who, *done), _empty())[item.lineage].append(item)
-    if UNTOUCHED in rows and not (rows[UNTOUCHED]["released"] or rows[UNTOUCHED]["owner"]):
-        del rows[UNTOUCHED]  # nobody asked for the untouched model: its strangers are a control's
-    return [Row(label, suspects) for label, suspects in (rows | controls).items()]
-
-
-def _empty() -> dict[Lineage, list[Asked]]:
-    return {"released": [], "owner": [], "stranger": []}
-
-
-def core(cell: Cell) -> tuple[Spec, ...]:
-    """Return what was done to the suspect, without the control that says who it is."""
-    chain = cell.attack[1:] if cell.lineage == "stranger" else cell.attack
-    return tuple(step for step in chain if step.name != UNTOUCHED)
-
-
-def _stands_beside(cell: Cell) -> bool:
-    """Say whether a suspect compares with marked copies: of the owner's shape, of no other key."""
-    shape = cell.attack[0].args.get("shape", cell.owner.name)
-    alike = cell.lineage != "stranger" or shape == cell.owner.name
-    return cell.base in ("released", "owner") and alike
-
-
-def _control(cell: Cell) -> tuple[Spec, ...]:
-    """Return what makes a stranger, whichever of its strangers it is: a control, or a model."""
-    if cell.other_model is not None:
-        return (cell.other_model,)
-    if cell.lineage != "stranger":
-        return ()
-    first = cell.attack[0]
-    kind = {name: value for name, value in first.args.items() if name != "index"}
-    return (Spec(first.name, kind, first.version),)
-
-
-def labelled(specs: Iterable[Spec]) -> _Labels:
-    """Name specs by name and by the settings that tell them from others of that name."""
-    families: dict[str, dict[str, Spec]] = {}
-    for spec in specs:
-        families.setdefault(spec.name, {})[spec.text] = spec
-    texts: dict[str, str] = {}
-    legend: list[str] = []
-    for name, family in families.items():
-        telling = _telling(list(family.values()))
-        shown = _words(list(family.values()), telling) or telling
-        for number, (key, spec) in enumerate(family.items(), start=1):
-            label = " ".join([name, *(_setting(spec, setting) for setting in shown)])
-            hidden = [setting for setting in telling if setting not in shown]
-            if len(label) > LONGEST_LABEL or label in texts.values():
-                label, hidden = f"{name} #{number}", telling
-            if hidden:
-                legend.append(f"{label}: {', '.join(_setting(spec, s) for s in hidden)}")
-            texts[key] = label
-    return _Labels(texts, tuple(legend))
-
-
-def _words(family: Sequence[Spec], telling: Sequence[str]) -> list[str]:
-    """Return the fewest telling settings that are words and tell the family apart, or none."""
-    words = [s for s in telling if all(isinstance(spec.args.get(s), str) for spec in family)]
-    words.sort(key="variant".__ne__)  # a variant names a whole set of choices, so it goes first
-    for chosen in ([], *([word] for word in words), words):
-        apart = {tuple(str(spec.args[s]) for s in chosen) for spec in family}
-        if len(apart) == len(family):
-            return chosen
-    return []
-
-
-def _telling(family: Sequence[Spec]) -> list[str]:
-    """Return the settings that take more than one value in a family of specs."""
-    names = sorted({setting for spec in family for setting in spec.args})
-    telling = [n for n in names if len({canonical(spec.args.get(n)) for spec in family}) > 1]
-    return telling + (["version"] if len({spec.version for spec in family}) > 1 else [])
-
-
-def _setting(spec: Spec, name: str) -> str:
-    value = spec.version if name == "version" else spec.args.get(name)
-    # A word speaks for itself ("cosine"), a number does not ("amount=0.4").
-    return value if isinstance(value, str) else f"{name}={canonical(value)}"
 
 
 # Table 1.
@@ -331,7 +128,7 @@ def _place(row: Row) -> tuple[str, ...]:
     for origin, _ in POPULATIONS[:2]:
         records = row.records(origin)
         rates = rates_by_tau(records)
-        errors = per_model((r, fmean(_evidence(r).statistic)) for r in records)
+        errors = per_model((r, fmean(evidence_of(r).statistic)) for r in records)
         cells += [*(_number(rates[tau], fmean, 3) if rates else NOTHING for tau in (0, 4))]
         cells.append(_number(errors, fmean, 2))
     return tuple(cells)
@@ -456,7 +253,7 @@ def _rule(block: Block | None) -> str:
     """Name a query and what counts as a detection: "images, bit errors <= 5"."""
     if block is None or not block.found:
         return NOTHING
-    evidence = _evidence(block.found[0])
+    evidence = evidence_of(block.found[0])
     return f"{evidence.unit}: {evidence.rule.text}"
 
 
@@ -516,29 +313,6 @@ def _attack_row(
     )
 
 
-def judged(
-    row: Row, nulls: Mapping[str, statistics.Innocents], alpha: float
-) -> list[statistics.Verdict]:
-    """Judge every marked copy of a row against the innocents read with its secret."""
-    verdicts = []
-    for record in row.records("released"):
-        null = nulls[statistics.claim(record.cell)]
-        score = _evidence(record).score
-        verdicts.append(
-            statistics.decide(score, null.strangers, null.descendants, alpha, clean=null.clean)
-        )
-    return verdicts
-
-
-def detection(row: Row, origin: Lineage) -> statistics.Spread | None:
-    """Return a population's detection rate with both spreads, or None without evidence."""
-    records = row.records(origin)
-    if not records:
-        return None
-    rates = per_model((record, _evidence(record).rate) for record in records)
-    return statistics.spread(rates, min(len(_evidence(record).agreement) for record in records))
-
-
 def rate_text(row: Row, origin: Lineage) -> str:
     """Write a population's detection rate, or in words why there is none."""
     words = _count_words([asked.hole for asked in row.suspects[origin] if asked.hole])
@@ -554,7 +328,7 @@ def rate_text(row: Row, origin: Lineage) -> str:
 def _statistics(row: Row) -> list[str]:
     """Write each population's native statistic, mean over models, or that nothing is there."""
     found = [
-        per_model((r, fmean(_evidence(r).statistic)) for r in row.records(origin))
+        per_model((r, fmean(evidence_of(r).statistic)) for r in row.records(origin))
         for origin, _ in POPULATIONS
     ]
     return [f"{fmean(means):#.3g}" if means else NOTHING for means in found]
@@ -579,14 +353,14 @@ def _findings(
     """Yield what a reader must know to judge a block: its rule, its nulls, its warnings."""
     if not block.found:
         return
-    evidence = _evidence(block.found[0])
+    evidence = evidence_of(block.found[0])
     rule = f"native rule {evidence.rule.text}, one query is one {evidence.unit}, {_chance(block)}."
     noted = filter(None, [_noted(block.found)])
     yield " ".join([rule, *noted, *_distinct(_null(null, alpha) for null in nulls.values())])
     alike = [
         row.label
         for row in block.rows
-        if any(_evidence(record).rate for record in row.records("released"))  # a mark is there
+        if any(evidence_of(record).rate for record in row.records("released"))  # a mark is there
         and any(_twin_alike(verdict, alpha) for verdict in judged(row, nulls, alpha))
     ]
     if alike:
@@ -603,7 +377,7 @@ def _chance(block: Block) -> str:
 
     Where nobody knows beforehand, strangers of even number tell and those of odd number check it.
     """
-    known = _evidence(block.found[0]).chance
+    known = evidence_of(block.found[0]).chance
     if known is not None:
         return f"chance agreement {known:.3g}"
     even, odd = _stranger_scores(block, 0), _stranger_scores(block, 1)
@@ -631,7 +405,7 @@ def _stranger_scores(block: Block, parity: int) -> list[float]:
         control, whole = asked.cell.attack[0], not core(asked.cell)
         index = control.args.get("index") if asked.lineage == "stranger" and whole else None
         if asked.found and isinstance(index, int) and index % 2 == parity:
-            scores.setdefault(canonical(control.json()), []).append(_evidence(asked.found).score)
+            scores.setdefault(canonical(control.json()), []).append(evidence_of(asked.found).score)
     return [fmean(values) for _, values in sorted(scores.items())]
 
 
@@ -747,7 +521,7 @@ def _figure_3(blocks: Sequence[Block]) -> Table:
     """Return R at every tau for methods that count bit errors: the paper's Fig. 3 as numbers."""
     rows = []
     for block in blocks:
-        if not any(_evidence(record).rule.statistic == "bit errors" for record in block.found):
+        if not any(evidence_of(record).rule.statistic == "bit errors" for record in block.found):
             continue
         for row, (origin, name) in itertools.product(block.rows, POPULATIONS):
             if curve := _curve(row.records(origin)):
@@ -770,33 +544,7 @@ def _curve(records: Sequence[Record]) -> tuple[str, ...]:
     return (str(len(by_tau[0])), *(f"{fmean(rates):.3f}" for rates in by_tau))
 
 
-def rates_by_tau(records: Sequence[Record]) -> list[list[float]]:
-    """Return for every tau one rate per model."""
-    models: dict[str, list[tuple[float, ...]]] = {}
-    for record in records:
-        curve = statistics.detection_curve(_evidence(record), TAUS)
-        models.setdefault(statistics.model_name(record), []).append(curve)
-    means = [
-        curves[0] if len(curves) == 1 else tuple(map(fmean, zip(*curves, strict=True)))
-        for curves in models.values()
-    ]
-    return [list(rates) for rates in zip(*means, strict=True)]
-
-
 # Text.
-
-
-def _evidence(record: Record) -> Evidence:
-    assert record.evidence is not None  # `found` lets nothing else through
-    return record.evidence
-
-
-def per_model(readings: Iterable[tuple[Record, float]]) -> list[float]:
-    """Return one value per distinct model: a model read with two secrets is still one model."""
-    models: dict[str, list[float]] = {}
-    for record, value in readings:
-        models.setdefault(statistics.model_name(record), []).append(value)
-    return [values[0] if len(values) == 1 else fmean(values) for values in models.values()]
 
 
 def _models(count: int, between: statistics.Interval | None) -> str:
@@ -834,10 +582,6 @@ def _number(
     values: Sequence[float], middle: Callable[[Sequence[float]], float], decimals: int
 ) -> str:
     return f"{middle(values):.{decimals}f}" if values else NOTHING
-
-
-def _short(reason: str) -> str:
-    return reason if len(reason) <= LONGEST_REASON else reason[: LONGEST_REASON - 1] + "…"
 
 
 def _title(outline: Outline) -> str:

@@ -1,21 +1,18 @@
-import contextlib
-import io
 import json
 import pickle
 import re
 import shutil
 import stat
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import timm
 import torch
+from commands import bench
 from PIL import Image
 from safetensors.torch import load_file, safe_open, save_file
 
 from bench import bundle, claim, testing
-from bench.cli import main
 from bench.models import Architecture, build, clone
 from bench.owners import randomised
 from bench.registry import ATTACKS
@@ -33,19 +30,6 @@ TINY = ("variant=paper", "index=0", "block=2", "images=4", "steps=2", "batch=4")
 OWNED, NOT_OWNED, MISTAKE, UNDECIDED, INCOMPATIBLE = 0, 1, 2, 3, 4
 ALPHA = ("--alpha", "0.25")  # three innocents of each kind are enough
 ALPHA_OF_TWO = ("--alpha", "0.5")
-
-
-class Said(NamedTuple):
-    status: int
-    out: str
-    err: str
-
-
-def bench(*arguments):
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        status = main([str(a) for a in arguments])
-    return Said(status, out.getvalue(), err.getvalue())
 
 
 def protect(model, settings, images, folder, *more):

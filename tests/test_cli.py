@@ -1,5 +1,3 @@
-import contextlib
-import io
 import json
 import os
 import pickle
@@ -8,52 +6,22 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
+from commands import SUITE, bench
 from PIL import Image
 from safetensors.torch import save_file
 
 from bench import ledger
-from bench.cli import main
 from bench.models import clone
 from bench.registry import ATTACKS
 from bench.types import Access
 
-SUITE = """
-name: tiny
-owners:
-  - {embedded: mini}
-methods:
-  - {name: activemark, steps: 2, batch: 4, images: 4, encoder_hidden: 16, decoder_hidden: 16}
-attacks:
-  - {name: control.identity}
-  - {name: prune.l1, amount: 0.4}
-data:
-  digits: {max_images: 40}
-  photos: {max_images: 24}
-owner_images: photos
-probe: digits
-innocents: {strangers: 1, twin_seeds: 1, pretraining_steps: 1}
-"""
-
 ALONE = ("strangers: 1", "strangers: 0")  # training them is the slow part
 CELLS = 5  # two marked copies, two twins, a stranger
-
-
-class Said(NamedTuple):
-    status: int
-    out: str
-    err: str
-
-
-def bench(*arguments):
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        status = main([str(a) for a in arguments])
-    return Said(status, out.getvalue(), err.getvalue())
 
 
 def write(folder, *edits):
@@ -139,6 +107,8 @@ def test_a_report_needs_the_records_alone(first, folder):
     assert "Table 2" in bench("report", home).out
     assert (home / "table2.csv").read_text().strip() in bench("report", home, "--format", "csv").out
     assert "| " in bench("report", home, "--format", "markdown").out
+    assert "Level and power" in bench("report", home, "--calibration").out
+    assert (home / "levelandpower.csv").is_file()
 
 
 def test_a_report_is_read_without_torch(folder):

@@ -11,7 +11,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from bench import ledger, page, report
+from bench import ledger, lineup, page, report, statistics
 from bench.ledger import Outline
 from bench.types import Cell, Cost, Evidence, Record, Rule, Spec, Utility, digest
 
@@ -169,10 +169,8 @@ def test_the_verdict_of_a_cell_is_the_tables():
     first = re.search(rf'<tr id="k-{rows[0]}".*?</tr>', text, re.DOTALL)[0]
     cells = [*re.findall(r"<td[^>]*>([^<]*)</td>", first)]
     outline, records = suite(answers())
-    blocks, _ = report.grouped(outline, records)
-    (verdict, *_) = report.judged(
-        blocks[0].rows[0], report.statistics.innocents(blocks[0].records), 0.05
-    )
+    blocks, _ = lineup.grouped(outline, records)
+    (verdict, *_) = lineup.judged(blocks[0].rows[0], statistics.innocents(blocks[0].records), 0.05)
     found = ("1.000", "0.9688", report.largest_p([verdict]), verdict.outcome, "0.900")
     assert cells == ["control.identity", "marked", "0/0", "answered", *found]
 

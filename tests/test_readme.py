@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.cli import _parser, main
+from bench.arguments import parser
+from bench.cli import COMMANDS, main
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -34,7 +35,7 @@ def test_the_readme_holds_the_two_commands_that_the_gate_runs():
 
 @pytest.mark.parametrize("command", bench_commands())
 def test_every_command_the_readme_shows_is_one_the_program_knows(command):
-    _parser().parse_args(shlex.split(command.replace("\\\n", " ")))
+    parser(COMMANDS).parse_args(shlex.split(command.replace("\\\n", " ")))
 
 
 @pytest.mark.parametrize(

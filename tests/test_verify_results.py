@@ -3,6 +3,7 @@ import json
 import shutil
 
 import pytest
+from commands import SUITE
 
 from bench import ledger, verify
 from bench.cli import main
@@ -10,29 +11,14 @@ from bench.plan import Question
 from bench.store import Store
 from bench.types import Cell, Record, Spec, UserError
 
-SUITE = """
-name: tiny
-owners:
-  - {embedded: mini}
-methods:
-  - {name: activemark, steps: 2, batch: 4, images: 4, encoder_hidden: 16, decoder_hidden: 16}
-attacks:
-  - {name: control.identity}
-  - {name: prune.l1, amount: 0.4}
-data:
-  digits: {max_images: 40}
-  photos: {max_images: 24}
-owner_images: photos
-probe: digits
-innocents: {strangers: 0, twin_seeds: 1, pretraining_steps: 1}
-"""
+ALONE = SUITE.replace("strangers: 1", "strangers: 0")
 
 
 @pytest.fixture(scope="module")
 def first(tmp_path_factory):
     """A small suite that was run: two marked copies, two twins."""
     folder = tmp_path_factory.mktemp("first")
-    (folder / "suite.yaml").write_text(SUITE)
+    (folder / "suite.yaml").write_text(ALONE)
     run = ["run", folder / "suite.yaml", "--results", folder / "results", "--device", "cpu"]
     assert main([str(a) for a in (*run, "--workers", 1)]) == 0
     return folder / "results"
