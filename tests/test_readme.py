@@ -61,3 +61,19 @@ def test_the_readme_opens_with_the_published_table():
 def test_the_list_of_attacks_is_the_one_the_command_prints(capsys):
     assert main(["list", "attacks", "--format", "markdown"]) == 0
     assert capsys.readouterr().out == (ROOT / "attacks/README.md").read_text()
+
+
+SHOWN = [text for _, text in BLOCK.findall(README) if text.startswith("$ bench ")]
+
+
+@pytest.mark.parametrize("shown", SHOWN, ids=lambda text: text.splitlines()[0])
+def test_what_the_readme_shows_of_a_command_is_what_it_prints(shown, tmp_path, monkeypatch, capsys):
+    command, _, text = shown.partition("\n")
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("COLUMNS", "118")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))  # a machine that has nothing
+    main([*shlex.split(command)[2:], "--results", str(tmp_path)])
+    printed = " ".join(capsys.readouterr().out.split())
+    # "..." stands for what is left out, and what follows it in brackets says what that was.
+    for part in re.split(r"\.\.\.(?:\s+\([^)]*\))?", text):
+        assert " ".join(part.split()) in printed
