@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench import training
-from bench.data import Images
+from bench.data import Images, sent
+from bench.memory import in_batches
 from bench.models import Head, OtherTrunk, VisionModel, clone, narrow, with_head
 from bench.owners import randomised
 from bench.registry import attack
@@ -77,7 +78,7 @@ class DistilFeatures:
 
         def loss_of(chosen: Tensor) -> Tensor:
             found = widen(_tokens(student, ctx.images.batch(chosen, ctx.device)))  # (b, t, d)
-            target = wanted[chosen].to(ctx.device, non_blocking=True)
+            target = sent(wanted[chosen], ctx.device)
             loss = _distance(found[:, prefix:], target[:, prefix:])
             return loss + _distance(found[:, :prefix], target[:, :prefix]) if prefix else loss
 
@@ -135,7 +136,7 @@ class DistilLogits:
 
         def loss_of(chosen: Tensor) -> Tensor:
             found = student.logits(ctx.images.batch(chosen, ctx.device)) / t  # (b, k)
-            target = wanted[chosen].to(ctx.device, non_blocking=True)
+            target = sent(wanted[chosen], ctx.device)
             known = F.log_softmax(found, dim=1, dtype=torch.float32)
             return t**2 * F.kl_div(known, target, reduction="batchmean", log_target=True)
 
@@ -203,11 +204,13 @@ def _answers(
     device: torch.device,
 ) -> Tensor:
     """Return the victim's answer to every image, on the CPU: the tokens of a large one are many."""
-    teacher, starts = clone(victim), range(0, len(images), TEACHER_BATCH)
+    teacher = clone(victim)
+
+    def answer(part: slice) -> Tensor:
+        return ask(teacher, images.batch(part, device)).cpu()
+
     with torch.no_grad():
-        return torch.cat(
-            [ask(teacher, images.batch(slice(i, i + TEACHER_BATCH), device)).cpu() for i in starts]
-        )
+        return torch.cat(list(in_batches(len(images), TEACHER_BATCH, answer)))
 
 
 def _taught(

@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from bench import training
-from bench.data import Images
+from bench.data import Images, sent
+from bench.memory import in_batches
 from bench.models import Head, OtherTrunk, TimmViT, VisionModel, clone, with_head
 from bench.registry import attack
 from bench.types import Access, Context, Passes, Sizes, UserError
@@ -101,7 +102,7 @@ class FinetuneClassify:
         answer, parameters = self._trained(model, images, ctx.device)
 
         def loss_of(chosen: Tensor) -> Tensor:
-            return F.cross_entropy(answer(chosen), labels[chosen].to(ctx.device, non_blocking=True))
+            return F.cross_entropy(answer(chosen), sent(labels[chosen], ctx.device))
 
         # Dropout sits in the head alone; a backbone's batch norms keep the victim's statistics.
         if model.head is not None:
@@ -138,7 +139,7 @@ class FinetuneClassify:
         if self.mode in ("last", "retrain_last"):
             read, head = _parts(model)
             known = _computed(lambda x: read(model.forward_features(x)), images, device)
-            return lambda chosen: head(known[chosen.to(device)]), head.parameters()
+            return lambda chosen: head(known[sent(chosen, device)]), head.parameters()
         parameters: training.Parameters = [p for p in model.parameters() if p.requires_grad]
         if self.layer_decay < 1:
             parameters = training.by_depth(model, self.lr, self.layer_decay)
@@ -166,8 +167,8 @@ def _parts(model: VisionModel) -> tuple[Callable[[Tensor], Tensor], nn.Module]:
 def _computed(ask: Callable[[Tensor], Tensor], images: Images, device: torch.device) -> Tensor:
     """Compute once what a frozen backbone says of every image: (n, d)."""
     with torch.no_grad():
-        batches = range(0, len(images), BATCH)
-        return torch.cat([ask(images.batch(slice(at, at + BATCH), device)) for at in batches])
+        parts = in_batches(len(images), BATCH, lambda part: ask(images.batch(part, device)))
+        return torch.cat(list(parts))
 
 
 class LowRank(nn.Module):

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench import training
+from bench.data import sent
 from bench.manifest import IGNORE
 from bench.models import VisionModel, segmentation_head, with_head
 from bench.registry import attack
@@ -73,7 +74,7 @@ class FinetuneSegment:
 
         def loss_of(chosen: Tensor) -> Tensor:
             scores = model.segment(images.batch(chosen, ctx.device))  # (b, k, h, w)
-            shown = masks[chosen].to(ctx.device, non_blocking=True).long()  # (b, h, w)
+            shown = sent(masks[chosen], ctx.device).long()  # (b, h, w)
             return F.cross_entropy(scores, shown, ignore_index=IGNORE)
 
         # A DPT's dropout and batch norms sit in the head; a backbone keeps the victim's mode.

@@ -75,7 +75,19 @@ class Images:
     def batch(self, indices: Tensor | slice, device: torch.device) -> Tensor:
         """Return (b, 3, h, w) floats in [0, 1] on `device`."""
         # Bytes travel, floats are made where they are needed.
-        return self.pixels[indices].to(device, non_blocking=True).float() / 255
+        return sent(self.pixels[indices], device).float() / 255
+
+
+def sent(values: Tensor, device: torch.device) -> Tensor:
+    """Bring what a step needs to the device, without waiting for what the device is at.
+
+    From ordinary memory a copy to a GPU waits for all work before it; from pinned memory the next
+    batch is gathered and sent while the device is still at the last one. PyTorch keeps pinned
+    memory for the next batch, so it never takes more than those under way.
+    """
+    if device.type == "cuda" and values.device.type == "cpu":
+        values = values.pin_memory()
+    return values.to(device, non_blocking=True)
 
 
 def load(
@@ -278,8 +290,9 @@ def _fit(
     else:
         scale = how.crop_pct * min(image.height / height, image.width / width)
         kept = scale * width, scale * height
-    left, top = (image.width - kept[0]) / 2, (image.height - kept[1]) / 2
-    box = (left, top, left + kept[0], top + kept[1])
+    # What is kept whole may come out larger than the image by a rounding, which Pillow refuses.
+    left, top = (max((a - b) / 2, 0.0) for a, b in zip(image.size, kept, strict=True))
+    box = (left, top, min(left + kept[0], image.width), min(top + kept[1], image.height))
     # Resizing from a box is one pass; Pillow's filters average when they shrink.
     chosen = RESAMPLE[how.interpolation] if resample is None else resample
     return np.asarray(image.resize((width, height), chosen, box=box))

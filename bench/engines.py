@@ -202,7 +202,7 @@ class _Crew:
     def _replaced(self) -> list[tuple[str, Failure | None]]:
         died = Failure(
             "the worker process died; out of memory? try fewer --workers",
-            environment=runner.environment(self._for_workers.device),
+            environment=self._for_workers.environment,
         )
         lost = [(key, died) for key in self._running.values()]
         self._running.clear()
@@ -216,8 +216,7 @@ def attempt(laboratory: Laboratory, key: str) -> Failure | None:
     try:
         laboratory.carry_out(laboratory.plan.stages[key])
     except Exception as error:  # whatever a plug-in raises is that cell's result
-        where = runner.environment(laboratory.device)
-        return dataclasses.replace(Failure.of(error), environment=where)
+        return dataclasses.replace(Failure.of(error), environment=laboratory.environment)
     return None
 
 

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import torch
 
+from bench.workload import waited
+
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
 
@@ -25,21 +27,43 @@ class Meter:
     """
 
     seconds: float = 0.0
+    waited: float = 0.0  # of them, for a processor that others had
     images: int = 0  # sent into a model at all, however far
+    queries: int = 0  # images that a suspect was asked about
     forward_passes: float = 0.0
     backward_passes: float = 0.0
     peak_memory_mb: float = 0.0
+    micro_batch: int | None = None  # the smallest that want of memory led to, if it did
 
 
 _running: list[Meter] = []
 
 
-def count(forward: float = 0.0, backward: float = 0.0, images: int = 0) -> None:
+def count(forward: float = 0.0, backward: float = 0.0, images: int = 0, queries: int = 0) -> None:
     """Add passes to every meter that is running."""
     for meter in _running:
         meter.images += images
+        meter.queries += queries
         meter.forward_passes += forward
         meter.backward_passes += backward
+
+
+def note_micro_batch(size: int) -> None:
+    """Tell every meter that is running that memory was short, and that `size` images were tried."""
+    for meter in _running:
+        meter.micro_batch = min(size, meter.micro_batch or size)
+
+
+def bookmark() -> Callable[[], None]:
+    """Return what takes back the passes counted from here on: they came to nothing."""
+    counts = ("images", "queries", "forward_passes", "backward_passes")
+    before = [(meter, name, getattr(meter, name)) for meter in _running for name in counts]
+
+    def take_back() -> None:
+        for meter, name, value in before:
+            setattr(meter, name, value)
+
+    return take_back
 
 
 def counting() -> bool:
@@ -54,11 +78,12 @@ def measuring(device: torch.device) -> Iterator[Meter]:
     _note_peak(device)  # resetting the mark would lose it for the meters around this one
     _running.append(meter)
     _reset_peak(device)
-    start = now(device)
+    start, queued = now(device), waited()
     try:
         yield meter
     finally:
         meter.seconds += now(device) - start  # `aside` has subtracted its own share already
+        meter.waited += waited() - queued
         _note_peak(device)
         _running.remove(meter)
 
@@ -66,16 +91,18 @@ def measuring(device: torch.device) -> Iterator[Meter]:
 @contextmanager
 def aside(device: torch.device) -> Iterator[None]:
     """Leave the block out of every running meter: timing an ideal is not part of the work."""
-    before = [(m, m.seconds, m.images, m.forward_passes, m.backward_passes) for m in _running]
-    start = now(device)
+    before = [(m, m.seconds, m.waited, m.micro_batch) for m in _running]
+    uncount = bookmark()
+    start, queued = now(device), waited()
     try:
         yield
     finally:
-        elapsed = now(device) - start
-        for meter, seconds, images, forward, backward in before:
+        elapsed, waiting = now(device) - start, waited() - queued
+        uncount()
+        for meter, seconds, in_line, micro_batch in before:
             meter.seconds = seconds - elapsed  # which holds what an inner `aside` took already
-            meter.images = images
-            meter.forward_passes, meter.backward_passes = forward, backward
+            meter.waited = in_line - waiting
+            meter.micro_batch = micro_batch
 
 
 def timed(work: Callable[[], object], device: torch.device) -> float:

@@ -6,6 +6,7 @@ from an `Architecture`, which is JSON, and a state dict, which is safetensors.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import functools
@@ -198,7 +199,7 @@ class VisionModel(nn.Module):
         share = len(tokens) * len(chosen) / len(blocks)
         measure.count(forward=share)
         for block in chosen:
-            tokens = block(tokens)
+            tokens = _call(block, tokens)
         if tokens.requires_grad and measure.counting():
             tokens.register_hook(lambda _: measure.count(backward=share))  # type: ignore[no-untyped-call]
         return tokens
@@ -281,6 +282,62 @@ class VisionModel(nn.Module):
         tokens = self.forward_features(images)
         has_head = self.architecture.head is not None
         return self.forward_head(tokens) if has_head else self.embedding(tokens)
+
+
+def _plain(block: nn.Module, tokens: Tensor) -> Tensor:
+    return cast(Tensor, block(tokens))
+
+
+_call: Callable[[nn.Module, Tensor], Tensor] = _plain
+"""How tokens are sent through a block: as it is written, or compiled."""
+
+GRAPHS = 64
+"""Versions of a compiled block that are kept: shapes, precisions, trained or not, models."""
+
+
+@contextmanager
+def compiling(wanted: bool) -> Iterator[None]:
+    """Have `torch.compile` run the transformer blocks of all models in this process, or not.
+
+    It is the call that is compiled, with the block as an argument: blocks that are alike share a
+    graph, and models, their copies and the names of their weights stay as they are.
+    """
+    global _call
+    before = _call
+    with contextlib.ExitStack() as limits:
+        if wanted:
+            limits.enter_context(
+                torch._dynamo.config.patch(
+                    recompile_limit=GRAPHS,
+                    skip_nnmodule_hook_guards=False,  # a plug-in may put its hooks on later
+                )
+            )
+        _call = _compiled() if wanted else _plain
+        try:
+            yield
+        finally:
+            _call = before
+
+
+@functools.cache
+def _compiled() -> Callable[[nn.Module, Tensor], Tensor]:
+    return torch.compile(_plain)
+
+
+def refuse_no_compiler(device: torch.device) -> None:
+    """Compile something small.
+
+    Raises:
+        UserError: it cannot be done on this device.
+
+    """
+    try:
+        torch.compile(lambda x: x.sin() + 1)(torch.zeros(2, device=device))
+    except Exception as error:  # dynamo and its backends have many families of errors
+        raise UserError(
+            f"--compile: expected a compiler that PyTorch can use ({_first_line(error)}); install "
+            "g++ (on a GPU: Triton, too), or leave --compile out"
+        ) from None
 
 
 def clone(model: VisionModel) -> VisionModel:
@@ -547,7 +604,7 @@ def _traced(model: VisionModel) -> Callable[..., Any]:
         return model(images) if model.head is None else model.features(images)
 
     blank = torch.zeros(1, 3, *model.preprocess.size, device=model.mean.device)
-    with torch.enable_grad():  # the trace follows autograd
+    with torch.enable_grad(), compiling(False):  # the trace follows autograd, op by op
         graph = tp.DependencyGraph().build_dependency(
             model, blank, forward_fn=answer, verbose=False
         )
@@ -632,34 +689,36 @@ class View:
 
     def labels(self, images: Tensor) -> Tensor:
         """Map (b, 3, h, w) to predicted classes (b,)."""
-        self._ask(Access.LABELS, len(images))
-        return self._logits(images).argmax(1)
+        return self._asked(Access.LABELS, self._logits, images).argmax(1)
 
     def logits(self, images: Tensor) -> Tensor:
         """Map (b, 3, h, w) to class scores (b, k)."""
-        self._ask(Access.LOGITS, len(images))
-        return self._logits(images)
+        return self._asked(Access.LOGITS, self._logits, images)
 
     def features(self, images: Tensor) -> Tensor:
         """Map (b, 3, h, w) to pooled features (b, d)."""
-        self._ask(Access.FEATURES, len(images))
-        with torch.no_grad():
-            return self._model.features(images)
+        return self._asked(Access.FEATURES, self._model.features, images)
 
     @property
     def network(self) -> VisionModel:
         """Return the network itself, in eval mode and frozen."""
-        self._ask(Access.WEIGHTS, 0)
+        self._refuse(Access.WEIGHTS)
         return self._model
 
     def _logits(self, images: Tensor) -> Tensor:
-        with torch.no_grad():
-            return self._head(self._model.forward_features(images))
+        return self._head(self._model.forward_features(images))
 
-    def _ask(self, wanted: Access, queries: int) -> None:
+    @torch.no_grad()
+    def _asked(self, wanted: Access, ask: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+        self._refuse(wanted)
+        found = ask(images)
+        self.queries += len(images)  # only now: what ran out of memory is asked again, in parts
+        measure.count(queries=len(images))
+        return found
+
+    def _refuse(self, wanted: Access) -> None:
         if wanted not in self._access:
             raise PermissionError(
                 f"expected use of {self._access.text or 'nothing'} only, as declared in `needs`, "
                 f"got a request for {wanted.text}"
             )
-        self.queries += queries

@@ -34,6 +34,10 @@ LAYOUTS: tuple[Mapping[str, str], ...] = (
 )
 """Where our models hold what a library calls by another prefix."""
 
+WIDTHS = 64
+"""What timm calls the classes of a CLIP tower is the width of its projection: a multiple of this,
+which no set of labels is that timm has weights for."""
+
 PATIENCE = 10.0
 """Seconds the model hub has to answer at all."""
 
@@ -53,7 +57,10 @@ def load_owner(owner: OwnerSettings, file: Path | None) -> VisionModel:
         file = Path(__file__).parent / "weights" / f"{owner.name}.safetensors"
     if file is not None:
         model = blank(architecture)
-        return load_state(model, _renamed(read_weights(file), model), file.name)
+        state = _renamed(read_weights(file), model)
+        if owner.library == "timm" and _is_projection(owner.name):  # into CLIP's space of texts
+            state = {k: v for k, v in state.items() if not k.startswith("trunk.vit.head.")}
+        return load_state(model, state, file.name)
     if owner.weights == "random":
         return randomised(architecture, owner.seed)
     return _from_hub(architecture, owner.revision)
@@ -209,7 +216,15 @@ def _has_classifier(name: str) -> bool:
     except RuntimeError:  # what timm says of an unknown tag
         tagged = timm.list_models(f"{name.partition('.')[0]}.*", pretrained=True)
         raise UserError(f"timm has no weights '{name}'{_nearest(name, tagged)}") from None
-    return config is None or config.num_classes > 0
+    return config is None or (config.num_classes > 0 and not _is_projection(name))
+
+
+def _is_projection(name: str) -> bool:
+    """Say whether what timm calls the classes of these weights are the channels of an embedding."""
+    import timm
+
+    config = timm.get_pretrained_cfg(name)
+    return config is not None and config.num_classes > 0 and config.num_classes % WIDTHS == 0
 
 
 def _check_open_clip(owner: OwnerSettings) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bench.data import Images
 from bench.manifest import IGNORE
+from bench.memory import in_batches
 from bench.models import SegmentationHead, VisionModel
 from bench.types import UserError, Utility
 
@@ -119,9 +120,9 @@ def _over(
 ) -> Tensor:
     was_training = model.training
     model.eval()
-    starts = range(0, len(images), batch)
     with torch.no_grad():
-        answers = [ask(images.batch(slice(at, at + batch), device)) for at in starts]
+        parts = in_batches(len(images), batch, lambda part: ask(images.batch(part, device)))
+        answers = list(parts)
     model.train(was_training)
     return torch.cat(answers)
 

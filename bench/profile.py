@@ -8,6 +8,7 @@ stream after a block, attention and MLP added, in absolute value, over all token
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from bench.data import Images
+from bench.memory import in_batches
 from bench.models import VisionModel
 from bench.tables import Table
 
@@ -28,6 +30,10 @@ MASSIVE = 100.0
 
 MASSIVE_RATIO = 1000.0
 """... and this multiple of the median magnitude of the same hidden state."""
+
+
+Magnitudes = tuple[Tensor, Tensor, Tensor]
+"""The five largest of each image (b, 5), the place of the largest (b,) and the median (b,)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,18 +86,19 @@ def activation_profile(
 
     """
     model = model.to(device)
-    found: list[list[tuple[Tensor, Tensor, Tensor]]] = [[] for _ in model.blocks]
+
+    def measure(part: slice) -> list[Magnitudes]:
+        tokens, rows = model.embed(images.batch(part, device)), []
+        for block in range(len(model.blocks)):
+            tokens = model.run_blocks(tokens, block, block + 1)
+            sizes = tokens.abs().flatten(1)  # (b, n d)
+            top = sizes.topk(5, dim=1)
+            rows.append((top.values.cpu(), top.indices[:, 0].cpu(), sizes.median(1).values.cpu()))
+        return rows
+
     with torch.inference_mode():
-        for start in range(0, len(images), batch):
-            tokens = model.embed(images.batch(slice(start, start + batch), device))
-            for block, rows in enumerate(found):
-                tokens = model.run_blocks(tokens, block, block + 1)
-                sizes = tokens.abs().flatten(1)  # (b, n d)
-                top = sizes.topk(5, dim=1)
-                rows.append(
-                    (top.values.cpu(), top.indices[:, 0].cpu(), sizes.median(1).values.cpu())
-                )
-    return tuple(_summarise(block, rows, model.width) for block, rows in enumerate(found))
+        found = zip(*in_batches(len(images), batch, measure), strict=True)
+        return tuple(_summarise(block, rows, model.width) for block, rows in enumerate(found))
 
 
 def choose_block(
@@ -150,9 +157,7 @@ def figure_2(name: str, profile: tuple[BlockActivations, ...], images: int) -> T
     )
 
 
-def _summarise(
-    block: int, rows: list[tuple[Tensor, Tensor, Tensor]], width: int
-) -> BlockActivations:
+def _summarise(block: int, rows: Sequence[Magnitudes], width: int) -> BlockActivations:
     top = torch.cat([row[0] for row in rows]).double().mean(0)
     places = torch.cat([row[1] for row in rows])
     place = int(places.mode().values)

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from bench.data import sent
+from bench.memory import in_batches
 from bench.models import VisionModel, clone
 from bench.types import Evidence, Rule, UserError
 
@@ -32,13 +34,13 @@ def answers(
     ask: Callable[[Tensor], Tensor], queries: Tensor, batch: int, device: torch.device
 ) -> Tensor:
     """Put queries (n, 3, h, w), bytes or floats in [0, 1], in batches; return all on the CPU."""
-    parts = queries.split(batch)  # type: ignore[no-untyped-call]
-    return torch.cat([ask(images(part, device)) for part in parts]).cpu()
+    parts = in_batches(len(queries), batch, lambda part: ask(images(queries[part], device)))
+    return torch.cat(list(parts)).cpu()
 
 
 def images(queries: Tensor, device: torch.device) -> Tensor:
     """Bring stored queries to the device as a model takes them: floats in [0, 1]."""
-    moved = queries.to(device)
+    moved = sent(queries, device)
     return moved.float() / 255 if moved.dtype == torch.uint8 else moved
 
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench import training
-from bench.data import Images
+from bench.data import Images, sent
 from bench.models import ClassifierHead, Head, VisionModel, clone, with_head
 from bench.probe import fit_linear, pooled_features
 from bench.suite import ClassifierSettings
@@ -44,8 +44,8 @@ def with_classifier(
         if known is None:
             logits = made.logits(images.batch(chosen, device))
         else:
-            logits = head(known[chosen.to(device)])
-        return F.cross_entropy(logits, labels[chosen].to(device, non_blocking=True))
+            logits = head(known[sent(chosen, device)])
+        return F.cross_entropy(logits, sent(labels[chosen], device))
 
     head.train()  # dropout sits in the head alone; a backbone's batch norms keep their statistics
     assert how.lr is not None

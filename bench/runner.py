@@ -18,6 +18,7 @@ from bench import data, ledger, measure, models, pretrain, probe, readout
 from bench.data import Images
 from bench.lease import Leases
 from bench.manifest import Manifest, split
+from bench.memory import in_batches
 from bench.models import Architecture, VisionModel
 from bench.owners import load_owner, refuse_others
 from bench.plan import UNTOUCHED, Plan, Question, Stage, weights_file
@@ -60,7 +61,8 @@ SLOW = 0.1
 class Laboratory:
     """Where stages are carried out: the plan, the store, the user's data and the device.
 
-    What the user should know of on the way is told to `note`, a line at a time.
+    What the user should know of on the way is told to `note`, a line at a time. With `compile`,
+    blocks are compiled, which may change the last digits of evidence.
     """
 
     plan: Plan
@@ -68,17 +70,25 @@ class Laboratory:
     data_dir: Path | None
     device: torch.device
     note: Callable[[str], None] = print
+    compile: bool = False
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Say what evidence depends on here beside its recipe."""
+        return {**environment(self.device), **({"compile": "yes"} if self.compile else {})}
 
     def carry_out(self, stage: Stage) -> Artefact:
         """Do one stage and keep what it makes; its parents must be in the store."""
         if self.store.damaged(stage.key):
             self.note(f"store: {stage.kind} {stage.key} was damaged and is made again")
         work: Callable[[Stage], Made] = getattr(self, f"_{stage.kind}")
-        with measure.measuring(self.device) as meter:
+        wanted = self.compile and stage.kind != "cohort"  # strangers train under vmap
+        with models.compiling(wanted), measure.measuring(self.device) as meter:
             made = work(stage)
         cost = dataclasses.asdict(self._cost(meter, made.seconds, made.ideal_seconds))
-        made_on = dict(environment(self.device))
-        payload = {"cost": cost, "environment": made_on, **made.payload}
+        payload = {"cost": cost, "environment": self.environment, **made.payload}
+        if meter.micro_batch is not None:
+            payload["notes"] = {**payload.get("notes", {}), "micro_batch": meter.micro_batch}
         return self.store.put(
             stage.key, stage.kind, dict(stage.recipe), stage.parents, payload, made.tensors
         )
@@ -179,7 +189,9 @@ class Laboratory:
         with measure.aside(self.device):  # neither is timed cold
             one = functools.partial(_plain_pass, model, 1, self.device, precision)
             if measure.timed(one, self.device) < SLOW or self.device.type != "cpu":
-                _plain_pass(model, BATCH, self.device, precision)
+                # A compiled block gets its graph for any batch once it has seen two.
+                more = BATCH - 1 if self.compile else 0
+                _plain_pass(model, BATCH + more, self.device, precision)
         with measure.measuring(self.device) as meter:
             seconds = measure.timed(lambda: found.append(read()), self.device)
         if not meter.images:  # weights were compared: there is no pass to compare with
@@ -426,7 +438,7 @@ def _record(laboratory: Laboratory, question: Question, failure: Failure | None)
         evidence=Evidence(**{**found, "rule": Rule(**found["rule"])}),
         utility=Utility(**utility["utility"]),
         fidelity=Fidelity(**fidelity) if fidelity else None,
-        notes={"protect": protect["notes"], "attack": suspect["notes"]},
+        notes={name: stage["notes"] for name, stage in stages.items() if "notes" in stage},
         costs={name: Cost(**stage["cost"]) for name, stage in stages.items()},
         environment=extract["environment"],  # where it was read, which may be an earlier run
     )
@@ -452,14 +464,23 @@ def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 def _plain_pass(model: VisionModel, count: int, device: torch.device, precision: Precision) -> None:
     size = model.preprocess.size
+
+    def look(part: slice) -> None:
+        model.forward_features(torch.zeros(part.stop - part.start, 3, *size, device=device))
+
     with torch.inference_mode(), passes(device, precision):
-        for start in range(0, count, BATCH):
-            model.forward_features(torch.zeros(min(BATCH, count - start), 3, *size, device=device))
+        for _ in in_batches(count, BATCH, look):
+            pass
 
 
 def pin_threads(threads: int) -> None:
-    """Let this process's stages use so many threads: equal counts sum alike."""
+    """Let this process's stages use so many threads, and no less than float32 unless they ask.
+
+    Equal counts of threads sum alike. PyTorch lets convolutions, and so a model's first layer, run
+    in TF32.
+    """
     torch.set_num_threads(threads)
+    torch.backends.cudnn.allow_tf32 = False
 
 
 def usable_cores() -> int:
@@ -489,7 +510,9 @@ def environment(device: torch.device) -> Mapping[str, str]:
     """Say what evidence depends on beside its recipe: device, threads and library versions."""
     from importlib.metadata import version
 
+    there = {} if device.type != "cuda" else _cuda()
     return {
+        **there,
         "bench": version("vfm-ownership-bench"),
         "torch": torch.__version__,
         "timm": version("timm"),
@@ -497,4 +520,15 @@ def environment(device: torch.device) -> Mapping[str, str]:
         "threads": str(torch.get_num_threads()),
         "python": platform.python_version(),
         "machine": platform.machine(),
+    }
+
+
+def _cuda() -> dict[str, str]:
+    """Say which libraries a GPU's passes go through, and how exact they are asked to be."""
+    exact = not (torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32)
+    return {
+        "cuda": str(torch.version.cuda),
+        "cudnn": str(torch.backends.cudnn.version()),  # type: ignore[no-untyped-call]
+        "float32": "float32" if exact else "TF32",
+        "deterministic": "yes" if torch.are_deterministic_algorithms_enabled() else "not asked for",
     }

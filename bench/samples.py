@@ -23,8 +23,11 @@ from bench.manifest import DataSettings
 from bench.owners import architecture_of, randomised
 from bench.suite import OwnerSettings
 
-SIDE = 144
-"""Of a picture, in pixels: a little more than the 112 that the smoke suite's models take."""
+LARGER = 9 / 7
+"""By how much a picture is larger than what the models take."""
+
+IMAGES = 96
+"""Pictures in place of ImageNet's."""
 
 INNOCENTS = ("vit_large_patch14_reg4_dinov2.lvd142m", "vit_large_patch14_clip_224.openai")
 """Models that never met the owner, by timm's names."""
@@ -32,11 +35,16 @@ INNOCENTS = ("vit_large_patch14_reg4_dinov2.lvd142m", "vit_large_patch14_clip_22
 Pictures = Iterator[Image.Image]
 
 
-def write(root: Path, image_size: int = 112, models: Iterable[str] = INNOCENTS) -> None:
-    """Write the data sets, and weights of `models` that take images of this size."""
+def write(
+    root: Path, image_size: int = 112, images: int = IMAGES, models: Iterable[str] = INNOCENTS
+) -> None:
+    """Write the data sets, and weights of `models` that take images of this size.
+
+    `images`, a multiple of the 12 classes, are those in place of ImageNet's.
+    """
     root.mkdir(parents=True, exist_ok=True)
-    pictures = _pictures()
-    imagenet(root / "imagenet-val", pictures)
+    pictures = _pictures(round(image_size * LARGER), images)
+    imagenet(root / "imagenet-val", pictures, images=images // 12)
     products(root / "ECOMMERCE_PRODUCT_IMAGES", pictures)
     pets(root / "oxford-iiit-pet", pictures)
     foodseg(root / "FoodSeg103", pictures)
@@ -62,8 +70,9 @@ def pets(root: Path, pictures: Pictures, breeds: int = 4, images: int = 6) -> No
         lines = []
         for breed, number in itertools.product(range(breeds), range(images)):
             name = f"Breed_{breed}_{number + images * (part == 'test')}"
-            _save(next(pictures), root / "images" / f"{name}.jpg")
-            trimap = 1 + _patches(3, seed=number)
+            picture = next(pictures)
+            _save(picture, root / "images" / f"{name}.jpg")
+            trimap = 1 + _patches(3, seed=number, side=picture.width)
             _save(Image.fromarray(trimap), root / "annotations" / "trimaps" / f"{name}.png")
             lines.append(f"{name} {breed + 1} {1 + breed % 2} {1 + breed // 2}\n")
         (root / "annotations" / f"{part}.txt").write_text("".join(lines))
@@ -73,8 +82,9 @@ def foodseg(root: Path, pictures: Pictures, images: int = 24) -> None:
     """Write Images/ and category_id.txt of FoodSeg103, with all of its 104 ids."""
     for part, number in itertools.product(("train", "test"), range(images)):
         name = f"{number + images * (part == 'test'):08d}"
-        _save(next(pictures), root / "Images" / "img_dir" / part / f"{name}.jpg")
-        mask = Image.fromarray(_patches(104, seed=number))
+        picture = next(pictures)
+        _save(picture, root / "Images" / "img_dir" / part / f"{name}.jpg")
+        mask = Image.fromarray(_patches(104, seed=number, side=picture.width))
         _save(mask, root / "Images" / "ann_dir" / part / f"{name}.png")
     names = ["background", *(f"ingredient {i}" for i in range(1, 104))]
     lines = (f"{i}\t{name}\n" for i, name in enumerate(names))
@@ -91,20 +101,22 @@ def weights(root: Path, image_size: int, models: Iterable[str]) -> None:
         save_file(half, root / f"{name.partition('.')[0]}.safetensors")
 
 
-def _pictures() -> Pictures:
-    """Yield crops of the embedded photographs, all different."""
-    listed = manifest.read("photos", DataSettings("photos", crops=32))
+def _pictures(side: int = 144, images: int = IMAGES) -> Pictures:
+    """Yield crops of the embedded photographs, all different, `images` and some hundreds."""
+    crops = 32 + max(0, images - IMAGES) // len(manifest.PHOTOGRAPHS)
+    listed = manifest.read("photos", DataSettings("photos", crops=crops))
     order = torch.randperm(len(listed.items), generator=torch.Generator().manual_seed(0))
-    found = data.load(listed, order.tolist(), Preprocess((SIDE, SIDE)))
-    for pixels in found.pixels:
-        yield Image.fromarray(pixels.permute(1, 2, 0).numpy())
+    for some in order.split(256):  # type: ignore[no-untyped-call]
+        for pixels in data.load(listed, some.tolist(), Preprocess((side, side))).pixels:
+            yield Image.fromarray(pixels.permute(1, 2, 0).numpy())
 
 
-def _patches(ids: int, seed: int) -> np.ndarray[tuple[int, int], np.dtype[np.uint8]]:
+def _patches(ids: int, seed: int, side: int) -> np.ndarray[tuple[int, int], np.dtype[np.uint8]]:
     """Draw a mask of 4 x 4 patches of one id each."""
     rng = torch.Generator().manual_seed(seed)
     drawn = torch.randint(ids, (4, 4), generator=rng, dtype=torch.uint8).numpy()
-    return np.kron(drawn, np.ones((SIDE // 4, SIDE // 4), np.uint8))
+    patch = np.ones((-(-side // 4),) * 2, np.uint8)
+    return np.kron(drawn, patch)[:side, :side]
 
 
 def _save(image: Image.Image, path: Path) -> None:
@@ -117,8 +129,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.samples", description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--image-size", type=int, default=112, help="of the models (default 112)")
+    parser.add_argument(
+        "--images", type=int, default=IMAGES, help="in place of ImageNet's (default 96)"
+    )
+    parser.add_argument("--no-weights", action="store_true", help="write data sets alone")
     arguments = parser.parse_args()
-    write(arguments.folder, arguments.image_size)
+    models = () if arguments.no_weights else INNOCENTS
+    write(arguments.folder, arguments.image_size, arguments.images, models)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from bench.memory import MicroBatches
 from bench.models import VisionModel
 
 Schedule = Literal["constant", "cosine", "linear"]
@@ -90,7 +92,8 @@ def fit(
     """Minimise `loss_of` with AdamW over shuffled batches of the indices 0 .. count - 1.
 
     `loss_of` maps indices (b,), on the CPU, to the batch's mean loss; `warmup` is a share of the
-    steps. Order and dropout are drawn from `rng`; global generators are left as they were.
+    steps. Order and dropout are drawn from `rng`; global generators are left as they were. Where
+    memory is short, a batch's gradients add up over parts of it (`MicroBatches.accumulate`).
 
     Raises:
         FloatingPointError: the loss of an epoch is not finite.
@@ -101,6 +104,16 @@ def fit(
     factors = iter(_factors(schedule, epochs * math.ceil(count / batch), warmup))
     device = optimiser.param_groups[0]["params"][0].device
     losses: list[float] = []
+    micro = MicroBatches(batch)
+
+    def clear() -> None:
+        optimiser.zero_grad(set_to_none=True)
+
+    def mean_loss(chosen: Tensor, part: slice) -> tuple[Tensor, Tensor]:
+        with passes(device, precision):
+            loss = loss_of(chosen[part])
+        return loss, loss.detach()
+
     with _seeded(device, rng):
         for epoch in range(epochs):
             total = torch.zeros((), device=device)
@@ -108,12 +121,11 @@ def fit(
                 factor = next(factors)
                 for group, peak in zip(optimiser.param_groups, peaks, strict=True):
                     group["lr"] = peak * factor
-                with passes(device, precision):
-                    loss = loss_of(chosen)
-                loss.backward()  # type: ignore[no-untyped-call]
+                step = functools.partial(mean_loss, chosen)
+                loss = micro.accumulate(len(chosen), step, clear, device, rng)
                 optimiser.step()
-                optimiser.zero_grad(set_to_none=True)
-                total += loss.detach() * len(chosen)
+                clear()
+                total += loss * len(chosen)
             losses.append(float(total) / count)  # the epoch's only wait for the device
             if not math.isfinite(losses[-1]):
                 raise FloatingPointError(

@@ -30,8 +30,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.data import Images
+from bench.data import Images, sent
 from bench.measure import aside, timed
+from bench.memory import MicroBatches, in_batches
 from bench.models import VisionModel, clone
 from bench.profile import Choice, activation_profile, choose_block
 from bench.registry import method
@@ -408,27 +409,39 @@ class ActiveMark:
         frozen = Frozen(self, base, link, images, ctx)
         warmup = round(self.warmup * self.steps)
         losses = torch.zeros(self.steps, 2, device=ctx.device)
+        micro = MicroBatches(self.batch)
+
+        def clear() -> None:
+            optimiser.zero_grad(set_to_none=True)
 
         def step(number: int) -> None:
             chosen = order[number]
             message = messages[chosen] if messages is not None else cast(Tensor, fresh)[number]
-            loss, parts = self._loss(marked, codec, link, frozen(chosen), message.to(ctx.device))
+            message, clean = sent(message, ctx.device), frozen(chosen)
+
+            def loss_of(part: slice) -> tuple[Tensor, Tensor]:
+                return self._loss(marked, codec, link, clean.part(part), message[part])
+
             for group, rate in zip(optimiser.param_groups, rates, strict=True):
                 group["lr"] = rate * schedule_factor(self.schedule, number, self.steps, warmup)
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            clear()
+            losses[number] = micro.accumulate(len(chosen), loss_of, clear, ctx.device)
             optimiser.step()
-            losses[number] = parts
 
         def bare(number: int) -> None:  # the fewest passes a step needs
             clean = frozen(order[number])
-            with passes(ctx.device, self.precision):
-                tokens = clean.after.detach().requires_grad_(True)
-                out, read = self._tail(marked, tokens, link)
-                if self.fidelity_under == "plain":
-                    out, _ = self._tail(marked, clean.after, link)
-                read.sum().add(out.sum()).backward()  # type: ignore[no-untyped-call]
-            optimiser.zero_grad(set_to_none=True)
+
+            def there_and_back(part: slice) -> None:
+                with passes(ctx.device, self.precision):
+                    tokens = clean.after[part].detach().requires_grad_(True)
+                    out, read = self._tail(marked, tokens, link)
+                    if self.fidelity_under == "plain":
+                        out, _ = self._tail(marked, clean.after[part], link)
+                    read.sum().add(out.sum()).backward()  # type: ignore[no-untyped-call]
+
+            for _ in micro.over(self.batch, there_and_back):
+                pass
+            clear()
 
         real, ideal = _repeat(step, bare, self.steps, ctx)
         final = losses[-max(1, self.steps // 20) :].mean(0).tolist()
@@ -488,26 +501,28 @@ class ActiveMark:
         batch: int = 64,
     ) -> Tensor:
         """Say which bits arrive wrong (n, bits): the suspect's p and q, the owner's e and d."""
-        found = []
+
+        def wrong(part: slice) -> Tensor:
+            images = sent(pixels[part], device).float() / 255
+            if owner_norm is not None:
+                # The suspect's own normalisation undoes itself: the owner's is left. Resized
+                # before, because that clamps to [0, 1].
+                mean, std = (sent(value, device) for value in owner_norm)
+                images = model.normalise(images) * model.std + model.mean
+                images = (images - mean) / std * model.std + model.mean
+            message = sent(messages[part], device)
+            before = model.run_blocks(model.embed(images), 0, link.block)
+            after = model.run_blocks(before, link.block, link.block + 1)
+            source = before if self.encoder_input == "block_input" else after
+            picked = link.pick(source, self.axis)
+            token = codec.encode(self._sized(picked, codec.written), message)
+            put = link.put(after, self._sized(token, picked.shape[1]), self.axis)
+            logits = codec.decode(self._sized(self._read(model, put, link), codec.read))
+            read = logits >= 0 if self.binarise == ">=" else logits > 0
+            return read != message.bool()
+
         with torch.inference_mode(), passes(device, self.precision):
-            for start in range(0, len(pixels), batch):
-                images = pixels[start : start + batch].to(device).float() / 255
-                if owner_norm is not None:
-                    # The suspect's own normalisation undoes itself: the owner's is left. Resized
-                    # before, because that clamps to [0, 1].
-                    mean, std = (value.to(device) for value in owner_norm)
-                    images = model.normalise(images) * model.std + model.mean
-                    images = (images - mean) / std * model.std + model.mean
-                message = messages[start : start + batch].to(device)
-                before = model.run_blocks(model.embed(images), 0, link.block)
-                after = model.run_blocks(before, link.block, link.block + 1)
-                source = before if self.encoder_input == "block_input" else after
-                picked = link.pick(source, self.axis)
-                token = codec.encode(self._sized(picked, codec.written), message)
-                put = link.put(after, self._sized(token, picked.shape[1]), self.axis)
-                logits = codec.decode(self._sized(self._read(model, put, link), codec.read))
-                read = logits >= 0 if self.binarise == ">=" else logits > 0
-                found.append(read != message.bool())
+            found = list(in_batches(len(pixels), batch, wrong))
         return torch.cat(found).cpu()  # the only wait for the device
 
     def _sized(self, value: Tensor, width: int) -> Tensor:
@@ -559,6 +574,10 @@ class Clean(NamedTuple):
     after: Tensor  # (b, n, d) output of block b
     target: Tensor  # what fidelity compares with: (b, d') or (b, n, d)
 
+    def part(self, which: slice | Tensor) -> Clean:
+        """Return those of some images."""
+        return Clean(*(value[which] for value in self))
+
 
 class Course(NamedTuple):
     """How a training went."""
@@ -575,6 +594,7 @@ class Frozen:
     ) -> None:
         self._mark, self._base, self._link, self._images = mark, base, link, images
         self._device, self._rng = ctx.device, ctx.rng
+        self._micro = MicroBatches(mark.batch)
         each = self._compute(torch.arange(min(1, len(images))))
         size = sum(part.nbytes for part in each) * len(images)
         self.cached = not mark.augment and size <= CACHE_BYTES
@@ -584,22 +604,31 @@ class Frozen:
         """Return the activations of the images at `indices` (b,)."""
         if self._kept is None:
             return self._compute(indices)
-        return Clean(*(part[indices] for part in self._kept))
+        return self._kept.part(sent(indices, self._device))
 
     def _all(self, batch: int = 64) -> Clean:
         first = self._compute(torch.arange(1))
         # Written in place: joining the chunks would hold all of them twice.
         kept = Clean(*(part.new_empty(len(self._images), *part.shape[1:]) for part in first))
-        for chunk in torch.arange(len(self._images)).split(batch):  # type: ignore[no-untyped-call]
-            for whole, part in zip(kept, self._compute(chunk), strict=True):
-                whole[chunk[0] : chunk[-1] + 1] = part
+
+        def fill(chunk: slice) -> None:
+            images = self._images.batch(chunk, self._device)
+            for whole, part in zip(kept, self._seen(images), strict=True):
+                whole[chunk] = part
+
+        for _ in in_batches(len(self._images), batch, fill):
+            pass
         return kept
 
-    @torch.no_grad()
     def _compute(self, indices: Tensor) -> Clean:
         images = self._images.batch(indices, self._device)
-        if self._mark.augment:
+        if self._mark.augment:  # as one batch, whatever the memory: its draws are in that order
             images = _augmented(images, self._rng)
+        parts = [*self._micro.over(len(images), lambda part: self._seen(images[part]))]
+        return parts[0] if len(parts) == 1 else Clean(*map(torch.cat, zip(*parts, strict=True)))
+
+    @torch.no_grad()
+    def _seen(self, images: Tensor) -> Clean:
         base, block = self._base, self._link.block
         with passes(self._device, self._mark.precision):
             before = base.run_blocks(base.embed(images), 0, block)
@@ -711,7 +740,7 @@ def _finetuned(model: VisionModel, ctx: Context) -> VisionModel:
 
     def loss_of(chosen: Tensor) -> Tensor:
         logits = net.logits(ctx.images.batch(chosen, ctx.device))
-        return F.cross_entropy(logits, targets[chosen.to(ctx.device)])
+        return F.cross_entropy(logits, targets[sent(chosen, ctx.device)])
 
     # The paper gives no schedule for this step; ten epochs are those of its attacks (4.2).
     fit(

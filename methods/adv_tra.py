@@ -27,6 +27,7 @@ from torch import Tensor
 
 from bench.data import Images
 from bench.measure import aside, timed
+from bench.memory import MicroBatches
 from bench.models import VisionModel, clone
 from bench.queries import answers, classifier
 from bench.registry import method
@@ -130,7 +131,7 @@ class AdvTra:
         model, known = classifier(owner, ctx.device, least=self.classes), owner.classes
         base = self._draw(ctx)
         orders = torch.rand(len(base), known, generator=ctx.rng).argsort(1)  # (2n, k)
-        walks, tried, tally = list[Tensor](), 0, Tally()
+        walks, tried, tally = list[Tensor](), 0, Tally(MicroBatches(self.batch))
         while tried < len(base) and (missing := self.trajectories - sum(map(len, walks))):
             # As many as are missing: one image after another would try the same ones, and no more.
             wave = torch.arange(tried, min(tried + missing, len(base)))
@@ -235,7 +236,7 @@ class AdvTra:
         for number in range(self.hops):
             goals = targets[alive.to(targets.device), number]
             arrived, steps, path = self._search(model, start, goals, tally)
-            path += self._beyond(model, path[-1], goals[arrived], steps)
+            path += self._beyond(model, path[-1], goals[arrived], steps, tally)
             start, alive = path[-1], alive[arrived.cpu()]
             for place, images in enumerate(path, number * self.length + 1):
                 kept[alive, place] = _bytes(images)
@@ -250,7 +251,7 @@ class AdvTra:
 
         The start never moves, so its label and its gradient are found once for all epochs.
         """
-        label, sign = self._uphill(model, start, targets)
+        label, sign = self._uphill(model, start, targets, tally)
         tally.starts += len(start)
         # Departure: the code spends E epochs on a start that is its own target; none can succeed.
         rows = (label != targets).nonzero().flatten()
@@ -262,7 +263,7 @@ class AdvTra:
             if not len(rows):
                 break
             tally.epochs += len(rows)
-            path, labels = self._roll_out(model, start, sign, targets, steps)
+            path, labels = self._roll_out(model, start, sign, targets, steps, tally)
             hit = labels == targets  # (h - 1, b)
             early = hit[:-1].any(0)
             done = hit[-1] & ~early
@@ -279,7 +280,13 @@ class AdvTra:
         return _in_order(found)
 
     def _roll_out(
-        self, model: VisionModel, start: Tensor, sign: Tensor, targets: Tensor, steps: Tensor
+        self,
+        model: VisionModel,
+        start: Tensor,
+        sign: Tensor,
+        targets: Tensor,
+        steps: Tensor,
+        tally: Tally,
     ) -> tuple[list[Tensor], Tensor]:
         """Take the steps (b, h); return x_1 .. x_h and the labels of x_2 .. x_h (h - 1, b).
 
@@ -288,11 +295,11 @@ class AdvTra:
         """
         path, labels = [_step(start, sign, steps[:, 0])], []
         for i in range(1, self.half):
-            label, sign = self._uphill(model, path[-1], targets)
+            label, sign = self._uphill(model, path[-1], targets, tally)
             path.append(_step(path[-1], sign, steps[:, i]))
             labels.append(label)
-        parts = path[-1].split(self.batch)  # type: ignore[no-untyped-call]
-        labels.append(torch.cat([model.logits(part).argmax(1) for part in parts]))
+        last, read = path[-1], _labels_of(model)
+        labels.append(torch.cat([*tally.micro.over(len(last), lambda part: read(last[part]))]))
         return path, torch.stack(labels[1:])
 
     def _controlled(self, steps: Tensor, missed: Tensor, early: Tensor, epoch: int) -> Tensor:
@@ -309,27 +316,33 @@ class AdvTra:
 
     @torch.no_grad()
     def _beyond(
-        self, model: VisionModel, images: Tensor, targets: Tensor, steps: Tensor
+        self, model: VisionModel, images: Tensor, targets: Tensor, steps: Tensor, tally: Tally
     ) -> list[Tensor]:
         """Go on from x_h with the steps (b, h) in reverse order; return x_h+1 .. x_2h."""
         path = []
         for i in reversed(range(self.half)):
-            _, sign = self._uphill(model, images, targets)
+            _, sign = self._uphill(model, images, targets, tally)
             images = _step(images, sign, steps[:, i])
             path.append(images)
         return path
 
-    def _uphill(self, model: VisionModel, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def _uphill(
+        self, model: VisionModel, images: Tensor, targets: Tensor, tally: Tally
+    ) -> tuple[Tensor, Tensor]:
         """Return the label of each image, and the sign of its target logit's gradient."""
         if not len(images):  # nobody is left, and not every model takes an empty batch
             return targets, images
-        pairs = zip(images.split(self.batch), targets.split(self.batch), strict=True)  # type: ignore[no-untyped-call]
-        labels, signs = zip(*(_ascent(model, *pair) for pair in pairs), strict=True)
+
+        def ascend(part: slice) -> tuple[Tensor, Tensor]:
+            return _ascent(model, images[part], targets[part])
+
+        labels, signs = zip(*tally.micro.over(len(images), ascend), strict=True)
         return torch.cat(labels), torch.cat(signs)
 
     def _time(self, model: VisionModel, images: Tensor, targets: Tensor, tally: Tally) -> None:
         """Time a bare pass there, and one there and back, unless that is known well enough."""
-        images, targets = images[: self.batch], targets[: self.batch]
+        fits = tally.micro.size
+        images, targets = images[:fits], targets[:fits]
         if len(images) and len(tally.timed) < TIMED_ROUNDS:
             with torch.no_grad(), aside(images.device):
                 there = timed(lambda: model.logits(images), images.device)
@@ -347,8 +360,9 @@ class Hop(NamedTuple):
 
 @dataclass(slots=True)
 class Tally:
-    """What the walks took, in images."""
+    """What the walks took, in images, and how many of them fit into a pass."""
 
+    micro: MicroBatches
     starts: int = 0  # hops begun
     epochs: int = 0
     hops: int = 0  # hops that arrived

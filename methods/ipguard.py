@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from bench.measure import aside, timed
+from bench.memory import MicroBatches
 from bench.models import VisionModel, clone
 from bench.queries import answers, classifier, matches
 from bench.registry import method
@@ -156,11 +157,11 @@ class IPGuard:
 
         `logits` maps images to class scores (b, classes); the points come back on the CPU.
         """
-        parts = []
+        parts, micro = [], MicroBatches(self.batch)
         for first in range(0, len(start), self.batch):
             chunk = slice(first, first + self.batch)
             x, i, j = (part[chunk].to(device) for part in (start, source, target))
-            parts.append(self._descend_together(logits, x, i, j, k))
+            parts.append(self._descend_together(logits, x, i, j, k, micro))
         points, steps, ideal = zip(*parts, strict=True)
         return Descent(torch.cat(points), torch.cat(steps), sum(ideal))
 
@@ -189,6 +190,7 @@ class IPGuard:
         source: Tensor,
         target: Tensor,
         k: float,
+        micro: MicroBatches,
     ) -> Descent:
         """Descend with one batch; a point at zero loss is set aside as it was tested."""
         points, steps = torch.empty_like(x), torch.full((len(x),), self.iterations)
@@ -197,18 +199,13 @@ class IPGuard:
         ideal = per_pass = 0.0
         for number in range(self.iterations):
             if number % TIMED_EVERY == 0:
-                per_pass = _bare_seconds(logits, x) / len(x)
+                per_pass = _bare_seconds(logits, x, micro) / len(x)
             ideal += per_pass * len(x)
-            x = x.detach().requires_grad_(True)
-            loss = boundary_loss(logits(x), source, target, k)
-            done = loss.detach() <= self.tolerance
-            finished = int(done.sum())  # the one wait for the device in an iteration
+            done, gradient, finished = self._looked_at(logits, x, source, target, k, micro)
             if finished:
-                points[rows[done]], steps[rows[done].cpu()] = x.detach()[done], number
+                points[rows[done]], steps[rows[done].cpu()] = x[done], number
             if finished == len(x):
                 return Descent(points.cpu(), steps, ideal)
-            (gradient,) = torch.autograd.grad(loss.sum(), x)
-            x = x.detach()
             if finished:
                 x, gradient, first, second, rows, source, target = (
                     part[~done] for part in (x, gradient, first, second, rows, source, target)
@@ -216,6 +213,29 @@ class IPGuard:
             x, first, second = self._adam(x, gradient, first, second, number)
         points[rows] = x
         return Descent(points.cpu(), steps, ideal)
+
+    def _looked_at(
+        self,
+        logits: Callable[[Tensor], Tensor],
+        x: Tensor,
+        source: Tensor,
+        target: Tensor,
+        k: float,
+        micro: MicroBatches,
+    ) -> tuple[Tensor, Tensor, int]:
+        """Return which points (b,) are at zero loss, the gradient (b, 3, h, w), and how many."""
+
+        def look(part: slice) -> tuple[Tensor, Tensor, int]:
+            pixels = x[part].detach().requires_grad_(True)
+            loss = boundary_loss(logits(pixels), source[part], target[part], k)
+            done = loss.detach() <= self.tolerance
+            finished = int(done.sum())  # the one wait for the device in an iteration
+            if finished == len(pixels):  # none of them goes on
+                return done, torch.zeros_like(pixels), finished
+            return done, torch.autograd.grad(loss.sum(), pixels)[0], finished
+
+        done, gradient, finished = zip(*micro.over(len(x), look), strict=True)
+        return torch.cat(done), torch.cat(gradient), sum(finished)
 
     def _adam(
         self, x: Tensor, gradient: Tensor, first: Tensor, second: Tensor, number: int
@@ -257,12 +277,12 @@ def boundary_loss(logits: Tensor, source: Tensor, target: Tensor, k: float) -> T
     return loss + (others - at_source).relu()
 
 
-def _bare_seconds(logits: Callable[[Tensor], Tensor], x: Tensor) -> float:
+def _bare_seconds(logits: Callable[[Tensor], Tensor], x: Tensor, micro: MicroBatches) -> float:
     """Time one forward and one backward pass to the pixels, left out of what is measured."""
 
-    def passes() -> None:
-        pixels = x.detach().requires_grad_(True)
+    def there_and_back(part: slice) -> None:
+        pixels = x[part].detach().requires_grad_(True)
         torch.autograd.grad(logits(pixels).sum(), pixels)
 
     with aside(x.device):
-        return timed(passes, x.device)
+        return timed(lambda: list(micro.over(len(x), there_and_back)), x.device)

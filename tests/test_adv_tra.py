@@ -7,6 +7,7 @@ import torch
 
 from bench import measure, testing
 from bench.data import Images
+from bench.memory import MicroBatches
 from bench.models import Architecture, Head, View, build, clone, with_head
 from bench.owners import randomised
 from bench.registry import METHODS
@@ -91,6 +92,10 @@ def reference_hop(model, start, target, how):
     return "no epoch left", how.max_iterations
 
 
+def fresh(batch=64):
+    return Tally(MicroBatches(batch))
+
+
 def reference_walk(model, start, targets, how):
     """Return all points, the steps of each hop, and the epochs of each (0 for a lost start)."""
     points, found, spent = [start], [], []
@@ -124,7 +129,7 @@ def test_walks_in_lock_step_equal_walks_one_at_a_time(owner, mode, length, seed)
     else:
         start = images(5, 64, seed).batch(slice(None), CPU).double()
     targets = torch.rand(5, model.classes, generator=rng).argsort(1)[:, :2]
-    tally, found = Tally(), []
+    tally, found = fresh(), []
 
     class Watched(AdvTra):
         def _search(self, *given):
@@ -196,7 +201,7 @@ def test_length_control_stops_just_beyond_a_boundary_at_a_known_distance(mode, l
     how = AdvTra(mode=mode, length=length, max_iterations=60)
     distances = [0.01, 0.03, 0.06, 0.097, 0.12, 0.2, 0.35, 0.5, 0.7, 0.95]
     start = torch.cat([grey(0.05 + d, 0.05, 0.0) for d in distances])
-    tally = Tally()
+    tally = fresh()
     goals = torch.ones(len(start), dtype=torch.long)
     found = how._search(ChannelMeans(), start, goals, tally)
     wanted = [predicted(d, how) for d in distances]
@@ -216,7 +221,7 @@ def test_length_control_stops_just_beyond_a_boundary_at_a_known_distance(mode, l
 
 
 def test_a_start_that_is_its_own_target_costs_one_pass_and_fails():
-    tally, start = Tally(), torch.cat([grey(0.2, 0.5, 0.1), grey(0.5, 0.45, 0.1)])
+    tally, start = fresh(), torch.cat([grey(0.2, 0.5, 0.1), grey(0.5, 0.45, 0.1)])
     found = AdvTra(mode="fast")._search(ChannelMeans(), start, torch.tensor([1, 1]), tally)
     assert found.arrived.tolist() == [1]
     assert (tally.starts, tally.epochs) == (2, 1)
@@ -247,7 +252,7 @@ def test_results_do_not_depend_on_the_batch(mode):
     targets = torch.rand(9, 10, generator=torch.Generator().manual_seed(0)).argsort(1)[:, :2]
     walks = [
         AdvTra(mode=mode, classes=3, max_iterations=8, batch=batch)._walk(
-            model, start, targets, Tally()
+            model, start, targets, fresh(batch)
         )
         for batch in (1, 4, 64)
     ]
@@ -265,7 +270,7 @@ def test_images_that_are_done_cost_no_more():
             return super().logits(x)
 
     start = torch.cat([grey(0.1 + d, 0.1, 0.0) for d in (0.05, 0.3, 0.05, 0.6)])
-    AdvTra(mode="fast")._search(Counting(), start, torch.ones(4, dtype=torch.long), Tally())
+    AdvTra(mode="fast")._search(Counting(), start, torch.ones(4, dtype=torch.long), fresh())
     # The start once, then x_1 and x_2 an epoch: two arrive at once, the nearer other one first.
     assert sizes[:3] == [4, 4, 4]
     assert sizes[3] == 2
@@ -332,7 +337,7 @@ def test_a_walk_that_fails_is_replaced_as_if_images_were_tried_one_after_another
     assert made.notes["failed"] == made.notes["tried"] - 8
     model = clone(digits_owner()).requires_grad_(False)
     singly = [
-        how._walk(model, starts[i : i + 1], targets[i : i + 1], Tally()) for i in range(len(starts))
+        how._walk(model, starts[i : i + 1], targets[i : i + 1], fresh()) for i in range(len(starts))
     ]
     assert torch.equal(torch.cat(singly)[:, 0], made.secret["pixels"][:, 0])
     assert len(singly[-1]), "an image was tried that was not needed"

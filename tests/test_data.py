@@ -285,3 +285,33 @@ def test_a_wide_image_is_cut_or_squashed(mode, columns):
     assert fitted.shape == (32, 32, 3)
     assert abs(int(fitted[16, 0, 0]) - columns[0]) <= 5
     assert abs(int(fitted[16, -1, 0]) - columns[1]) <= 5
+
+
+def test_what_goes_to_a_gpu_goes_from_pinned_memory_without_waiting(monkeypatch):
+    calls = []
+
+    class Bytes(torch.Tensor):
+        def pin_memory(self):
+            calls.append("pinned")
+            return self
+
+        def to(self, device, non_blocking):
+            calls.append((device.type, non_blocking))
+            return self
+
+    values = torch.zeros(2, dtype=torch.uint8).as_subclass(Bytes)
+    data.sent(values, torch.device("cuda"))
+    data.sent(values, torch.device("cpu"))
+    assert calls == ["pinned", ("cuda", True), ("cpu", True)]
+
+
+def test_nothing_is_copied_where_it_is():
+    values = torch.arange(3)
+    assert data.sent(values, torch.device("cpu")) is values
+
+
+@pytest.mark.parametrize("side", [89, 219, 670])
+def test_an_image_can_be_kept_whole_at_any_size(side):
+    assert side / 666 * 666 > side  # by a rounding
+    image = Image.new("RGB", (side, side))
+    assert data._fit(image, Preprocess((666, 666))).shape == (666, 666, 3)

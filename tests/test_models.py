@@ -473,3 +473,29 @@ def test_only_a_classifier_in_use_has_classes_of_its_own():
     assert with_head(owner(), Head(7), torch.Generator()).classes == 7
     scenes = SegmentationHead(7, "linear", (5,))
     assert with_head(owner(), scenes, torch.Generator()).classes == 0
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("frozen", [True, False])
+@pytest.mark.parametrize(
+    ("library", "name", "size"),
+    [("embedded", "mini", None), ("timm", "test_vit", None), ("open_clip", "ViT-B-32", 32)],
+)
+def test_every_vit_of_ours_attends_through_a_fused_operation(library, name, size, training, frozen):
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Counter(TorchDispatchMode):
+        fused = 0
+
+        def __torch_dispatch__(self, called, types, args=(), kwargs=None):
+            # The second is PyTorch's fast path of nn.MultiheadAttention, for inference alone; on a
+            # GPU it calls scaled_dot_product_attention itself.
+            names = ("scaled_dot_product", "_native_multi_head_attention")
+            self.fused += any(name in str(called) for name in names)
+            assert "softmax" not in str(called)
+            return called(*args, **(kwargs or {}))
+
+    model = build(Architecture(library, name, size)).train(training).requires_grad_(not frozen)
+    with Counter() as counter:
+        model.features(torch.rand(1, 3, *model.preprocess.size))
+    assert counter.fused == len(model.blocks)

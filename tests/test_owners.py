@@ -427,3 +427,28 @@ def test_reading_weights_never_unpickles_a_safetensors_name(tmp_path):
     torch.save({"w": torch.ones(1)}, tmp_path / "pickled.safetensors")
     with pytest.raises(UserError, match="expected a safetensors file, got a damaged one"):
         read_weights(tmp_path / "pickled.safetensors")
+
+
+def test_the_width_of_a_clip_projection_is_no_number_of_classes():
+    import timm
+
+    from bench.owners import _has_classifier, architecture_of
+
+    clip = "vit_large_patch14_clip_224"
+    for name, head in ((f"{clip}.openai", None), (f"{clip}.openai_ft_in1k", "own")):
+        assert architecture_of(OwnerSettings("timm", name)).head == head
+    for name in timm.list_models(pretrained=True):  # what a tag says of the weights, told apart
+        classes = timm.get_pretrained_cfg(name).num_classes
+        labels = {1000, 11221, 11821, 19168, 21841, 21842, 21843, 115217}
+        assert _has_classifier(name) == (classes in labels), (name, classes)
+
+
+def test_a_clip_towers_projection_in_a_file_is_left_out(tmp_path):
+    import timm
+
+    name = "vit_xsmall_patch16_clip_224.tinyclip_yfcc15m"
+    file = tmp_path / "clip.safetensors"
+    save_file(timm.create_model(name, num_classes=512).state_dict(), file)
+    model = load_owner(OwnerSettings("timm", name, weights="clip.safetensors"), file)
+    assert model.classes == 0
+    assert not [key for key in model.state_dict() if ".head." in key]

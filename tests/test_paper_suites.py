@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import samples
+from bench import ledger, plan, samples, suite
 from bench.cli import main
 
 SUITES = Path(__file__).parent.parent / "suites"
@@ -99,7 +99,7 @@ def test_a_download_that_fails_is_one_line(tmp_path, monkeypatch, capsys):
 
 
 def test_samples_are_laid_out_as_the_loaders_expect(tmp_path):
-    from bench import manifest, suite
+    from bench import manifest
 
     pictures = samples._pictures()
     samples.imagenet(tmp_path / "imagenet-val", pictures)
@@ -125,3 +125,39 @@ def test_weights_of_samples_are_fixed_and_differ_from_each_other(tmp_path):
     first, again = (load_file(tmp_path / d / "test_vit.safetensors") for d in "ab")
     assert all(torch.equal(v, again[k]) for k, v in first.items())
     assert {v.dtype for v in first.values()} == {torch.float16}
+
+
+@pytest.mark.parametrize(("side", "name"), [(224, "vit-large-cuda"), (518, "vit-large-518-cuda")])
+def test_table_3_at_the_size_of_one_gpu_can_be_priced(side, name, tmp_path, capsys):
+
+    made = suite.load(SUITES / f"{name}.yaml")
+    assert [owner.image_size for owner in made.owners] == [side]
+    pictures = samples._pictures(16, images=1500)
+    samples.imagenet(tmp_path / "imagenet-val", pictures, images=125)
+    given = ["--data", str(tmp_path), "--results", str(tmp_path / "results")]
+    assert main(["check", str(SUITES / f"{name}.yaml"), *given]) == 0
+    assert "data imagenet: 1500 images, 12 classes" in capsys.readouterr().out
+    assert main(["plan", str(SUITES / f"{name}.yaml"), *given, "--device", "h200"]) == 0
+    assert "?" not in capsys.readouterr().out
+
+
+def test_a_mask_is_as_large_as_its_picture_whatever_that_is():
+    assert samples._patches(104, seed=0, side=66).shape == (66, 66)
+
+
+def kind(cell):
+    """What is done in a cell, on whichever owner and however hard."""
+    settings = [cell.method.args.get(name) for name in ("variant", "readout")]
+    steps = [(s.name, s.args.get("data"), s.args.get("schedule")) for s in cell.attack]
+    return (cell.method.name, *settings, cell.lineage, cell.base, *steps)
+
+
+def test_the_committed_small_run_answered_every_kind_of_cell_of_the_papers_suite():
+    home = SUITES.parent / "results" / "paper-smoke"
+    outline, records = ledger.read_outline(home / "suite.json"), ledger.answers(home)
+    assert Counter(records[key].status for key, _ in outline.cells) == {
+        "ok": 118,
+        "incompatible": 1,  # weights are compared with those of a model that has others
+    }
+    asked = plan.make(suite.load(SUITES / "paper.yaml"), None, assume=True).questions
+    assert {kind(q.cell) for q in asked} == {kind(cell) for _, cell in outline.cells}

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from bench import measure, testing
+from bench.memory import MicroBatches
 from bench.models import clone
 from bench.types import Access
 from methods.adv_tra import AdvTra, Tally
@@ -75,7 +76,7 @@ def test_lock_step_takes_fewer_passes_and_less_time_than_one_image_after_another
     targets = orders[orders != images.labels[:8, None]].view(8, 9)[:, : HOW.hops]
 
     def lock_step():
-        walks = HOW._walk(ours, start, targets, Tally())
+        walks = HOW._walk(ours, start, targets, Tally(MicroBatches(HOW.batch)))
         HOW._read(lambda x: ours.logits(x).argmax(1), walks, CPU)
         return len(walks)
 
