@@ -48,6 +48,16 @@ def test_what_is_put_aside_counts_for_nothing_however_deeply(monkeypatch, depth)
     assert (meter.forward_passes, meter.backward_passes, meter.images) == (2, 0, 0)
 
 
+def test_time_spent_waiting_for_a_processor_is_told_apart_and_put_aside_alike(monkeypatch):
+    queued = iter([0.0, 1.0, 3.0, 7.0])
+    monkeypatch.setattr(measure, "waited", lambda: next(queued))
+    with measuring(CPU) as meter:
+        with aside(CPU):
+            count(queries=9)
+        count(queries=4)
+    assert (meter.waited, meter.queries) == (7.0 - 2.0, 4)
+
+
 def test_a_meter_started_aside_measures_all_the_same():
     with measuring(CPU) as outer, aside(CPU), measuring(CPU) as inner:
         count(forward=2)

@@ -1,0 +1,25 @@
+"""The counts of the watched work; `bench perf --check` has them, too, and judges the times."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench import effort, perf
+from bench.workload import load
+
+CPU = torch.device("cpu")
+ROOT = Path(__file__).parents[2]
+WORKLOADS = load([ROOT / "tests/perf/workloads.py"])
+BASELINE = perf.read(ROOT / "results/perf/baseline.json").workloads
+
+
+def test_the_baseline_knows_every_workload_and_no_other():
+    assert set(BASELINE) == set(WORKLOADS)
+
+
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_work_takes_as_many_passes_queries_and_bytes_as_before(name, benchmark):
+    prepared = WORKLOADS[name].prepare(CPU)
+    assert effort.counted(prepared, CPU) == BASELINE[name].counts
+    benchmark.pedantic(prepared.run, rounds=1)  # shown at the end, judged elsewhere
