@@ -1,4 +1,4 @@
-"""Say what the command `bench` takes: its commands, their arguments, and what each is for."""
+"""Say what the command `bench` takes: its commands, their arguments, and what these name."""
 
 from __future__ import annotations
 
@@ -7,9 +7,20 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench.types import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from bench.suite import OwnerSettings
 
 Command = Callable[[argparse.Namespace], int]
 """What carries a command out and returns its exit status."""
+
+OK, SOME_FAILED, USERS_MISTAKE = 0, 1, 2
+"""Exit statuses: all cells ok, skipped or incompatible; some cell failed; the user's mistake."""
 
 
 def parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
@@ -52,6 +63,12 @@ def _run(command: argparse.ArgumentParser) -> None:
         default=1,
         help="CPU threads of one stage; evidence is repeatable for equal numbers (default 1)",
     )
+    command.add_argument(
+        "--compile",
+        action="store_true",
+        help="run transformer blocks through torch.compile: the last digits of evidence may "
+        "differ, and records say so (meant for GPUs; on a CPU it made DeiT-Tiny slower)",
+    )
 
 
 def _plan(command: argparse.ArgumentParser) -> None:
@@ -81,8 +98,8 @@ def _report(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--calibration",
         action="store_true",
-        help="level and power of the verdicts, AUC and detection at a stated false-positive rate, "
-        "too, written beside the records",
+        help="level and power of the verdicts, AUC, detection at a stated false-positive rate and "
+        "every two methods compared, too, written beside the records with a picture (roc.svg)",
     )
 
 
@@ -96,6 +113,35 @@ def _compare(command: argparse.ArgumentParser) -> None:
 
 def _verify_results(command: argparse.ArgumentParser) -> None:
     command.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
+
+
+def _perf(command: argparse.ArgumentParser) -> None:
+    command.epilog = (
+        "Exit status with --check: 0 all holds, 2 something to put right in the command, 3 "
+        "something is worse, 4 something could not be measured."
+    )
+    given = command.add_mutually_exclusive_group()
+    given.add_argument("--check", action="store_true", help="hold counts and times to the baseline")
+    given.add_argument("--update", action="store_true", help="make what is measured the baseline")
+    command.add_argument(
+        "--base", metavar="REV", help="with --check: time this revision in turns with the tree, too"
+    )
+    command.add_argument(
+        "--workloads",
+        type=Path,
+        nargs="+",
+        default=[Path("tests/perf/workloads.py")],
+        metavar="FILE",
+        help="Python files that list WORKLOADS (default: tests/perf/workloads.py)",
+    )
+    command.add_argument(
+        "--baseline",
+        type=Path,
+        default=Path("results/perf/baseline.json"),
+        metavar="FILE",
+        help="default: results/perf/baseline.json",
+    )
+    command.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1 ...")
 
 
 def _list(command: argparse.ArgumentParser) -> None:
@@ -240,12 +286,44 @@ def _names(text: str) -> tuple[str, ...]:
     return names
 
 
+def find_device(name: str) -> torch.device:
+    """Return the device that `--device` names, if it can be used."""
+    import torch
+
+    torch.backends.cudnn.allow_tf32 = False  # a model's first layer is float32, like the others
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+        usable = device.type in ("cpu", "cuda")
+    except (RuntimeError, AssertionError):
+        usable = False
+    if not usable:
+        raise UserError(f"--device: expected auto, cpu or a usable GPU, got '{name}'")
+    return device
+
+
+def owner_of(
+    text: str, weights: str, pretrained: str | None, image_size: int | None = None
+) -> OwnerSettings:
+    """Return the model that LIBRARY:NAME names, as a suite would have it."""
+    from bench.registry import settings
+    from bench.suite import OwnerSettings
+
+    library, _, name = text.rpartition(":")
+    value = {"library": library or "embedded", "name": name, "weights": weights}
+    given = {"pretrained": pretrained, "image_size": image_size}
+    return settings(OwnerSettings, value | {k: v for k, v in given.items() if v is not None})
+
+
 COMMANDS: Mapping[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "run": ("answer every cell of a suite and print its tables", _run),
     "plan": ("say what a run would do, what is there, what it costs", _plan),
     "report": ("print the tables again, from the records alone", _report),
     "compare": ("say whether new results are worse than old ones", _compare),
     "verify-results": ("check records against outline and store", _verify_results),
+    "perf": ("measure the speed of watched work; --check fails where it is worse", _perf),
     "list": ("list methods, attacks, models or embedded data", _list),
     "check": ("say line by line what a suite needs, and how to get it", _check),
     "profile": ("measure the activations of every block of a model", _profile),

@@ -9,30 +9,23 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from bench.arguments import Command, parser
+from bench import tables
+from bench.arguments import OK, SOME_FAILED, USERS_MISTAKE, Command, find_device, owner_of, parser
+from bench.cli_check import check_suite
+from bench.cli_owner import protect_model, verify_suspect
+from bench.tables import Picture, Table
 from bench.types import Incompatible, UserError
 
 if TYPE_CHECKING:
     import torch
     from rich.console import Console
 
-    from bench.manifest import DataSettings, Manifest
+    from bench.ledger import Outline
     from bench.plan import Plan, Question
     from bench.runner import Engine
-    from bench.suite import OwnerSettings
-    from bench.tables import Table
-    from bench.types import Json
-
-OK, SOME_FAILED, USERS_MISTAKE = 0, 1, 2
-"""Exit statuses: all cells ok, skipped or incompatible; some cell failed; the user's mistake."""
-
-VERDICTS = {"owned": 0, "undecided": 3, "not owned": 1, "incompatible": 4}
-"""Exit statuses of `verify`; with several keys the first of these that one of them came to."""
-
-KEY, RELEASED = "key.safetensors", "model.safetensors"
-"""The files that `protect` writes: what is kept secret and what goes out."""
+    from bench.types import Record
 
 WORSE, UNMEASURED = 3, 4
 """Of `compare` and `verify-results`: something is worse or wrong; nothing was there to tell by."""
@@ -73,18 +66,22 @@ def run_suite(arguments: argparse.Namespace) -> int:
     plan = _plan(arguments)
     home = arguments.results / plan.suite.name
     todo = _unanswered(plan, home)
-    console = _console()
+    console = tables.console()
     for warning in plan.warnings:
         console.print(f"note: {warning}", markup=False, highlight=False)
     if not todo:
         _write_outline(plan, home)
     else:
-        from bench import runner
+        from bench import models, runner
 
         runner.pin_threads(arguments.threads)
         with _engine(arguments) as (engine, device, where):
             store = Store(arguments.results / ".store")
-            laboratory = runner.Laboratory(plan, store, arguments.data, device)
+            if arguments.compile and arguments.engine != "ray":  # whose nodes say so themselves
+                models.refuse_no_compiler(device)
+            laboratory = runner.Laboratory(
+                plan, store, arguments.data, device, compile=arguments.compile
+            )
             runner.load_owners(laboratory)
             _write_outline(plan, home)  # only now: a run that cannot start changes no report
             console.print(
@@ -113,11 +110,11 @@ def _engine(arguments: argparse.Namespace) -> Iterator[tuple[Engine, torch.devic
             on_ray = functools.partial(
                 engine_ray.on_ray, device=there, threads=threads, workers=workers
             )
-            yield on_ray, _find_device("cpu"), where
+            yield on_ray, find_device("cpu"), where
         return
     if arguments.address is not None:
         raise UserError("--address: expected none without --engine ray")
-    device = _find_device(arguments.device)
+    device = find_device(arguments.device)
     workers = workers or (1 if device.type == "cuda" else _workers(threads))
     engine: Engine = engines.serial
     if workers > 1:
@@ -136,7 +133,7 @@ def _unanswered(plan: Plan, home: Path) -> list[Question]:
 
 def _finish(home: Path, console: Console, keys: set[str]) -> int:
     """Print and write the tables; the status says whether any cell failed."""
-    from bench import ledger, report, tables
+    from bench import ledger, report
 
     records = ledger.latest(ledger.read(home))
     made = report.tables(ledger.read_outline(home / "suite.json"), records)
@@ -185,7 +182,7 @@ def _plan(arguments: argparse.Namespace, assume: bool = False) -> Plan:
 
 def show_plan(arguments: argparse.Namespace) -> int:
     """Print cells, stages and what the store has, and price the rest, here or elsewhere."""
-    from rich.table import Table
+    from rich.table import Table as Grid
 
     from bench import budget, plan
     from bench.store import Store
@@ -196,7 +193,7 @@ def show_plan(arguments: argparse.Namespace) -> int:
     missing = plan.missing(made, store, todo)
     found = budget.budget(made, store, missing, arguments.device)
     hours = "GPU time" if arguments.device else "time"
-    table = Table("stage", "to run", "there, or not needed", "forward", "backward", hours, "GB")
+    table = Grid("stage", "to run", "there, or not needed", "forward", "backward", hours, "GB")
     for row in (*found.rows, found.total):
         forward, backward = _count(row.forward), _count(row.backward)
         table.add_row(
@@ -208,7 +205,7 @@ def show_plan(arguments: argparse.Namespace) -> int:
             _duration(row.seconds),
             _gigabytes(row.bytes),
         )
-    console = _console()
+    console = tables.console()
     cells = len(made.questions)
     console.print(f"{made.suite.name}: {cells} cells, {cells - len(todo)} answered")
     console.print(table)
@@ -237,52 +234,79 @@ def _gigabytes(value: float | None) -> str:
 
 def show_report(arguments: argparse.Namespace) -> int:
     """Print a suite's tables from its records; needs neither torch nor the models."""
-    from bench import frontier, ledger, level, lineup, page, paper, report, tables
-    from bench.files import write_atomically
+    from bench import frontier, ledger, page, paper, report
 
-    home = arguments.suite
-    if home.suffix in (".yaml", ".yml"):
-        import yaml
-
-        try:
-            name = yaml.safe_load(home.read_text())["name"]
-        except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
-            raise UserError(f"expected a suite file with a name, got {home}") from None
-        home = arguments.results / str(name)
+    home = _home(arguments)
     records = ledger.answers(home)
     outline = ledger.read_outline(home / "suite.json")
-    made = (frontier if arguments.frontier else report).tables(outline, records)
+    whole = arguments.format == "html"  # a page holds all that there are numbers for
+    made = () if arguments.frontier else report.tables(outline, records)
+    pictures: tuple[Picture, ...] = ()
+    if arguments.frontier or (whole and frontier.has_sweeps(outline)):
+        prices, pictures = frontier.tables(outline, records), (frontier.picture(outline, records),)
+        made = (*made, *prices)
+        if arguments.frontier:
+            tables.write(home, prices, pictures)
     if arguments.reference:
         made = (*made, *paper.tables(outline, records))
-    if arguments.calibration:
-        blocks, _ = lineup.grouped(outline, records)
-        judged = level.level_table(outline, [(b.owner, b.method, b.records) for b in blocks])
-        made = (*made, judged)
-        tables.write(home, [judged])
+    if whole and (profiled := home / "figure2.csv").is_file():
+        caption = "activations after each block, as `bench profile` left them beside the records"
+        made = (*made, tables.read_csv(profiled, "Figure 2", caption))
+    if arguments.calibration or whole:
+        judged, drawn = _calibration(outline, records, arguments.calibration)
+        made, pictures = (*made, *judged), (*pictures, *drawn)
+        if arguments.calibration:
+            tables.write(home, judged, drawn)
     write = {"markdown": tables.markdown, "latex": tables.latex, "csv": tables.csv}
-    if arguments.format == "html":
-        print(page.html(outline, records, made), end="")
+    if whole:
+        print(page.html(outline, records, made, pictures), end="")
     elif arguments.format == "terminal":
-        console = _console()
+        console = tables.console()
         for table in made:
             tables.print_table(table, console)
     else:
         print(*map(write[arguments.format], made), sep="\n")
-    if arguments.frontier:
-        tables.write(home, made)
-        write_atomically(home / "frontier.svg", frontier.svg(outline, records))
     return OK
+
+
+def _home(arguments: argparse.Namespace) -> Path:
+    """Return the folder of a suite's results, which is named or follows from the suite's name."""
+    given: Path = arguments.suite
+    if given.suffix not in (".yaml", ".yml"):
+        return given
+    import yaml
+
+    try:
+        name = yaml.safe_load(given.read_text())["name"]
+    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
+        raise UserError(f"expected a suite file with a name, got {given}") from None
+    return Path(arguments.results) / str(name)
+
+
+def _calibration(
+    outline: Outline, records: Mapping[str, Record], asked: bool
+) -> tuple[tuple[Table, ...], tuple[Picture, ...]]:
+    """Return what verdicts are worth; nothing if nobody asked and too few innocents can tell."""
+    from bench import level, lineup, pairs, roc
+
+    blocks, _ = lineup.grouped(outline, records)
+    groups = [(block.owner, block.method, block.records) for block in blocks]
+    if not asked and not level.decidable(outline, groups):
+        return (), ()
+    compared, curve = pairs.pairs_table(outline, groups), roc.picture(groups)
+    judged = (level.level_table(outline, groups), *((compared,) if compared.rows else ()))
+    return judged, (() if curve is None else (curve,))
 
 
 def compare_results(arguments: argparse.Namespace) -> int:
     """Print what moved between two results; 3 if for the worse, 4 if nothing can tell."""
-    from bench import compare, tables
+    from bench import compare
 
     base, head = compare.read(arguments.base), compare.read(arguments.head)
     given = {name: getattr(arguments, name) for name in ("rate", "score", "utility")}
     tolerance = compare.Tolerance(**{k: v for k, v in given.items() if v is not None})
     found = compare.compare(base, head, tolerance)
-    tables.print_table(compare.table(found, head, tolerance), _console())
+    tables.print_table(compare.table(found, head, tolerance), tables.console())
     return {"same": OK, "regressed": WORSE, "not measured": UNMEASURED}[found.outcome]
 
 
@@ -299,12 +323,26 @@ def verify_results(arguments: argparse.Namespace) -> int:
     return OK if "holds" in outcomes else UNMEASURED
 
 
+def watch_speed(arguments: argparse.Namespace) -> int:
+    """Print what watched work takes; with --check 3 if that is worse, 4 if nothing can tell."""
+    from bench import perf
+
+    found = perf.watch(
+        arguments.workloads,
+        find_device(arguments.device),
+        arguments.baseline,
+        check=arguments.check,
+        update=arguments.update,
+        base=arguments.base,
+    )
+    tables.print_table(found.table, tables.console())
+    return {"holds": OK, "worse": WORSE, "not measured": UNMEASURED}[found.outcome]
+
+
 def list_known(arguments: argparse.Namespace) -> int:
     """Print every known name of one kind, with what it does and its source."""
     from rich.table import Table as Grid
     from rich.text import Text
-
-    from bench import tables
 
     kinds = {"data": _known_data, "models": _known_models}
     made = kinds[arguments.what]() if arguments.what in kinds else _known_plugins(arguments.what)
@@ -316,13 +354,12 @@ def list_known(arguments: argparse.Namespace) -> int:
         grid.add_column(column, overflow="fold")
     for row in made.rows:
         grid.add_row(*map(Text, row))  # a docstring's [CLS] is no markup
-    _console().print(grid)
+    tables.console().print(grid)
     return OK
 
 
 def _known_plugins(kind: str) -> Table:
     from bench.registry import ATTACKS, METHODS
-    from bench.tables import Table
 
     registry = METHODS if kind == "methods" else ATTACKS
     rows = []
@@ -341,7 +378,6 @@ def _setting(value: object) -> str:
 
 def _known_data() -> Table:
     from bench import manifest
-    from bench.tables import Table
 
     def count(settings: manifest.DataSettings) -> str:
         return str(len(manifest.read("", settings).items))
@@ -363,7 +399,6 @@ def _known_data() -> Table:
 
 
 def _known_models() -> Table:
-    from bench.tables import Table
 
     rows = (
         ("embedded: mini", "shipped with the bench; `python -m bench.pretrain` rebuilds it"),
@@ -373,132 +408,19 @@ def _known_models() -> Table:
     return Table("Models", "owners, by library", ("model", "where it comes from"), rows)
 
 
-def check_suite(arguments: argparse.Namespace) -> int:
-    """Say for every owner and data set whether it is there; exit 2 if anything is missing."""
-    from bench import manifest, owners, suite
-    from bench import plan as planning
-
-    loaded = suite.load(arguments.suite)
-    console = _console()
-    missing = 0
-
-    def line(what: str, found: str | UserError, mark: str = "ok") -> None:
-        nonlocal missing
-        missing += isinstance(found, UserError)
-        mark = "missing" if isinstance(found, UserError) else mark
-        console.print(f"{mark:8} {what}: {found}", markup=False, highlight=False, soft_wrap=True)
-
-    models = [("owner", owner) for owner in loaded.owners]
-    models += [("innocent", model) for model in loaded.innocents.models]
-    seen = set()
-    for role, model in models:
-        who = f"{model.name} {model.image_size or ''}".strip()
-        if model.from_hub:
-            if (place := owners.place(model)) in seen:
-                continue  # an owner that is also another's innocent is fetched once
-            seen.add(place)
-            if arguments.download and place and not place.cached:
-                owners.fetch(place)
-        line(f"{role} {who}", *_weights_line(model, arguments.data))
-    for name, settings in loaded.data.items():
-        if arguments.download and settings.loader == "oxford-pets":
-            _download_pets(name, settings, arguments.data)
-        try:
-            made = manifest.read(name, settings, arguments.data)
-            manifest.split(made)
-            line(f"data {name}", f"{len(made.items)} images, {len(made.classes)} classes")
-        except UserError as error:
-            line(f"data {name}", error)
-            _print_source(console, settings)
-            continue
-        if told := _unlike_published(made):
-            line(f"data {name}", told, "note")
-    if not missing:
-        made_plan = planning.make(loaded, arguments.data)
-        line(f"suite {loaded.name}", f"{len(made_plan.questions)} cells")
-        for warning in made_plan.warnings:
-            console.print(f"note     {warning}", markup=False, highlight=False)
-    return USERS_MISTAKE if missing else OK
-
-
-def _weights_line(owner: OwnerSettings, data_dir: Path | None) -> tuple[str | UserError, str]:
-    """Say whether an owner's weights are there, and mark what a run would fetch."""
-    from bench import budget, owners, plan
-
-    try:
-        identity = plan.weights_identity(owner, data_dir)
-        place = owners.place(owner) if owner.from_hub else None
-    except UserError as error:
-        return error, "missing"
-    if not owner.from_hub:
-        return f"weights {identity}", "ok"
-    if place is None:
-        return f"weights that {owner.library} fetches on the first run", "fetch"
-    pin = f" at {place.revision[:12]}" if place.revision else ""
-    if place.cached:
-        return f"weights of {place.repository}{pin}, in the hub's cache", "ok"
-    size = budget.shape(owners.architecture_of(owner)).bytes / 1e9
-    return f"about {size:.1f} GB from the hub on the first run, or now: {place.command}", "fetch"
-
-
-def _print_source(console: Console, settings: DataSettings) -> None:
-    """Say what a data set that is missing is, how large, and how to come by it."""
-    from bench.published import DATA_SETS
-
-    if settings.published is None:
-        return
-    known = DATA_SETS[settings.published]
-    size = f"{known.images} images, {known.classes} classes, about {known.gigabytes:g} GB"
-    for text in (f"{known.title}: {size}", f"{known.where}", f"{known.how}"):
-        console.print(f"         {text}", markup=False, highlight=False, soft_wrap=True)
-
-
-def _unlike_published(made: Manifest) -> str:
-    """Say where a data set is not as large as it was published; empty if it is."""
-    from bench.published import DATA_SETS
-
-    if made.settings.published is None:
-        return ""
-    known = DATA_SETS[made.settings.published]
-    classes = known.classes if made.settings.targets != "trimaps" else len(made.classes)
-    if (len(made.items), len(made.classes)) == (known.images, classes):
-        return ""
-    return f"published with {known.images} images and {classes} classes: this is another edition"
-
-
-def _download_pets(name: str, settings: DataSettings, data_dir: Path | None) -> None:
-    """Have torchvision fetch Oxford-IIIT Pet, which puts it in a folder of its own name."""
-    folder = (data_dir or Path()) / Path(settings.path).expanduser()
-    if (folder / "annotations").is_dir():
-        return
-    if folder.name != "oxford-iiit-pet":
-        raise UserError(
-            f"data '{name}': --download: expected a path that ends in oxford-iiit-pet, as "
-            f"torchvision calls the folder, got '{settings.path}'"
-        )
-    from torchvision.datasets import OxfordIIITPet
-
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        OxfordIIITPet(folder.parent, download=True)
-    except (OSError, RuntimeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"data '{name}': --download: torchvision could not ({reason})") from None
-
-
 def profile_model(arguments: argparse.Namespace) -> int:
     """Print the activation profile of section 3.2.4 and the block both rules choose."""
     import torch
 
-    from bench import data, manifest, profile, runner, tables
+    from bench import data, manifest, profile, runner
     from bench.owners import load_owner
     from bench.plan import weights_file
 
     if arguments.count < 1:
         raise UserError(f"--count: expected at least 1, got {arguments.count}")
     runner.pin_threads(runner.usable_cores())
-    device = _find_device(arguments.device)
-    owner = _owner_of(arguments.model, arguments.weights, arguments.pretrained)
+    device = find_device(arguments.device)
+    owner = owner_of(arguments.model, arguments.weights, arguments.pretrained)
     file = weights_file(owner, arguments.data) if owner.from_file else None
     model = load_owner(owner, file)
     if arguments.images == "photos":
@@ -511,148 +433,21 @@ def profile_model(arguments: argparse.Namespace) -> int:
     figure = profile.figure_2(
         owner.name, profile.activation_profile(model, images, device), len(images)
     )
-    tables.print_table(figure, _console())
+    tables.print_table(figure, tables.console())
     if arguments.output is not None:
         tables.write(arguments.output, [figure])
     return OK
 
 
-def _owner_of(
-    text: str, weights: str, pretrained: str | None, image_size: int | None = None
-) -> OwnerSettings:
-    from bench.registry import settings
-    from bench.suite import OwnerSettings
-
-    library, _, name = text.rpartition(":")
-    value = {"library": library or "embedded", "name": name, "weights": weights}
-    given = {"pretrained": pretrained, "image_size": image_size}
-    return settings(OwnerSettings, value | {k: v for k, v in given.items() if v is not None})
-
-
-def protect_model(arguments: argparse.Namespace) -> int:
-    """Protect a copy for every user, write each with its key, and say what to publish."""
-    from bench import bundle, claim, manifest
-    from bench.owners import load_owner
-    from bench.plan import weights_file
-    from bench.registry import METHODS
-
-    spec = METHODS.spec(arguments.method, _settings(arguments.set))
-    device = _find_device(arguments.device)
-    base = arguments.data or Path()
-    settings = _owner_of(
-        arguments.model, arguments.weights, arguments.pretrained, arguments.image_size
-    )
-    homes = {user: arguments.output / user for user in arguments.users}
-    for home in homes.values():
-        for name in (KEY, RELEASED):
-            bundle.refuse_to_replace(home / name)  # before the work, not after it
-    owner = load_owner(settings, weights_file(settings, base) if settings.from_file else None)
-    listed = manifest.read("images", _described(arguments.images, arguments.labels), base)
-    pools = claim.owners_images(listed, owner.preprocess)
-    keys, copies = {}, {}
-    for user, home in homes.items():
-        rng = claim.generator(arguments.seed, user)
-        made = claim.protect(owner, spec, pools, rng, device, user)
-        keys[user] = made.key
-        if METHODS.get(spec.name).marks:
-            copies[user] = home / RELEASED
-            claim.release(made.model, home / RELEASED)
-        _print_lines(claim.advice(made, home / RELEASED))
-    for user, key in keys.items():
-        others = [copy for whose, copy in copies.items() if whose != user]
-        key = claim.read_others(key, others, device)
-        bundle.write(homes[user] / KEY, key)
-        _print_lines(
-            [
-                ("key", f"{homes[user] / KEY}: keep it, and keep it secret"),
-                ("commitment", key.commitment),
-            ]
-        )
-    print(
-        "Publish the commitment where somebody else vouches for the date, before the model goes "
-        "out: a key made later can be fitted to anybody's model, and proves nothing."
-    )
-    return OK
-
-
-def _described(images: str, labels: Literal["none", "sorted"]) -> DataSettings:
-    from bench.manifest import DataSettings
-
-    embedded = {"photos": DataSettings("photos"), "digits": DataSettings("digits")}
-    return embedded.get(images) or DataSettings("folder", path=images, labels=labels)
-
-
-def _settings(texts: Sequence[str]) -> dict[str, Json]:
-    """Read NAME=VALUE: a value is JSON where it can be, else the text itself."""
-    import json
-
-    found: dict[str, Json] = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not equals:
-            raise UserError(f"--set: expected NAME=VALUE, got '{text}'")
-        try:
-            found[name] = json.loads(value)
-        except json.JSONDecodeError:
-            found[name] = value
-    return found
-
-
-def _print_lines(lines: Sequence[tuple[str, str]]) -> None:
-    for label, text in lines:
-        print(f"{label:10} {text}")
-
-
-def verify_suspect(arguments: argparse.Namespace) -> int:
-    """Read a suspect and the innocents given with every key; the status is the verdict."""
-    import dataclasses
-
-    from bench import bundle, claim
-    from bench.owners import architecture_of
-    from bench.statistics import innocents_needed
-
-    innocents_needed(arguments.alpha)  # refuses an alpha that is none
-    keys = bundle.read_all(arguments.key, arguments.commitment)
-    device = _find_device(arguments.device)
-    architecture = keys[0].owner
-    if arguments.model is not None:
-        architecture = architecture_of(_owner_of(arguments.model, str(arguments.suspect), None))
-    if arguments.image_size is not None:
-        architecture = dataclasses.replace(architecture, image_size=arguments.image_size)
-    strangers = claim.weight_files(arguments.strangers)
-    descendants = claim.weight_files(arguments.descendants)
-    loaded = claim.load_suspect(arguments.suspect, architecture)
-    suspect = claim.read(arguments.suspect.name, loaded, keys, device)
-    findings = claim.judge(
-        keys,
-        suspect,
-        [claim.read_file(file, keys, device) for file in strangers],
-        [claim.read_file(file, keys, device) for file in descendants],
-        arguments.alpha,
-    )
-    _print_lines([("suspect", claim.description(arguments.suspect.name, loaded))])
-    if arguments.commitment is None:
-        late = "without --commitment nothing shows that a key is older than the suspect"
-        _print_lines([("note", late)])
-    for found in findings:
-        _print_lines(claim.sentences(found, arguments.alpha))
-    if len(keys) > 1:
-        best = claim.named(findings)
-        who = "nobody" if best is None else best.key.user or best.key.commitment
-        _print_lines([("named", who)])
-    outcomes = {found.outcome for found in findings}
-    return next(status for outcome, status in VERDICTS.items() if outcome in outcomes)
-
-
 def show_store(arguments: argparse.Namespace) -> int:
     """List the store by kind of artefact; with --collect, free what no given suite uses."""
-    from rich.table import Table
+    from rich.table import Table as Grid
 
     from bench import plan, suite
     from bench.store import Store
 
     store = Store(arguments.results / ".store")
-    console = _console()
+    console = tables.console()
     if arguments.collect:
         kept = {
             key
@@ -666,7 +461,7 @@ def show_store(arguments: argparse.Namespace) -> int:
             path.unlink(missing_ok=True)
         freed = sum(a.bytes for a in gone) / 1e6
         console.print(f"removed {len(gone)} artefacts, {freed:.1f} MB", highlight=False)
-    table = Table("kind", "artefacts", "MB")
+    table = Grid("kind", "artefacts", "MB")
     artefacts = list(store)
     for kind in sorted({a.kind for a in artefacts}):
         sizes = [a.bytes for a in artefacts if a.kind == kind]
@@ -677,36 +472,13 @@ def show_store(arguments: argparse.Namespace) -> int:
     return OK
 
 
-def _find_device(name: str) -> torch.device:
-    import torch
-
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-        usable = device.type in ("cpu", "cuda")
-    except (RuntimeError, AssertionError):
-        usable = False
-    if not usable:
-        raise UserError(f"--device: expected auto, cpu or a usable GPU, got '{name}'")
-    return device
-
-
-def _console() -> Console:
-    from rich.console import Console
-
-    wide = Console()
-    # A pipe has no width of its own; tables are laid out for this one.
-    return wide if wide.is_terminal else Console(width=120)
-
-
 COMMANDS: Mapping[str, Command] = {
     "run": run_suite,
     "plan": show_plan,
     "report": show_report,
     "compare": compare_results,
     "verify-results": verify_results,
+    "perf": watch_speed,
     "list": list_known,
     "check": check_suite,
     "profile": profile_model,

@@ -17,7 +17,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bench import lineup, report, statistics
-from bench.tables import NOTHING, Table
+from bench.tables import NOTHING, Picture, Table
 from bench.types import Lineage, Record, Spec, UserError, Utility, canonical
 
 if TYPE_CHECKING:
@@ -196,6 +196,11 @@ def tables(outline: Outline, records: Mapping[str, Record]) -> tuple[Table, ...]
     return (_frontier(swept, title, legend, outline), _prices(swept, title, outline.reductions))
 
 
+def has_sweeps(outline: Outline) -> bool:
+    """Say whether there is anything to price."""
+    return bool(_families(outline))
+
+
 # Sweeps, points and losses.
 
 
@@ -243,7 +248,7 @@ def _block_sweeps(
     block: lineup.Block, families: Mapping[str, _Family], alpha: float
 ) -> Iterator[Sweep]:
     """Yield the sweeps of one owner and method."""
-    nulls = statistics.innocents(block.records)
+    nulls = block.nulls
     # Innocents with rows of their own went through the same; those rows come after the attack's.
     rows = {_name(row.chain): row for row in reversed(block.rows)}
     untouched = next((row for row in block.rows if row.label == lineup.UNTOUCHED), None)
@@ -436,6 +441,16 @@ def _signed(value: float) -> str:
 # The picture.
 
 
+def picture(outline: Outline, records: Mapping[str, Record]) -> Picture:
+    """Return the drawing of `svg` under its name."""
+    return Picture(
+        name="frontier",
+        table="Frontier",
+        caption="Detection rate against utility lost, strength by strength.",
+        svg=svg(outline, records),
+    )
+
+
 def svg(outline: Outline, records: Mapping[str, Record]) -> bytes:
     """Draw detection rate against utility loss, one panel per owner and method.
 
@@ -448,7 +463,7 @@ def svg(outline: Outline, records: Mapping[str, Record]) -> bytes:
     panels: dict[tuple[str, str], list[Sweep]] = {}
     for sweep in swept:
         panels.setdefault((sweep.owner, sweep.method), []).append(sweep)
-    picture = io.BytesIO()
+    file = io.BytesIO()
     with matplotlib.rc_context():
         matplotlib.rcdefaults()  # whatever the user has set for pictures of his own
         matplotlib.rc("svg", hashsalt="frontier", fonttype="none")
@@ -458,8 +473,8 @@ def svg(outline: Outline, records: Mapping[str, Record]) -> bytes:
         for panel, (head, drawn) in zip(axes, panels.items(), strict=True):
             panel.set_title(", ".join(head))
             _draw(panel, drawn)
-        figure.savefig(picture, format="svg", metadata={"Date": None, "Creator": None})
-    return picture.getvalue()
+        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
+    return file.getvalue()
 
 
 def _draw(axes: Axes, swept: Sequence[Sweep]) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -104,11 +105,14 @@ class Family:
     needed: int  # innocents per null without which the least p cannot survive
 
 
+Difference = Literal["first detects more", "second detects more", "no difference", "undecided"]
+
+
 @dataclass(frozen=True, slots=True)
 class Paired:
     """Two methods on the same recipes, and whether they differ by more than chance."""
 
-    outcome: Literal["first detects more", "second detects more", "no difference", "undecided"]
+    outcome: Difference
     only_first: int
     only_second: int
     pairs: int
@@ -117,6 +121,11 @@ class Paired:
     p_value: float | None  # None without pairs
     attainable: float  # the smallest p that so many clusters allow
     needed: int  # clusters without which nothing is ever decided
+
+    @property
+    def total(self) -> int:
+        """Return how many more copies the first detects than the second."""
+        return self.only_first - self.only_second
 
 
 def upper_bound(hits: int, trials: int, level: float = 0.05) -> float | None:
@@ -179,14 +188,15 @@ def readings(records: Iterable[Record]) -> tuple[tuple[Reading, ...], tuple[Read
 
 def roc(marked: Sequence[float], innocent: Sequence[float]) -> tuple[Point, ...]:
     """Return the curve from the strictest threshold to the mildest, one point per score."""
+    ours, theirs = sorted(marked), sorted(innocent)
     return tuple(
-        Point(threshold, _share(innocent, threshold), _share(marked, threshold))
+        Point(threshold, _share(theirs, threshold), _share(ours, threshold))
         for threshold in (math.inf, *sorted({*marked, *innocent}, reverse=True))
     )
 
 
-def _share(scores: Sequence[float], threshold: float) -> float:
-    return sum(score >= threshold for score in scores) / len(scores)
+def _share(ranked: Sequence[float], threshold: float) -> float:
+    return (len(ranked) - bisect_left(ranked, threshold)) / len(ranked)
 
 
 def separation(
@@ -321,25 +331,32 @@ def holm(verdicts: Sequence[Verdict], alpha: float) -> Family:
     A verdict without a p-value counts as a hypothesis all the same. Undecided is one that could not
     survive even if every suspect scored above all innocents there are.
     """
-    from statsmodels.stats.multitest import multipletests
-
     if not verdicts:
         return Family((), (), innocents_needed(alpha))
-    p_values = [1.0 if v.p_value is None else v.p_value for v in verdicts]
-    least = [1.0 if v.p_value is None else v.attainable for v in verdicts]
-    owned, adjusted, *_ = multipletests(p_values, alpha, method="holm")
-    possible, *_ = multipletests(least, alpha, method="holm")
+    owned, possible, adjusted = _together(verdicts, alpha)
     return Family(
         outcomes=tuple(
             "owned" if yes else "not owned" if could else "undecided"
             for yes, could in zip(owned, possible, strict=True)
         ),
-        adjusted=tuple(
-            None if verdict.p_value is None else float(p)
-            for verdict, p in zip(verdicts, adjusted, strict=True)
-        ),
+        adjusted=adjusted,
         needed=innocents_needed(alpha / len(verdicts)),
     )
+
+
+def _together(
+    tests: Sequence[Verdict | Paired], alpha: float
+) -> tuple[list[bool], list[bool], tuple[float | None, ...]]:
+    """Say by Holm's procedure what is rejected, what could have been, and the adjusted p-values."""
+    from statsmodels.stats.multitest import multipletests
+
+    p_values = [1.0 if test.p_value is None else test.p_value for test in tests]
+    least = [1.0 if test.p_value is None else test.attainable for test in tests]
+    rejected, adjusted, *_ = multipletests(p_values, alpha, method="holm")
+    possible, *_ = multipletests(least, alpha, method="holm")
+    known = zip(tests, adjusted, strict=True)
+    told = tuple(None if test.p_value is None else float(p) for test, p in known)
+    return rejected.tolist(), possible.tolist(), told
 
 
 def paired(
@@ -356,18 +373,12 @@ def paired(
     differences: Counter[str] = Counter({ours[recipe][0]: 0 for recipe in both})
     for recipe in both:
         differences[ours[recipe][0]] += ours[recipe][1] - theirs[recipe][1]
-    total, clusters = sum(differences.values()), len(differences)
+    clusters = len(differences)
     attainable = min(1.0, 2.0 ** (1 - clusters))
     p_value = _sign_flips(list(differences.values())) if both else None
-    outcome: Literal["first detects more", "second detects more", "no difference", "undecided"]
-    if p_value is None or attainable > alpha:
-        outcome = "undecided"
-    elif p_value > alpha:
-        outcome = "no difference"
-    else:
-        outcome = "first detects more" if total > 0 else "second detects more"
+    rejected = p_value is not None and p_value <= alpha
     return Paired(
-        outcome=outcome,
+        outcome=_difference(sum(differences.values()), rejected, attainable <= alpha),
         only_first=sum(ours[r][1] and not theirs[r][1] for r in both),
         only_second=sum(theirs[r][1] and not ours[r][1] for r in both),
         pairs=len(both),
@@ -375,8 +386,32 @@ def paired(
         clusters=clusters,
         p_value=p_value,
         attainable=attainable,
-        needed=1 + math.ceil(-math.log2(alpha)),
+        needed=_clusters_needed(alpha),
     )
+
+
+def paired_together(
+    found: Sequence[Paired], alpha: float
+) -> tuple[tuple[Paired, float | None], ...]:
+    """Pass comparisons together by Holm's procedure: each as then decided, with its adjusted p."""
+    if not found:
+        return ()
+    needed = _clusters_needed(alpha / len(found))
+    together = zip(found, *_together(found, alpha), strict=True)
+    return tuple(
+        (dataclasses.replace(pair, outcome=_difference(pair.total, yes, could), needed=needed), p)
+        for pair, yes, could, p in together
+    )
+
+
+def _difference(total: int, rejected: bool, possible: bool) -> Difference:
+    if not rejected:
+        return "no difference" if possible else "undecided"
+    return "first detects more" if total > 0 else "second detects more"
+
+
+def _clusters_needed(alpha: float) -> int:
+    return 1 + math.ceil(-math.log2(alpha))
 
 
 def _recipe(cell: Cell) -> str:

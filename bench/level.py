@@ -33,12 +33,24 @@ def level_table(outline: Outline, groups: Iterable[tuple[str, str, Sequence[Reco
             "the one-sided 95 % bound on the rate, of the secret where it is highest. copies "
             "owned: attacked copies of the released model, exact 95 % interval as if they were "
             "independent. AUC: the chance that a copy outscores an innocent, 95 % bootstrap over "
-            "models and keys. TPR: the threshold is set on half of the innocents, the rate in "
-            "brackets counts the other half. Holm: copies owned when all verdicts of a method are "
-            "passed together. needed: innocents, where those there can decide nothing.",
+            "models and keys. TPR: the threshold is set on half of the innocents; the rate in "
+            "brackets, with its one-sided 95 % bound, counts the other half. Holm: copies owned "
+            "when all verdicts of a method are passed together. needed: innocents, where those "
+            "there can decide nothing.",
             *outline.reductions,
         ),
         heads=1,
+    )
+
+
+def decidable(outline: Outline, groups: Iterable[tuple[str, str, Sequence[Record]]]) -> bool:
+    """Say whether any secret was read on innocents enough for a verdict."""
+    needed = statistics.innocents_needed(outline.alpha)
+    nulls = [n for *_, records in groups for n in statistics.innocents(records).values()]
+    return any(
+        len(null.strangers) >= needed
+        and (null.descendants is None or len(null.descendants) >= needed)
+        for null in nulls
     )
 
 
@@ -117,7 +129,9 @@ def _detection(marked: Sequence[inference.Reading], innocent: Sequence[inference
     )
     if found.true_positive_rate is None:
         return f"{found.needed} needed"
-    return f"{found.true_positive_rate:.3f} (FPR {found.false_positives}/{found.held_out})"
+    seen = f"{found.false_positives}/{found.held_out}"
+    bound = "" if found.upper is None else f" <= {found.upper:.3f}"
+    return f"{found.true_positive_rate:.3f} (FPR {seen}{bound})"
 
 
 def _together(verdicts: Sequence[statistics.Verdict], alpha: float) -> str:

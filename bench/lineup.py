@@ -53,7 +53,7 @@ class Asked:
         """Return the record if it carries evidence."""
         return self.record if self.record is not None and self.record.evidence else None
 
-    @property
+    @cached_property
     def lineage(self) -> Lineage:
         """Return what the suspect descends from, as far as it is known."""
         return statistics.lineage(self.record) if self.record else self.cell.lineage
@@ -109,6 +109,11 @@ class Block:
     def found(self) -> list[Record]:
         """Return the records that carry evidence."""
         return [asked.found for asked in self.asked if asked.found]
+
+    @cached_property
+    def nulls(self) -> Mapping[str, statistics.Innocents]:
+        """Return the innocents that suspects are ranked among, by claim."""
+        return statistics.innocents(self.records)
 
 
 @dataclass(frozen=True)

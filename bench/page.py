@@ -16,7 +16,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, NamedTuple
 
 from bench import figures, lineup, report, statistics
-from bench.tables import NOTHING, Table
+from bench.tables import NOTHING, Picture, Table
 from bench.types import Cost, Evidence, Fidelity, Json, Lineage, Record, Spec, canonical
 
 if TYPE_CHECKING:
@@ -83,8 +83,13 @@ class Shown:
     blocks: Sequence[tuple[str, Sequence[Sequence[tuple[str, str]]]]]
 
 
-def html(outline: Outline, records: Mapping[str, Record], made: Sequence[Table]) -> str:
-    """Return the page: overview, methods, the tables given, and every cell with its record."""
+def html(
+    outline: Outline,
+    records: Mapping[str, Record],
+    made: Sequence[Table],
+    pictures: Sequence[Picture] = (),
+) -> str:
+    """Return the page: overview, methods, tables and pictures given, every cell with its record."""
     import jinja2
 
     blocks, _ = lineup.grouped(outline, records)
@@ -109,6 +114,7 @@ def html(outline: Outline, records: Mapping[str, Record], made: Sequence[Table])
         environments=_environments(records, outline),
         asked=_asked(blocks),
         tables=[_shown(table, _holes(blocks), said) for table in made],
+        pictures=[(p.table, p.caption, base64.b64encode(p.svg).decode()) for p in pictures],
         details={"lines": list(lines), "cells": cells},
         states=STATES,
         script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -145,7 +151,7 @@ def _card(
     block: lineup.Block, alpha: float, lines: dict[Line, int], cells: list[list[int]]
 ) -> Card:
     """Describe a block; `lines` and `cells` gain what its cells have to say."""
-    nulls = statistics.innocents(block.records)
+    nulls = block.nulls
     verdicts = {
         record.key: verdict
         for row in block.rows

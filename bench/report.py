@@ -143,7 +143,7 @@ def _table_2(outline: Outline, blocks: Sequence[Block], legend: Sequence[str]) -
     rows: list[tuple[str, ...]] = []
     notes: list[str] = []
     for block in blocks:
-        nulls = statistics.innocents(block.records)
+        nulls = block.nulls
         access = sorted({record.access for record in block.records if record.access})
         head = (block.owner, block.method, f"needs {'; '.join(access)}" if access else NOTHING)
         body = [
@@ -209,7 +209,7 @@ KINDS = {
 def _columns(blocks: Sequence[Block | None], alpha: float) -> Iterator[tuple[str, ...]]:
     """Yield kind, experiment and one text per method, for all that was asked of any."""
     there = [block for block in blocks if block is not None]
-    nulls = [statistics.innocents(block.records) if block else {} for block in blocks]
+    nulls = [block.nulls if block else {} for block in blocks]
     tables = [{row.label: row for row in block.rows} if block else {} for block in blocks]
     labels = _distinct(row.label for block in there for row in block.rows)
     yield ("what is compared", "needs", *(_needs(block) for block in blocks))

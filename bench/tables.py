@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.files import write_atomically
+from bench.types import UserError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -74,6 +75,16 @@ class Table:
         return blocks
 
 
+@dataclass(frozen=True)
+class Picture:
+    """A drawing that stands by itself; `table` is the name of the one it belongs to."""
+
+    name: str
+    table: str
+    caption: str
+    svg: bytes
+
+
 def markdown(table: Table) -> str:
     """Write a table as Markdown, one block after the other."""
     lines = [f"# {table.name}: {table.caption}", ""]
@@ -117,6 +128,22 @@ def csv(table: Table) -> str:
     writer.writerow(table.columns)
     writer.writerows(table.rows)
     return text.getvalue()
+
+
+def read_csv(path: Path, name: str, caption: str) -> Table:
+    """Read back the columns and rows that `write` left as comma-separated values."""
+    columns, *rows = [*csv_format.reader(path.read_text("utf-8").splitlines())] or [[]]
+    if not columns or any(len(row) != len(columns) for row in rows):
+        raise UserError(f"{path}: expected rows as wide as their header; write the table again")
+    return Table(name, caption, tuple(columns), tuple(map(tuple, rows)))
+
+
+def console() -> Console:
+    """Return where tables are printed; a pipe has no width of its own, they take this one."""
+    from rich.console import Console
+
+    wide = Console()
+    return wide if wide.is_terminal else Console(width=120)
 
 
 def print_table(table: Table, console: Console) -> None:
@@ -167,8 +194,10 @@ def _narrow(cell: str, width: int) -> str:
     return "\n".join(textwrap.fill(part, width) for part in parts)
 
 
-def write(folder: Path, made: Iterable[Table]) -> tuple[Path, ...]:
-    """Write every table as Markdown and CSV, each file whole; return the paths."""
+def write(
+    folder: Path, made: Iterable[Table], pictures: Iterable[Picture] = ()
+) -> tuple[Path, ...]:
+    """Write every table as Markdown and CSV, every picture as SVG, each file whole; say where."""
     paths = []
     for table in made:
         stem = table.name.lower().replace(" ", "")
@@ -176,6 +205,10 @@ def write(folder: Path, made: Iterable[Table]) -> tuple[Path, ...]:
             path = folder / f"{stem}.{suffix}"
             write_atomically(path, text.encode())
             paths.append(path)
+    for picture in pictures:
+        path = folder / f"{picture.name}.svg"
+        write_atomically(path, picture.svg)
+        paths.append(path)
     return tuple(paths)
 
 

@@ -200,6 +200,30 @@ def test_the_interval_for_the_area_covers_it(models, keys, gap, stranger, key, l
     assert covered / trials >= least - 3.3 * math.sqrt(least * (1 - least) / trials)
 
 
+@pytest.mark.parametrize(
+    ("marked", "innocent", "truth"),
+    [
+        (
+            lambda n, rng: rng.beta(0.6, 3, n),
+            lambda n, rng: rng.beta(0.3, 4, n),
+            stats.beta(0.6, 3).expect(stats.beta(0.3, 4).cdf),
+        ),
+        # Of 12 equally likely pairs of 0, .5, 1, 1.5 and 0, .5, 1 six are won and three are ties.
+        (lambda n, rng: rng.integers(0, 4, n) / 2, lambda n, rng: rng.integers(0, 3, n) / 2, 0.625),
+        (lambda n, rng: np.maximum(0, rng.normal(size=n)), lambda n, _: np.zeros(n), 0.75),
+    ],
+    ids=["skewed", "tied", "all zero"],
+)
+@pytest.mark.parametrize("n", SIZES)
+def test_the_interval_for_the_area_covers_it_whatever_the_scores(n, marked, innocent, truth):
+    rng, covered, trials, least = np.random.default_rng(n), 0, 100, 0.9
+    for _ in range(trials):
+        copies, others = named(marked(min(n, 40), rng), "m"), named(innocent(n, rng), "i")
+        low, high = separation(copies, others, rng).interval
+        covered += low <= truth <= high
+    assert covered / trials >= least - 3.3 * math.sqrt(least * (1 - least) / trials)
+
+
 # Detection at a stated rate.
 
 
@@ -401,6 +425,43 @@ def test_the_paired_test_holds_its_level_when_copies_share_their_clusters_luck(c
         first, second = rng.random((2, clusters, 8)) < chance
         wrong += compared(first, second, alpha).outcome not in ("no difference", "undecided")
     assert wrong / trials <= allowed(alpha, trials)
+
+
+def test_comparisons_passed_together_are_decided_by_holm_and_told_the_keys_that_takes():
+    pair = compared([[True]] * 8, [[False]] * 8)
+    other = compared([[False]] * 7, [[True]] * 7)
+    same = compared([[True]] * 8, [[True]] * 8)
+    nothing = compared([[True]], [])
+    found = inference.paired_together([pair, other, same, nothing], ALPHA)
+    # 4 * 2 / 2 ** 8 and 3 * 2 / 2 ** 7, by hand.
+    assert [p for _, p in found] == [0.03125, 0.046875, 1.0, None]
+    outcomes = [decided.outcome for decided, _ in found]
+    assert outcomes == ["first detects more", "second detects more", "no difference", "undecided"]
+    assert {decided.needed for decided, _ in found} == {8}  # 2 / 2 ** 8 <= 0.05 / 4
+    assert inference.paired_together([], ALPHA) == ()
+    assert inference.paired_together([pair], ALPHA) == ((pair, pair.p_value),)
+
+
+@pytest.mark.parametrize("clusters", [6, 12])
+def test_comparisons_passed_together_err_with_the_chance_alpha_at_most(clusters):
+    """All pairs of four methods that are alike, on the same copies: dependent as a table's are."""
+    rng, trials, alpha, wrong = np.random.default_rng(clusters), 150, 0.2, 0
+    for _ in range(trials):
+        luck = rng.beta(0.5, 0.5, (4, clusters, 1))
+        hits = rng.random((4, clusters, 4)) < luck
+        pairs = [compared(a, b, alpha) for a, b in itertools.combinations(hits, 2)]
+        decided = [found.outcome for found, _ in inference.paired_together(pairs, alpha)]
+        wrong += any(outcome.endswith("more") for outcome in decided)
+    assert wrong / trials <= allowed(alpha, trials)
+
+
+@pytest.mark.parametrize("n", SIZES)
+@pytest.mark.parametrize("rate", [0.02, 0.5, 0.97])
+def test_exact_intervals_cover_a_rate_whatever_it_is(n, rate):
+    chances = stats.binom.pmf(range(n + 1), n, rate)
+    ends = [inference.exact(k, n, ALPHA) for k in range(n + 1)]
+    covered = sum(p for p, (low, high) in zip(chances, ends, strict=True) if low <= rate <= high)
+    assert covered >= 1 - ALPHA
 
 
 def test_an_impossible_rate_is_refused():

@@ -3,7 +3,7 @@ import random
 
 import pytest
 
-from bench import level
+from bench import inference, level
 from bench.ledger import Outline
 from bench.types import Cell, Evidence, Record, Rule, Spec, digest
 
@@ -46,7 +46,9 @@ def test_a_method_that_parts_all_models_has_full_power_at_its_level():
     assert rest.startswith("99 (<= 0.0")
     assert found["copies owned"] == "10 of 10 [0.69, 1.00]"  # 0.05 / 2 = 0.69 ** 10
     assert found["AUC"].startswith("1.000 [")
-    assert found["TPR at FPR 0.05"].startswith("1.000 (FPR ")
+    tpr, _, rest = found["TPR at FPR 0.05"].partition(" (FPR ")
+    hits, _, bound = rest.rstrip(")").partition("/49 <= ")
+    assert (tpr, bound) == ("1.000", f"{inference.upper_bound(int(hits), 49):.3f}")
     assert found["Holm"] == "0 of 10, 199 needed"  # 0.05 / 10 = 1 / 200
 
 
@@ -67,6 +69,16 @@ def test_with_too_few_innocents_nothing_is_claimed(count):
     assert found["innocents called owned"] == "—"
     assert found["copies owned"] == "undecided 1"
     assert found["Holm"].endswith("needed")
+
+
+@pytest.mark.parametrize(("count", "expected"), [(18, False), (19, True)])
+def test_a_verdict_can_be_had_with_as_many_innocents_as_it_needs(count, expected):
+    assert level.decidable(OUTLINE, [("mini", "ipguard", strangers(count))]) == expected
+
+
+def test_a_mark_needs_descendants_too():
+    marks = [dataclasses.replace(r, marks=True) for r in strangers(40)]
+    assert not level.decidable(OUTLINE, [("mini", "activemark", marks)])
 
 
 def test_neither_order_nor_repetition_changes_a_line():

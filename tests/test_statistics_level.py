@@ -1,9 +1,11 @@
-"""How often a verdict calls an innocent owned, by simulation: seeded, over every kind of null."""
+"""How often a verdict calls an innocent owned and an interval misses: seeded, by simulation."""
 
+import itertools
 import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from bench import statistics
 
@@ -74,6 +76,62 @@ def test_too_few_innocents_leave_everybody_undecided_and_the_number_needed_is_to
         verdict = statistics.decide(score, [0.1] * n, [0.1] * 299, 0.05)
         assert (verdict.outcome, verdict.needed) == ("undecided", 19)
         assert verdict.attainable == 1 / (n + 1)
+
+
+@pytest.mark.parametrize("n", SIZES)
+def test_wilsons_interval_covers_a_rate_as_often_as_it_says_on_average(n):
+    ends = np.array([statistics.wilson(k / n, n) for k in range(n + 1)])
+    rates = np.linspace(0.02, 0.98, 97)[:, None]
+    inside = (ends[:, 0] <= rates) & (rates <= ends[:, 1])
+    covered = (stats.binom.pmf(np.arange(n + 1), n, rates) * inside).sum(axis=1)
+    assert covered.mean() >= 0.945
+    assert covered.min() >= 0.83  # near 0 and 1 it dips, see Agresti and Coull (1998)
+
+
+@pytest.mark.parametrize("n", [10, 30])
+def test_newcombes_interval_covers_a_difference_of_accuracies_on_average(n):
+    counts = [(a, b) for a in range(n + 1) for b in range(n + 1)]
+    ends = np.array([statistics.difference_interval(a / n, b / n, n) for a, b in counts])
+    ends = ends.reshape(n + 1, n + 1, 2)
+    covered = []
+    for before, after in itertools.product(np.linspace(0.1, 0.9, 9), repeat=2):
+        inside = (ends[..., 0] <= after - before) & (after - before <= ends[..., 1])
+        chances = (stats.binom.pmf(range(n + 1), n, rate) for rate in (before, after))
+        covered.append((np.outer(*chances) * inside).sum())
+    assert np.mean(covered) >= 0.945
+    assert min(covered) >= 0.88
+
+
+def test_newcombes_interval_is_too_wide_rather_than_too_narrow_on_the_same_images():
+    rng, trials, n, covered = np.random.default_rng(0), 300, 80, 0
+    for _ in range(trials):
+        luck = rng.random(n)  # an image is hard for both models or for neither
+        before, after = float((luck < 0.8).mean()), float((luck < 0.7).mean())
+        low, high = statistics.difference_interval(before, after, n)
+        covered += low <= -0.1 <= high
+    assert covered / trials >= 0.95
+
+
+@pytest.mark.parametrize(
+    ("draw", "mean", "n", "least"),
+    [
+        *((lambda rng, n: rng.normal(0, 1, n), 0.0, n, 0.95) for n in (2, 5, 19, 99)),
+        (lambda rng, n: rng.integers(0, 3, n) / 2, 0.5, 19, 0.94),  # tied
+        (lambda rng, n: rng.beta(0.3, 4, n), 0.3 / 4.3, 299, 0.93),  # skewed: only with many
+    ],
+)
+def test_students_interval_covers_a_mean(draw, mean, n, least):
+    rng, trials, covered = np.random.default_rng(n), 600, 0
+    for _ in range(trials):
+        low, high = statistics.mean_interval(draw(rng, n).tolist())
+        covered += low <= mean <= high
+    assert covered / trials >= least - 3.3 * math.sqrt(least * (1 - least) / trials)
+
+
+def test_means_of_one_population_disagree_with_the_chance_of_one_in_twenty():
+    rng, trials = np.random.default_rng(0), 1000
+    told = [statistics.means_agree(*rng.normal(0, 1, (2, 8)).tolist()) for _ in range(trials)]
+    assert abs(1 - sum(told) / trials - 0.05) <= most(0.05, trials) - 0.05
 
 
 def test_the_check_would_catch_a_verdict_that_is_too_generous(monkeypatch):
