@@ -22,7 +22,7 @@ from bench.files import write_atomically
 from bench.rounds import Ratio, settled
 from bench.tables import NOTHING, Table
 from bench.types import UserError
-from bench.workload import Workload, load
+from bench.workload import Workload, load, meant_for
 
 Outcome = Literal["holds", "better", "worse", "not measured"]
 
@@ -84,7 +84,7 @@ def watch(
     if base is not None and not check:
         raise UserError("--base: expected --check beside it")
     runner.pin_threads(1)  # times of many threads are those of their waiting
-    workloads, baseline = load(files), read(file)
+    workloads, baseline = meant_for(device, load(files)), read(file)
     if check:
         rows = [*against(base, files, workloads, baseline, device)] if base else []
         return held(workloads, device, baseline, rows)
@@ -313,7 +313,7 @@ def _overview(efforts: Mapping[str, Effort], device: torch.device, note: str) ->
 def _cells(found: Effort, width: int) -> tuple[str, ...]:
     if found.counts is None:
         return (NOTHING,) * (width + 2)
-    counts = (f"{value:,.10g}" for value in dataclasses.astuple(found.counts))
+    counts = (f"{value:,.7g}" for value in dataclasses.astuple(found.counts))
     ratio = NOTHING if found.ratio is None else _interval(found.ratio)
     return *counts, ratio, NOTHING if found.share is None else f"{found.share:.0%}"
 

@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -43,12 +43,14 @@ class Workload:
     """Work by name; `limit` is promised of its time by its ideal's, whatever a baseline says.
 
     A run takes 0.05 to 1 s on one core. `prepare` imports what it needs by itself: a revision that
-    lacks it then lacks this workload and no other.
+    lacks it then lacks this workload and no other. `only` names a type of device, "cuda", where
+    the others would take too long.
     """
 
     name: str
     prepare: Callable[[torch.device], Prepared]
     limit: float | None = None
+    only: str | None = None
 
 
 def load(files: Iterable[Path]) -> dict[str, Workload]:
@@ -63,6 +65,11 @@ def load(files: Iterable[Path]) -> dict[str, Workload]:
                 raise UserError(f"{file}: expected names of its own, got '{workload.name}' again")
             found[workload.name] = workload
     return found
+
+
+def meant_for(device: torch.device, workloads: Mapping[str, Workload]) -> dict[str, Workload]:
+    """Return those that a device of this type can be asked for."""
+    return {name: one for name, one in workloads.items() if one.only in (None, device.type)}
 
 
 def _module(name: str, file: Path) -> ModuleType:

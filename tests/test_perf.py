@@ -271,13 +271,28 @@ def test_a_third_party_makes_and_holds_a_baseline_of_its_own(tmp_path):
     [
         (["--workloads", "nowhere.py"], "expected a file of workloads"),
         (["--base", "HEAD"], "--base: expected --check"),
-        (["--check", "--base", "no-such-revision"], "--base: expected a revision"),
         (["--check", "--baseline", FILE], "expected a baseline"),
     ],
 )
 def test_a_mistake_is_one_line(arguments, complaint, monkeypatch):
     monkeypatch.chdir(ROOT)
     status, said, complained = bench(*arguments)
+    assert (status, said) == (2, "")
+    assert complaint in complained
+    assert complained.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("versioned", "complaint"),
+    [(True, "--base: expected a revision"), (False, "--base: expected to be in a git repository")],
+)
+def test_a_revision_that_is_not_there_is_one_line(versioned, complaint, tmp_path, monkeypatch):
+    if versioned:
+        git(tmp_path, "init", "--quiet")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    files = ["--workloads", str(ROOT / "tests/perf/workloads.py")]
+    status, said, complained = bench("--check", "--base", "no-such-revision", *files)
     assert (status, said) == (2, "")
     assert complaint in complained
     assert complained.count("\n") == 1

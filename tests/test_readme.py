@@ -29,7 +29,7 @@ def test_the_readme_holds_the_two_commands_that_the_gate_runs():
     install = 'python -m venv .venv && .venv/bin/pip install -e ".[test]"'
     assert dict(CI_BLOCK.findall(README)) == {
         "demo": f"{install} && .venv/bin/bench run suites/demo.yaml\n",
-        "tests": f"{install} && .venv/bin/pytest\n",
+        "tests": f"{install} && .venv/bin/pytest -n 2 --dist loadfile\n",
     }
 
 

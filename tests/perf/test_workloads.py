@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from bench import effort, perf
-from bench.workload import load
+from bench.workload import load, meant_for
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[2]
-WORKLOADS = load([ROOT / "tests/perf/workloads.py"])
+WORKLOADS = meant_for(CPU, load([ROOT / "tests/perf/workloads.py"]))
 BASELINE = perf.read(ROOT / "results/perf/baseline.json").workloads
 
 

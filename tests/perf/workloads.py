@@ -87,17 +87,26 @@ def embedding(variant):
 
 
 def deit_tiny(device):
-    """Random weights; on a GPU in bfloat16, with as many images as keep it busy."""
-    gpu = device.type == "cuda"
-    count, steps, batch = (256, 32, 64) if gpu else (8, 3, 4)
-    model = build(Architecture("timm", "deit_tiny_patch16_224", None, None)).to(device)
+    """End to end, from random weights; on a GPU with as many images as keep it busy."""
+    sizes = (256, 32, 64) if device.type == "cuda" else (8, 3, 4)
+    return transformer("deit_tiny_patch16_224", DEEP, *sizes, device)
+
+
+def vit_large(device):
+    """The paper's size, from random weights, after the block where the paper marks DINOv2."""
+    return transformer("vit_large_patch14_dinov2.lvd142m", 18, 256, 16, 64, device)
+
+
+def transformer(name, block, count, steps, batch, device):
+    """Mark a model of timm's at 224 pixels; on a GPU in bfloat16."""
+    model = build(Architecture("timm", name, 224, None)).to(device)
     rng = torch.Generator().manual_seed(0)
     pixels = torch.randint(256, (count, 3, 224, 224), dtype=torch.uint8, generator=rng)
     images = Images(pixels, None, 0, tuple(map(str, range(count))))
     ctx = Context(device, rng, images, images.subset([]))
-    precision = "bfloat16" if gpu else "float32"
+    precision = "bfloat16" if device.type == "cuda" else "float32"
     settings = {"images": count, "steps": steps, "batch": batch, "precision": precision}
-    return marking(model, ctx, DEEP, variant="paper", **settings)
+    return marking(model, ctx, block, variant="paper", **settings)
 
 
 def extraction(device):
@@ -246,6 +255,7 @@ WORKLOADS = [
     Workload("activemark.paper", embedding("paper")),
     Workload("activemark.extract", extraction, limit=1.15),
     Workload("activemark.deit_tiny", deit_tiny, limit=1.25),
+    Workload("activemark.vit_large", vit_large, limit=1.25, only="cuda"),
     Workload("adv_tra", walking),
     Workload("ipguard", descending),
     Workload("finetune.classify", finetuning, limit=1.3),
