@@ -378,6 +378,7 @@ def free_port() -> int:
         ("127.0.0.1", "expected HOST:PORT or auto, got '127.0.0.1'"),
         ("ray://127.0.0.1:10001", "expected HOST:PORT or auto"),
     ],
+    ids=["nobody there", "no port", "a client's"],  # the same in every process
 )
 def test_an_address_without_a_cluster_is_refused_at_once(address, reason):
     with pytest.raises(UserError, match=reason), engine_ray.connected(address):
