@@ -394,18 +394,11 @@ class ActiveMark:
     ) -> Course:
         """Train e, d and the chosen blocks of `marked` in place (eq. 2)."""
         base.requires_grad_(False)
-        trained = self._trained(marked, link)
-        groups = [{"params": list(codec.parameters()), "lr": self.codec_lr}]
-        if trained:
-            groups.append({"params": trained, "lr": self.lr})
-        fused = ctx.device.type in ("cpu", "cuda")
-        optimiser = torch.optim.AdamW(groups, weight_decay=self.weight_decay, fused=fused)
+        optimiser = self._optimiser(codec, self._trained(marked, link), ctx.device)
         rates = [group["lr"] for group in optimiser.param_groups]
         # Every draw but augmentation's is made before the loop, which then does not wait for them.
         order = _order(len(images), self.steps * self.batch, ctx.rng).view(self.steps, self.batch)
-        fresh = (
-            None if messages is not None else _bits((self.steps, self.batch, self.bits), ctx.rng)
-        )
+        sought = _bits((*order.shape, self.bits), ctx.rng) if messages is None else messages[order]
         frozen = Frozen(self, base, link, images, ctx)
         warmup = round(self.warmup * self.steps)
         losses = torch.zeros(self.steps, 2, device=ctx.device)
@@ -415,9 +408,7 @@ class ActiveMark:
             optimiser.zero_grad(set_to_none=True)
 
         def step(number: int) -> None:
-            chosen = order[number]
-            message = messages[chosen] if messages is not None else cast(Tensor, fresh)[number]
-            message, clean = sent(message, ctx.device), frozen(chosen)
+            message, clean = sent(sought[number], ctx.device), frozen(order[number])
 
             def loss_of(part: slice) -> tuple[Tensor, Tensor]:
                 return self._loss(marked, codec, link, clean.part(part), message[part])
@@ -425,40 +416,53 @@ class ActiveMark:
             for group, rate in zip(optimiser.param_groups, rates, strict=True):
                 group["lr"] = rate * schedule_factor(self.schedule, number, self.steps, warmup)
             clear()
-            losses[number] = micro.accumulate(len(chosen), loss_of, clear, ctx.device)
+            losses[number] = micro.accumulate(len(message), loss_of, clear, ctx.device)
             optimiser.step()
 
-        def bare(number: int) -> None:  # the fewest passes a step needs
+        def bare(number: int) -> None:
             clean = frozen(order[number])
-
-            def there_and_back(part: slice) -> None:
-                with passes(ctx.device, self.precision):
-                    tokens = clean.after[part].detach().requires_grad_(True)
-                    out, read = self._tail(marked, tokens, link)
-                    if self.fidelity_under == "plain":
-                        out, _ = self._tail(marked, clean.after[part], link)
-                    read.sum().add(out.sum()).backward()  # type: ignore[no-untyped-call]
-
-            for _ in micro.over(self.batch, there_and_back):
+            bounce = functools.partial(self._there_and_back, marked, link, clean)
+            for _ in micro.over(self.batch, bounce):
                 pass
             clear()
 
         real, ideal = _repeat(step, bare, self.steps, ctx)
+        ratios = [a / b for a, b in zip(real, ideal, strict=True)]
+        notes: dict[str, Json] = {
+            **self._arrived(losses),
+            "step_ratio_to_ideal": statistics.median(ratios),
+            "frozen_cached": frozen.cached,
+        }
+        return Course(notes, statistics.median(ideal) * self.steps)
+
+    def _optimiser(
+        self, codec: Codec, trained: list[nn.Parameter], device: torch.device
+    ) -> torch.optim.AdamW:
+        """Let e and d learn at a rate of their own, the chosen part of the model at another."""
+        groups = [{"params": list(codec.parameters()), "lr": self.codec_lr}]
+        if trained:
+            groups.append({"params": trained, "lr": self.lr})
+        fused = device.type in ("cpu", "cuda")
+        return torch.optim.AdamW(groups, weight_decay=self.weight_decay, fused=fused)
+
+    def _there_and_back(self, model: VisionModel, link: Link, clean: Clean, part: slice) -> None:
+        """Make the fewest passes that a step needs for some images of its batch."""
+        with passes(clean.after.device, self.precision):
+            tokens = clean.after[part].detach().requires_grad_(True)
+            out, read = self._tail(model, tokens, link)
+            if self.fidelity_under == "plain":
+                out, _ = self._tail(model, clean.after[part], link)
+            read.sum().add(out.sum()).backward()  # type: ignore[no-untyped-call]
+
+    def _arrived(self, losses: Tensor) -> dict[str, Json]:
+        """Say where the losses (steps, 2) came to, over the last twentieth of the steps."""
         final = losses[-max(1, self.steps // 20) :].mean(0).tolist()
         if not all(map(math.isfinite, final)):
             raise FloatingPointError(
                 f"the embedding diverged: loss {final}; lower lr = {self.lr} or "
                 f"codec_lr = {self.codec_lr}"
             )
-        notes: dict[str, Json] = {
-            "loss_fidelity": final[0],
-            "loss_message": final[1],
-            "step_ratio_to_ideal": statistics.median(
-                a / b for a, b in zip(real, ideal, strict=True)
-            ),
-            "frozen_cached": frozen.cached,
-        }
-        return Course(notes, statistics.median(ideal) * self.steps)
+        return {"loss_fidelity": final[0], "loss_message": final[1]}
 
     def _loss(
         self, model: VisionModel, codec: Codec, link: Link, clean: Clean, message: Tensor
