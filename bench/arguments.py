@@ -69,6 +69,13 @@ def _run(command: argparse.ArgumentParser) -> None:
         help="run transformer blocks through torch.compile: the last digits of evidence may "
         "differ, and records say so (meant for GPUs; on a CPU it made DeiT-Tiny slower)",
     )
+    command.add_argument(
+        "--drop-copies",
+        action="store_true",
+        help="delete the weights of an attacked copy as soon as no cell of this suite needs them: "
+        "less disk, and records are as ever; a later suite makes again what it needs; two runs at "
+        "once on one store drop nothing",
+    )
 
 
 def _plan(command: argparse.ArgumentParser) -> None:
@@ -227,7 +234,7 @@ def _verify(command: argparse.ArgumentParser) -> None:
         "--descendants",
         type=Path,
         metavar="DIR",
-        help="for a mark: finetuned copies of the clean owner, and copies marked with other keys",
+        help="for a mark: finetuned copies of the clean owner, and the clean owner itself",
     )
     command.add_argument("--alpha", type=float, default=0.05, help="level of the verdict (0.05)")
     _a_device(command)

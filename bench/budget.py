@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from statistics import median
 from typing import Any, cast
@@ -21,7 +21,7 @@ from bench.data import Preprocess
 from bench.manifest import split
 from bench.models import Architecture
 from bench.owners import architecture_of
-from bench.plan import UNTOUCHED, Kind, Plan, Stage, guesses, start
+from bench.plan import UNTOUCHED, Kind, Plan, Stage, guesses, spare_copies, start
 from bench.registry import ATTACKS, METHODS, suggestion
 from bench.store import Artefact, Store
 from bench.types import Passes, Sizes, UserError
@@ -67,9 +67,10 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """The rows, and the bytes of images decoded beside the store."""
+    """The rows, the most bytes at once where copies are dropped, those of decoded images."""
 
     rows: tuple[Row, ...]
+    at_once: float | None
     decoded: int
 
     @property
@@ -91,7 +92,11 @@ class Budget:
     @property
     def notes(self) -> tuple[str, ...]:
         """Say what the rows leave out."""
-        return (f"decoded images beside that: {self.decoded / 1e9:.1f} GB at most",)
+        at_once = "?" if self.at_once is None else f"{self.at_once / 1e9:.1f}"
+        return (
+            f"with --drop-copies, of these GB at once: {at_once}, one stage at a time",
+            f"decoded images beside that: {self.decoded / 1e9:.1f} GB at most",
+        )
 
 
 def basis(device: str | None) -> str:
@@ -159,7 +164,23 @@ def budget(plan: Plan, store: Store, todo: Iterable[str], device: str | None = N
                 _total(clerk.bytes(key) for key in ahead),
             )
         )
-    return Budget(tuple(rows), clerk.decoded([plan.stages[key] for key in left]))
+    sizes = {key: clerk.bytes(key) for key in plan.stages if key in left}
+    decoded = clerk.decoded([plan.stages[key] for key in left])
+    return Budget(tuple(rows), _at_once(plan, sizes), decoded)
+
+
+def _at_once(plan: Plan, sizes: Mapping[str, float | None]) -> float | None:
+    """Return the most that lies on disk when stages are made in turn and spare copies dropped."""
+    left, there, most = dict(sizes), dict[str, float](), 0.0
+    for key, size in sizes.items():
+        if size is None:
+            return None
+        there[key] = size
+        del left[key]
+        most = max(most, sum(there.values()))
+        for spare in spare_copies(plan, left):
+            there.pop(spare, None)
+    return most
 
 
 def _total(parts: Iterable[float | None]) -> float | None:

@@ -7,7 +7,7 @@ import contextlib
 import functools
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from bench.ledger import Outline
     from bench.plan import Plan, Question
     from bench.runner import Engine
+    from bench.store import Artefact, Store
     from bench.types import Record
 
 WORSE, UNMEASURED = 3, 4
@@ -69,18 +70,25 @@ def run_suite(arguments: argparse.Namespace) -> int:
     console = tables.console()
     for warning in plan.warnings:
         console.print(f"note: {warning}", markup=False, highlight=False)
+    store = Store(arguments.results / ".store")
     if not todo:
         _write_outline(plan, home)
+        if arguments.drop_copies:
+            _drop_copies(plan, store, console)
     else:
         from bench import models, runner
 
         runner.pin_threads(arguments.threads)
         with _engine(arguments) as (engine, device, where):
-            store = Store(arguments.results / ".store")
             if arguments.compile and arguments.engine != "ray":  # whose nodes say so themselves
                 models.refuse_no_compiler(device)
             laboratory = runner.Laboratory(
-                plan, store, arguments.data, device, compile=arguments.compile
+                plan,
+                store,
+                arguments.data,
+                device,
+                compile=arguments.compile,
+                drop_copies=arguments.drop_copies,
             )
             runner.load_owners(laboratory)
             _write_outline(plan, home)  # only now: a run that cannot start changes no report
@@ -93,6 +101,16 @@ def run_suite(arguments: argparse.Namespace) -> int:
             for _ in progress.show(records, len(todo), console):
                 pass
     return _finish(home, console, {q.key for q in plan.questions})
+
+
+def _drop_copies(plan: Plan, store: Store, console: Console) -> None:
+    """Drop what an earlier run kept, unless another run is here that may count on it."""
+    from bench.lease import KEPT, Leases, drop_spare
+    from bench.plan import spare_copies
+
+    with Leases(store.leases) as leases:
+        if not drop_spare(store, leases, spare_copies(plan, ())):
+            console.print(f"note: {KEPT}", markup=False, highlight=False)
 
 
 @contextlib.contextmanager
@@ -454,22 +472,37 @@ def show_store(arguments: argparse.Namespace) -> int:
             for path in arguments.collect
             for key in plan.make(suite.load(path), arguments.data).stages
         }
-        gone = [a for a in store if a.key not in kept]
+        gone = _collect(store, kept)
+        freed = sum(a.on_disk for a in gone) / 1e6
+        console.print(f"removed {len(gone)} artefacts, {freed:.1f} MB", highlight=False)
+    table = Grid("kind", "artefacts", "weights dropped", "MB")
+    artefacts = list(store)
+    for kind in sorted({a.kind for a in artefacts}):
+        found = [a for a in artefacts if a.kind == kind]
+        dropped, size = sum(a.dropped for a in found), sum(a.on_disk for a in found)
+        table.add_row(kind, str(len(found)), str(dropped), f"{size / 1e6:.1f}")
+    pixels = [path.stat().st_size for path in store.decoded()]
+    table.add_row("decoded images", str(len(pixels)), "0", f"{sum(pixels) / 1e6:.1f}")
+    console.print(table)
+    return OK
+
+
+def _collect(store: Store, kept: Container[str]) -> list[Artefact]:
+    """Remove all but what is kept; return the artefacts that are gone."""
+    from bench.lease import Leases
+
+    with Leases(store.leases) as leases, leases.behind_the_door() as alone:
+        if not alone:
+            raise UserError(
+                "--collect: expected no run on this store, one is at it; wait for its end (where "
+                f"it was killed on another machine, empty {store.leases})"
+            )
+        gone = [artefact for artefact in store if artefact.key not in kept]
         for artefact in gone:
             store.remove(artefact.key)
         for path in [*store.leftovers(), *store.decoded()]:
             path.unlink(missing_ok=True)
-        freed = sum(a.bytes for a in gone) / 1e6
-        console.print(f"removed {len(gone)} artefacts, {freed:.1f} MB", highlight=False)
-    table = Grid("kind", "artefacts", "MB")
-    artefacts = list(store)
-    for kind in sorted({a.kind for a in artefacts}):
-        sizes = [a.bytes for a in artefacts if a.kind == kind]
-        table.add_row(kind, str(len(sizes)), f"{sum(sizes) / 1e6:.1f}")
-    pixels = [path.stat().st_size for path in store.decoded()]
-    table.add_row("decoded images", str(len(pixels)), f"{sum(pixels) / 1e6:.1f}")
-    console.print(table)
-    return OK
+    return gone
 
 
 COMMANDS: Mapping[str, Command] = {

@@ -20,8 +20,8 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import TYPE_CHECKING, Protocol, Self
 
 from bench import runner
-from bench.lease import POLL, Leases
-from bench.plan import missing
+from bench.lease import KEPT, POLL, Leases, drop_spare
+from bench.plan import missing, spare_copies
 from bench.runner import Failure, Laboratory
 
 if TYPE_CHECKING:
@@ -77,13 +77,18 @@ def walk(
     go on.
     """
     stages, failures = laboratory.plan.stages, dict[str, Failure]()
-    left = dict.fromkeys(missing(laboratory.plan, laboratory.store, questions))
     unanswered, told = list(questions), False
     with Leases(laboratory.store.leases) as leases, crew:
-        while unanswered:
+        # Now that others see this run, none drops what it counts on.
+        left = dict.fromkeys(missing(laboratory.plan, laboratory.store, questions))
+        spare = _Spare(laboratory, leases)
+        while True:
+            spare.drop(left, failures)
             for question in [q for q in unanswered if left.keys().isdisjoint(q.stages)]:
                 unanswered.remove(question)
                 yield question, _verdict(question, failures)
+            if not unanswered:
+                return
             elsewhere = _start_ready(laboratory, left, leases, crew)
             if elsewhere and not crew.busy:
                 if not told:
@@ -115,6 +120,30 @@ def _start_ready(laboratory: Laboratory, left: dict[str, None], leases: Leases, 
             crew.start(key)
             room -= 1
     return elsewhere
+
+
+class _Spare:
+    """The copies that this run needs no more, and which of them it has seen to."""
+
+    def __init__(self, laboratory: Laboratory, leases: Leases) -> None:
+        self._laboratory, self._leases = laboratory, leases
+        self._gone, self._told = set[str](), False
+        self._looked_at: int | None = None
+
+    def drop(self, left: Mapping[str, None], failures: Mapping[str, Failure]) -> None:
+        """Drop those that have become spare, where that is wished; a retry finds what it needs."""
+        if not self._laboratory.drop_copies or len(left) == self._looked_at:  # no stage has ended
+            return
+        self._looked_at = len(left)
+        again = {key for key, failure in failures.items() if not failure.incompatible}
+        spare = set(spare_copies(self._laboratory.plan, left.keys() | again)) - self._gone
+        if not spare:
+            return
+        if drop_spare(self._laboratory.store, self._leases, spare):
+            self._gone |= spare
+        elif not self._told:
+            self._told = True
+            self._laboratory.note(KEPT)
 
 
 class _Alone:
@@ -190,25 +219,29 @@ class _Crew:
 
     def finished(self, patience: float | None = None) -> list[tuple[str, Failure | None]]:
         done, _ = wait(self._running, patience, FIRST_COMPLETED)
-        try:
-            results = [(future, *future.result()) for future in done]
-        except BrokenProcessPool:
-            return self._replaced()
-        for _, _, notes in results:
-            for note in notes:
-                self._note(note)
-        return [(self._running.pop(future), failure) for future, failure, _ in results]
+        died = any(map(_is_lost, done))
+        if died:  # with it all others end that have not ended yet
+            done, _ = wait(self._running)
+        results = [(self._running.pop(future), self._result(future)) for future in done]
+        if died:
+            self.__exit__()
+            self.__enter__()
+        return results
 
-    def _replaced(self) -> list[tuple[str, Failure | None]]:
-        died = Failure(
-            "the worker process died; out of memory? try fewer --workers",
-            environment=self._for_workers.environment,
-        )
-        lost = [(key, died) for key in self._running.values()]
-        self._running.clear()
-        self.__exit__()
-        self.__enter__()
-        return [*lost]
+    def _result(self, future: Future[tuple[Failure | None, list[str]]]) -> Failure | None:
+        if _is_lost(future):
+            return Failure(
+                "the worker process died; out of memory? try fewer --workers",
+                environment=self._for_workers.environment,
+            )
+        failure, notes = future.result()
+        for note in notes:
+            self._note(note)
+        return failure
+
+
+def _is_lost(future: Future[tuple[Failure | None, list[str]]]) -> bool:
+    return isinstance(future.exception(), BrokenProcessPool)
 
 
 def attempt(laboratory: Laboratory, key: str) -> Failure | None:

@@ -3,9 +3,11 @@
 A lease is a file that one run alone can create. Its holder touches it every few seconds; a lease
 that stands still is that of a killed run, and is broken. Where the holder ran on this machine,
 whether it lives is asked instead. Nothing is needed of the file system but exclusive creation and
-renaming, and no two clocks are compared, so that runs on several machines may share a store.
-Should a run be held up so long that it is taken for dead, a stage is done twice, which costs time
-and nothing else: artefacts appear whole, and both are alike.
+renaming, and no two clocks are compared, so that runs on several machines may share a store. That
+a run is there at all is seen likewise: nobody drops what another may count on.
+Should a run be held up so long that it is taken for dead, a stage is done twice, and one whose copy
+was dropped meanwhile fails until it is run again. That costs time and nothing else: artefacts
+appear whole, and both are alike.
 """
 
 from __future__ import annotations
@@ -15,11 +17,15 @@ import os
 import threading
 import time
 import uuid
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from bench.types import canonical
+
+if TYPE_CHECKING:
+    from bench.store import Store
 
 BEAT = 5.0
 """Seconds between two touches of a lease by its holder."""
@@ -38,14 +44,29 @@ class _Sign(NamedTuple):
     touched: int
 
 
+PRESENCE = "run-"
+"""How the name of the lease begins that a run holds for as long as it lasts."""
+
+DOOR = "door"
+"""The name of the lease that keeps runs out while one deletes what they might count on."""
+
+KEPT = "--drop-copies: another run is on this store, no copy is dropped while it lasts"
+"""What is said where copies have to stay."""
+
+
 class Leases:
-    """The stages this run is at. A context: at its end everything is given back."""
+    """The stages this run is at. A context: at its end everything is given back.
+
+    Whoever enters shows that it is there and then passes the door, so that a run which deletes
+    behind it either sees the newcomer or is seen to be done.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self._folder, self._name = folder, f"{PRESENCE}{uuid.uuid4().hex}"
         self._mine: dict[str, int] = {}  # the open files
         self._seen: dict[str, tuple[_Sign, float]] = {}
         self._lock, self._over = threading.Lock(), threading.Event()
+        self._toucher = threading.Thread(target=self._touch, daemon=True)
 
     def __enter__(self) -> Self:
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -53,11 +74,15 @@ class Leases:
             sign = _sign(path)
             if sign is not None and _dead(sign.holder):
                 self._break(path.name, sign)
-        threading.Thread(target=self._touch, daemon=True).start()
+        self._create(self._name)
+        self._toucher.start()
+        self.wait_for(DOOR)
+        self.release(DOOR)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._over.set()
+        self._toucher.join()  # or it might make a lease again that was just given back
         for key in list(self._mine):
             self.release(key)
 
@@ -77,6 +102,27 @@ class Leases:
         while not self.take(key):
             time.sleep(POLL)
 
+    def alone(self) -> bool:
+        """Say whether no other run is on this store now; a dead one does not count."""
+        for path in self._folder.glob(f"{PRESENCE}*"):
+            sign = None if path.name == self._name else _sign(path)
+            if sign is not None:
+                if not self._abandoned(path.name, sign):
+                    return False
+                self._break(path.name, sign)
+        return True
+
+    @contextmanager
+    def behind_the_door(self) -> Iterator[bool]:
+        """Say whether this run is alone, as it stays until the end: who comes meanwhile waits."""
+        if not self.take(DOOR):
+            yield False
+            return
+        try:
+            yield self.alone()
+        finally:
+            self.release(DOOR)
+
     def release(self, key: str) -> None:
         """Give a stage back, unless the lease was broken and is another run's by now."""
         path = self._folder / key
@@ -94,7 +140,10 @@ class Leases:
             return False
         os.write(handle, _holder().encode())
         with self._lock:
+            broken = self._mine.get(key)
             self._mine[key] = handle
+        if broken is not None:
+            os.close(broken)
         return True
 
     def _break(self, key: str, sign: _Sign) -> None:
@@ -130,6 +179,16 @@ class Leases:
                 for handle in self._mine.values():
                     with suppress(OSError):  # broken, and gone on its server
                         os.utime(handle)
+            with suppress(OSError):  # if not now, then at the next beat
+                self._create(self._name)  # it is there, unless this run was taken for dead
+
+
+def drop_spare(store: Store, leases: Leases, keys: Iterable[str]) -> bool:
+    """Drop copies; False, and all are kept, where another run is there that may count on one."""
+    with leases.behind_the_door() as alone:
+        for key in keys if alone else ():
+            store.drop(key)
+    return alone
 
 
 def _sign(path: Path) -> _Sign | None:

@@ -86,8 +86,8 @@ def watch(
     runner.pin_threads(1)  # times of many threads are those of their waiting
     workloads, baseline = meant_for(device, load(files)), read(file)
     if check:
-        rows = [*against(base, files, workloads, baseline, device)] if base else []
-        return held(workloads, device, baseline, rows)
+        rows = against(base, files, workloads, baseline, device) if base else ()
+        return held(workloads, device, baseline, rows)  # which times nothing before it may
     return made(workloads, device, baseline, file) if update else shown(workloads, device)
 
 
@@ -141,10 +141,11 @@ def held(
             f"--baseline: expected one made on {here['device']}, got one made on "
             f"{then.get('device')}; name another, or make it with --update"
         )
+    theirs = list(others)
     rows = list[Row]()
     for name in sorted({*workloads, *baseline.workloads}):
         rows += _judged(name, workloads.get(name), baseline.workloads.get(name), device)
-    rows += others
+    rows += theirs
     moved = sorted(k for k in {*here, *then} if then and here.get(k) != then.get(k))
     notes = [f"{k}: {then.get(k)} when the baseline was made, {here.get(k)} now" for k in moved]
     outcome = _worst(rows)

@@ -62,7 +62,8 @@ class Laboratory:
     """Where stages are carried out: the plan, the store, the user's data and the device.
 
     What the user should know of on the way is told to `note`, a line at a time. With `compile`,
-    blocks are compiled, which may change the last digits of evidence.
+    blocks are compiled, which may change the last digits of evidence. With `drop_copies`, the
+    weights of an attacked copy go as soon as no cell of the run needs them.
     """
 
     plan: Plan
@@ -71,6 +72,7 @@ class Laboratory:
     device: torch.device
     note: Callable[[str], None] = print
     compile: bool = False
+    drop_copies: bool = False
 
     @property
     def environment(self) -> dict[str, str]:
@@ -81,6 +83,7 @@ class Laboratory:
         """Do one stage and keep what it makes; its parents must be in the store."""
         if self.store.damaged(stage.key):
             self.note(f"store: {stage.kind} {stage.key} was damaged and is made again")
+        before = self.store.find(stage.key)
         work: Callable[[Stage], Made] = getattr(self, f"_{stage.kind}")
         wanted = self.compile and stage.kind != "cohort"  # strangers train under vmap
         with models.compiling(wanted), measure.measuring(self.device) as meter:
@@ -89,6 +92,11 @@ class Laboratory:
         payload = {"cost": cost, "environment": self.environment, **made.payload}
         if meter.micro_batch is not None:
             payload["notes"] = {**payload.get("notes", {}), "micro_batch": meter.micro_batch}
+        if before is not None and before.payload.get("digest") != payload.get("digest"):
+            self.note(
+                f"store: {stage.kind} {stage.key} came out with other weights than before (other "
+                "threads, another device?): earlier records of it do not hold against this store"
+            )
         return self.store.put(
             stage.key, stage.kind, dict(stage.recipe), stage.parents, payload, made.tensors
         )
@@ -173,7 +181,8 @@ class Laboratory:
             return method.extract(secret, suspect, self._context(stage.key, pools))
 
         precision = getattr(method, "precision", FULL)
-        evidence, seconds, ideal = self._timed_reading(read, model, precision)
+        most = min(BATCH, *map(len, pools))
+        evidence, seconds, ideal = self._timed_reading(read, model, precision, most)
         return Made(
             {"evidence": dataclasses.asdict(evidence), "queries": suspect.queries},
             None,
@@ -182,16 +191,19 @@ class Laboratory:
         )
 
     def _timed_reading(
-        self, read: Callable[[], Evidence], model: VisionModel, precision: Precision
+        self, read: Callable[[], Evidence], model: VisionModel, precision: Precision, batch: int
     ) -> tuple[Evidence, float, float | None]:
-        """Read the evidence; time it beside a plain forward pass of as many images, if any."""
+        """Read the evidence; time it beside a plain forward pass of as many images, if any.
+
+        Before that a pass of `batch` images warms caches up.
+        """
         found: list[Evidence] = []
         with measure.aside(self.device):  # neither is timed cold
             one = functools.partial(_plain_pass, model, 1, self.device, precision)
             if measure.timed(one, self.device) < SLOW or self.device.type != "cpu":
                 # A compiled block gets its graph for any batch once it has seen two.
                 more = BATCH - 1 if self.compile else 0
-                _plain_pass(model, BATCH + more, self.device, precision)
+                _plain_pass(model, batch + more, self.device, precision)
         with measure.measuring(self.device) as meter:
             seconds = measure.timed(lambda: found.append(read()), self.device)
         if not meter.images:  # weights were compared: there is no pass to compare with

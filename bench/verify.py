@@ -137,7 +137,7 @@ class _Shelf:
         artefact = self.artefacts.get(key)
         if artefact is None:
             return f"{key} is damaged" if self.store.damaged(key) else ""
-        if not self.store.verify(key):
+        if self.store.damaged(key):
             return f"{artefact.kind} {key} is damaged: its bytes are not those recorded"
         if _stage_key(artefact) != key:
             return f"{artefact.kind} {key} is not named by its recipe"

@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -58,8 +58,9 @@ def load(files: Iterable[Path]) -> dict[str, Workload]:
     found = dict[str, Workload]()
     for number, file in enumerate(files):
         listed = getattr(_module(f"workloads_{number}", file), "WORKLOADS", None)
-        if listed is None:
-            raise UserError(f"{file}: expected a sequence called WORKLOADS, found none")
+        if not isinstance(listed, Sequence) or not all(isinstance(w, Workload) for w in listed):
+            got = "none" if listed is None else repr(listed)[:60]
+            raise UserError(f"{file}: expected a sequence of workloads, WORKLOADS, got {got}")
         for workload in listed:
             if workload.name in found:
                 raise UserError(f"{file}: expected names of its own, got '{workload.name}' again")
@@ -79,7 +80,11 @@ def _module(name: str, file: Path) -> ModuleType:
     if spec is None or spec.loader is None:
         raise UserError(f"expected a Python file of workloads, got {file}")
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever importing it raises is its author's to put right
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"{file}: expected a file that can be imported, got {reason}") from error
     return module
 
 

@@ -96,6 +96,43 @@ def test_what_was_measured_prices_stages_alike_and_the_rest_by_their_passes(run_
     assert many.forward > few.forward
 
 
+@pytest.fixture(scope="module")
+def dropped(run_once, tmp_path_factory):
+    """The same suite run with copies dropped: its store, and the bytes in it after every stage."""
+    made, _, _ = run_once
+    store, sizes = Store(tmp_path_factory.mktemp("dropped")), []
+
+    class Watched(runner.Laboratory):
+        def carry_out(self, stage):
+            artefact = super().carry_out(stage)
+            sizes.append(sum(path.stat().st_size for path in store.root.glob("??/*.safetensors")))
+            return artefact
+
+    laboratory = Watched(made, store, None, torch.device("cpu"), drop_copies=True)
+    runner.load_owners(laboratory)
+    answered = list(engines.serial(laboratory, made.questions))
+    assert not [reason for _, reason in answered if reason]
+    assert len(answered) == len(made.questions)
+    return store, sizes
+
+
+def test_the_disk_that_copies_take_at_once_is_foreseen(run_once, dropped):
+    made, known, _ = run_once
+    there = plan.guesses(made, known)
+    foreseen = budget._at_once(made, {key: there[key][1] for key in made.stages})
+    assert foreseen == max(dropped[1])
+    assert foreseen < sum(size for _, size in there.values())
+
+
+def test_copies_that_are_dropped_cost_no_evidence(run_once, dropped):
+    made, known, _ = run_once
+    for key, stage in made.stages.items():
+        mine, other = dropped[0].find(key), known.find(key)
+        assert mine.dropped == (stage.kind == "attack" and bool(other.tensors))
+        for name in ("evidence", "utility", "fidelity", "digest"):
+            assert mine.payload.get(name) == other.payload.get(name)
+
+
 def test_nothing_measured_leaves_time_open_and_passes_known(tmp_path):
     rows = priced(planned(tmp_path), Store(tmp_path / "empty"))
     assert rows["attack"].seconds is None

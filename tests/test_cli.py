@@ -16,8 +16,10 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from bench import ledger
+from bench.lease import Leases
 from bench.models import clone
 from bench.registry import ATTACKS
+from bench.store import Store
 from bench.types import Access
 
 ALONE = ("strangers: 1", "strangers: 0")  # training them is the slow part
@@ -157,6 +159,57 @@ def test_the_store_is_listed_and_collected(folder):
     fewer = write(folder, ("  - {name: prune.l1, amount: 0.4}\n", ""))
     assert "removed 6 artefacts" in bench(*arguments, fewer).out  # of two suspects: 3 each
     assert run(folder).status == 0
+
+
+def copies(folder):
+    store = Store(folder / "results" / ".store")
+    return [a.dropped for a in store if a.kind == "attack" and a.tensors]
+
+
+def test_copies_are_dropped_on_request_and_by_no_run_while_another_is_there(folder):
+    with Leases(folder / "results" / ".store" / "leases"):  # another run, which may need them
+        assert run(folder, "--drop-copies").status == 0
+        assert copies(folder)
+        assert not any(copies(folder))
+    before = tables(run(folder))
+    said = run(folder, "--drop-copies")  # all is answered: what an earlier run kept goes, too
+    assert (said.status, tables(said)) == (0, before)
+    assert all(copies(folder))
+    listed = bench("store", "--results", folder / "results").out
+    (row,) = [line.split() for line in listed.splitlines() if " attack " in line]
+    assert row[1::2] == ["attack", "5", str(len(copies(folder))), "0.0"]  # 2 of 5: left untouched
+
+
+def test_what_is_made_side_by_side_is_dropped_as_well(folder):
+    assert run(folder, "--drop-copies").status == 0
+    before = len(copies(folder))
+    write(folder, ("steps: 2", "steps: 1"))
+    assert run(folder, "--drop-copies", "--workers", 2).status == 0
+    assert len(copies(folder)) > before
+    assert all(copies(folder))
+
+
+def test_nothing_is_collected_while_a_run_is_there(folder):
+    store = folder / "results" / ".store"
+    (store / "ab").mkdir(exist_ok=True)
+    (store / "ab" / ".tmp-torn").write_bytes(b"half")
+    fewer = write(folder, ("  - {name: prune.l1, amount: 0.4}\n", ""))
+    with Leases(store / "leases"):
+        before = snapshot(folder)
+        said = bench("store", "--results", folder / "results", "--collect", fewer)
+        assert (said.status, said.out, said.err.count("\n")) == (2, "", 1)
+        assert "expected no run on this store" in said.err
+        assert snapshot(folder) == before
+
+
+def test_a_dropped_copy_is_made_again_for_a_cell_that_is_new(folder):
+    assert run(folder, "--drop-copies").status == 0
+    write(folder, ("steps: 2", "steps: 1"))
+    with Leases(folder / "results" / ".store" / "leases"):
+        assert run(folder, "--drop-copies").status == 0
+    assert sorted(set(copies(folder))) == [False, True]
+    assert run(folder, "--drop-copies").status == 0
+    assert all(copies(folder))
 
 
 def test_a_check_says_line_by_line_what_is_there(folder):

@@ -52,6 +52,61 @@ def test_a_run_that_ends_gives_everything_back(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_run_is_alone_once_the_others_have_ended(tmp_path):
+    with Leases(tmp_path) as leases:
+        assert leases.alone()
+        with Leases(tmp_path) as other:
+            assert not leases.alone()
+            assert not other.alone()
+        assert leases.alone()
+        assert leases.take(KEY)
+        assert leases.alone()
+
+
+def test_a_run_elsewhere_counts_until_it_has_stood_still_for_long(tmp_path, monkeypatch):
+    monkeypatch.setattr(lease, "PATIENCE", 0.3)
+    with Leases(tmp_path) as leases:
+        written(tmp_path, place="another machine").rename(tmp_path / f"{lease.PRESENCE}0")
+        assert not leases.alone()
+        time.sleep(0.4)
+        assert leases.alone()
+
+
+def test_who_comes_while_another_deletes_waits_until_that_is_over(tmp_path, monkeypatch):
+    monkeypatch.setattr(lease, "POLL", 0.01)
+    entered = threading.Event()
+
+    def come():
+        with Leases(tmp_path):
+            entered.set()
+
+    with Leases(tmp_path) as first:
+        with first.behind_the_door() as alone:
+            assert alone
+            late = threading.Thread(target=come)
+            late.start()
+            assert not entered.wait(0.3)
+            assert not first.alone()  # it is seen all the same
+        assert entered.wait(5)
+        late.join()
+
+
+def test_who_is_not_alone_or_finds_the_door_shut_may_delete_nothing(two):
+    first, second = two
+    for one, other in ((first, second), (second, first)):
+        with one.behind_the_door() as alone, other.behind_the_door() as beside:
+            assert (alone, beside) == (False, False)
+
+
+def test_a_run_taken_for_dead_shows_again_that_it_is_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(lease, "BEAT", 0.02)
+    with Leases(tmp_path) as late, Leases(tmp_path) as other:
+        other._break(late._name, lease._sign(tmp_path / late._name))
+        time.sleep(0.3)
+        assert not other.alone()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_lease_is_waited_for(two, monkeypatch):
     first, second = two
     monkeypatch.setattr(lease, "POLL", 0.01)
@@ -80,7 +135,7 @@ def test_on_one_machine_the_dead_block_nobody(tmp_path, changes, free):
         assert earlier.take(KEY) == free
         written(tmp_path, **changes)
         with Leases(tmp_path) as later:
-            assert (list(tmp_path.iterdir()) == []) == free
+            assert (tmp_path / KEY).exists() != free
             assert later.take(KEY) == free
 
 
@@ -154,7 +209,7 @@ def test_a_breaker_that_comes_late_leaves_the_new_lease_alone(tmp_path):
         new = lease._sign(path)
         quicker._break(KEY, old)
         assert lease._sign(path) == new
-        assert list(tmp_path.iterdir()) == [path]
+        assert {p.name for p in tmp_path.iterdir()} == {path.name, quicker._name}
 
 
 def test_of_many_who_find_a_dead_lease_one_gets_it(tmp_path):

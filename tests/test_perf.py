@@ -283,6 +283,34 @@ def test_a_mistake_is_one_line(arguments, complaint, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("import nowhere_at_all", "got ModuleNotFoundError: No module named 'nowhere_at_all'"),
+        ("WORKLOADS = [", "got SyntaxError"),
+        ("raise ValueError('two\\nlines')", "got ValueError: two lines"),
+        ("", "WORKLOADS, got none"),
+        ("WORKLOADS = 3", "WORKLOADS, got 3"),
+        ("WORKLOADS = ['one']", "WORKLOADS, got ['one']"),
+    ],
+)
+def test_a_file_that_lists_no_workloads_is_one_line(text, complaint, tmp_path):
+    status, said, complained = bench("--workloads", written(tmp_path / "theirs.py", text))
+    assert (status, said) == (2, "")
+    assert complaint in complained
+    assert complained.count("\n") == 1
+
+
+def test_a_baseline_of_another_device_is_refused_before_anything_is_timed(tmp_path, monkeypatch):
+    perf.write(tmp_path / "perf.json", Baseline({}, {"device": "another"}))
+    monkeypatch.setattr(perf.rivals, "revisions", lambda *_: pytest.fail("it is timed already"))
+    given = ("--workloads", written(tmp_path / "theirs.py", THEIRS))
+    given += ("--baseline", tmp_path / "perf.json")
+    status, said, complained = bench("--check", "--base", "HEAD", *given)
+    assert (status, said) == (2, "")
+    assert "expected one made on CPU" in complained
+
+
+@pytest.mark.parametrize(
     ("versioned", "complaint"),
     [(True, "--base: expected a revision"), (False, "--base: expected to be in a git repository")],
 )

@@ -1,10 +1,14 @@
+import hashlib
 import json
+import os
+from unittest.mock import Mock
 
 import pytest
 import torch
 
+from bench.files import file_digest
 from bench.store import Damaged, Store
-from bench.types import SCHEMA
+from bench.types import SCHEMA, canonical
 
 KEY = "ab12cd34ef56ab78"
 TENSORS = {"w": torch.arange(6.0).reshape(2, 3), "half": torch.ones(4, dtype=torch.float16)}
@@ -86,6 +90,21 @@ def test_every_flipped_byte_of_the_tensors_is_noticed(store):
     assert store.verify(KEY)
 
 
+def test_a_file_is_read_once_and_again_when_it_has_changed(store, monkeypatch):
+    monkeypatch.setattr("bench.store.file_digest", reads := Mock(side_effect=file_digest))
+    store.verify(KEY)
+    store.verify(KEY)  # written a moment ago: a change might not show yet
+    assert reads.call_count == 2
+    os.utime(tensors(store), (0, 0))
+    store.verify(KEY)
+    store.tensors(KEY)
+    assert reads.call_count == 3
+    flip(tensors(store), 0)
+    assert not store.verify(KEY)
+    assert reads.call_count == 4
+    assert not Store(store.root).verify(KEY)
+
+
 def test_lost_tensors_are_noticed(store):
     tensors(store).unlink()
     assert store.find(KEY) is not None
@@ -122,6 +141,51 @@ def test_an_artefact_under_anothers_name_is_not_used(store):
     other = "ab" + "0" * 14
     sidecar(store).rename(sidecar(store).with_stem(other))
     assert store.find(other) is None
+
+
+def test_dropped_tensors_are_gone_and_all_else_is_there(store):
+    before = store.find(KEY)
+    store.drop(KEY)
+    store.drop(KEY)  # a second time is no mistake
+    found = store.find(KEY)
+    assert (found.payload, found.tensors, found.bytes) == (
+        before.payload,
+        before.tensors,
+        before.bytes,
+    )
+    assert (before.on_disk, found.on_disk) == (before.bytes, 0)
+    assert not tensors(store).exists()
+    assert not store.verify(KEY)
+    assert not store.damaged(KEY)
+    assert store.leftovers() == []
+    with pytest.raises(Damaged):
+        store.tensors(KEY)
+    store.put(KEY, "attack", {"step": "x"}, (), None, TENSORS)
+    assert store.verify(KEY)
+    assert store.find(KEY).on_disk == before.bytes
+
+
+def test_a_drop_killed_before_the_file_was_gone_leaves_it_to_be_swept(store):
+    whole = tensors(store).read_bytes()
+    store.drop(KEY)
+    tensors(store).write_bytes(whole)
+    assert store.leftovers() == [tensors(store)]
+
+
+def test_what_has_no_tensors_cannot_be_dropped(tmp_path):
+    store = Store(tmp_path)
+    store.put(KEY, "extract", {}, payload={"evidence": [1]})
+    store.drop(KEY)
+    store.drop("ab" + "0" * 14)
+    assert store.verify(KEY)
+
+
+def test_a_sidecar_from_before_drops_were_known_is_read(store):
+    text = json.loads(sidecar(store).read_text())
+    del text["artefact"]["dropped"]
+    text["sha256"] = hashlib.sha256(canonical(text["artefact"]).encode()).hexdigest()
+    sidecar(store).write_text(json.dumps(text))
+    assert store.verify(KEY)
 
 
 def test_putting_again_mends_what_was_damaged(store):

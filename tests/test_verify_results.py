@@ -148,6 +148,19 @@ def test_tensors_that_are_not_those_recorded_condemn_what_was_read_off_them(home
     assert len(bad(home)) == rows
 
 
+def test_a_copy_that_was_dropped_is_no_fault(home):
+    store, artefact = stage(home, "attack")
+    store.drop(artefact.key)
+    assert [row.outcome for row in verify.verify(home)] == ["holds"] * 4
+
+
+def test_a_copy_that_is_dropped_while_rows_are_checked_is_no_fault(home):
+    store, artefact = stage(home, "attack")
+    shelf = verify._Shelf(store)
+    store.drop(artefact.key)
+    assert shelf.fault(artefact.key) == ""
+
+
 def test_an_artefact_that_its_recipe_does_not_name_is_named(home):
     store, artefact = stage(home, "protect")
     sealed = {**artefact.recipe, "seed": artefact.recipe["seed"] + 1}
