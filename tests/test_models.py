@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load, save
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench import models
 from bench.data import Preprocess
@@ -98,6 +99,33 @@ def test_features_are_open_clips_own(name):
     tokens = model.run_blocks(model.embed(images()))
     assert tokens.shape == (2, 17, 32)
     assert torch.equal(model.finish(tokens), model.forward_features(images()))
+
+
+class Calls(TorchDispatchMode):
+    """Note the name of every operation."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.add(func._schema.name)
+        return func(*args, **(kwargs or {}))
+
+
+@torch.no_grad()
+def test_under_autocast_open_clips_weights_are_not_copied_for_every_token():
+    model = shaken(build(Architecture("open_clip", "tiny-clip"))).requires_grad_(False)
+    with torch.autocast("cpu", torch.bfloat16), Calls() as calls:
+        found = model.forward_features(images())
+    assert "aten::addmm" in calls.names
+    assert "aten::bmm" not in calls.names  # of so many copies of the weights
+    for module in model.modules():
+        module._forward_pre_hooks.clear()
+    with torch.autocast("cpu", torch.bfloat16), Calls() as calls:
+        plain = model.forward_features(images())
+    assert "aten::bmm" in calls.names  # PyTorch still needs to be helped
+    assert torch.allclose(found.float(), plain.float(), atol=0.05)
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 from attacks.finetune import FinetuneClassify
-from attacks.prune import L1Prune, StructuredPrune, sparsity
+from attacks.prune import L1Prune, StructuredPrune, _weights, sparsity
 from bench import models
 from bench.models import (
     Architecture,
@@ -47,6 +47,21 @@ def test_it_zeroes_the_very_weights_pytorchs_own_pruning_does(amount, scope):
     expected = pytorchs_own(victim, amount, scope).state_dict()
     for name, value in made.state_dict().items():
         assert torch.equal(value, expected[name]), name
+
+
+@pytest.mark.parametrize("scope", ["global", "layer"])
+def test_of_equal_magnitudes_the_first_go_and_no_more_than_asked_for(scope):
+    victim = owner()
+    for weight in _weights(victim):
+        weight.data.copy_(torch.tensor([0.5, -0.25, 0.25, -0.5]).repeat(weight.numel() // 4)
+                          .view_as(weight))  # fmt: skip
+    made = L1Prune(0.3, scope).run(victim, context())
+    layers = [[w] for w in _weights(made)] if scope == "layer" else [_weights(made)]
+    for ranked in layers:
+        flat = torch.cat([weight.flatten() for weight in ranked])
+        gone = (flat == 0).nonzero().flatten()
+        candidates = torch.arange(len(flat))[torch.arange(len(flat)) % 4 % 3 != 0]  # the smaller
+        assert torch.equal(gone, candidates[: round(0.3 * len(flat))])
 
 
 def test_pruning_nothing_changes_nothing():
