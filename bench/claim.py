@@ -406,7 +406,7 @@ def _finding(
         _scores(strangers, position),
         _scores(innocent, position) if marks else None,
         alpha / len(keys),
-        clean=known if marks else None,
+        bar=known if marks else None,
     )
     return Finding(key, evidence, verdict, known, len(keys))
 

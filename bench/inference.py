@@ -18,9 +18,12 @@ from bench.statistics import (
     Interval,
     Verdict,
     claim,
+    innocent_name,
     innocents_needed,
+    is_other_key,
     lineage,
     model_name,
+    trained_strangers,
 )
 from bench.types import Cell, Record, canonical, digest
 
@@ -32,6 +35,9 @@ if TYPE_CHECKING:
 RESAMPLES = 999
 """Bootstrap draws behind an interval for the area under a curve."""
 
+ENOUGH_KEYS = 4
+"""Keys; among fewer the bootstrap sees too little of how they differ."""
+
 
 @dataclass(frozen=True, slots=True)
 class Population:
@@ -40,11 +46,12 @@ class Population:
     marked: tuple[Record, ...]
     twins: tuple[Record, ...]  # empty for a fingerprint: the owner's descendants are guilty
     strangers: tuple[Record, ...]
+    other_keys: tuple[Record, ...] = ()  # the owner's model marked with another key
 
     @property
     def innocent(self) -> tuple[Record, ...]:
         """Return all whom the owner must not be recognised in."""
-        return self.twins + self.strangers
+        return self.twins + self.other_keys + self.strangers
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,23 +155,26 @@ def populations(records: Iterable[Record]) -> dict[str, Population]:
     Of a model that comes more than once the conservative record stays: the lowest score of a marked
     copy, the highest of an innocent. Attacked versions of a stranger are one stranger.
     """
+    read = list(records)
+    trained = trained_strangers(read)
     found: dict[str, dict[str, dict[str, Record]]] = {}
-    for record in records:
+    for record in read:
         if record.evidence is None:
             continue
-        origin = lineage(record)
-        groups = found.setdefault(claim(record.cell), {"released": {}, "owner": {}, "stranger": {}})
-        name = _stranger(record.cell) if origin == "stranger" else model_name(record)
+        origin = "other key" if is_other_key(record) else lineage(record)
+        groups = found.setdefault(
+            claim(record.cell), {"released": {}, "owner": {}, "stranger": {}, "other key": {}}
+        )
+        name = innocent_name(record, trained)
         held = groups[origin].setdefault(name, record)
         higher = (_score(record), record.key) > (_score(held), held.key)
         if held is not record and higher != (origin == "released"):
             groups[origin][name] = record
     ordered = {c: {o: _in_order(g) for o, g in groups.items()} for c, groups in found.items()}
-    return {c: Population(g["released"], g["owner"], g["stranger"]) for c, g in ordered.items()}
-
-
-def _stranger(cell: Cell) -> str:
-    return canonical((cell.other_model or cell.attack[0]).json())
+    return {
+        c: Population(g["released"], g["owner"], g["stranger"], g["other key"])
+        for c, g in ordered.items()
+    }
 
 
 def _in_order(models: Mapping[str, Record]) -> tuple[Record, ...]:
@@ -177,12 +187,17 @@ def _score(record: Record) -> float:
 
 
 def readings(records: Iterable[Record]) -> tuple[tuple[Reading, ...], tuple[Reading, ...]]:
-    """Return the scores of marked copies and of innocents, over all claims among the records."""
+    """Return the scores of marked copies and of innocents, over all claims among the records.
+
+    Copies marked with other keys are left out: known models are no draws of the innocents.
+    """
+    read = list(records)
+    trained = trained_strangers(read)
     marked, innocent = [], []
-    for key, population in sorted(populations(records).items()):
+    for key, population in sorted(populations(read).items()):
         marked += [Reading(model_name(r), key, _score(r)) for r in population.marked]
-        innocent += [Reading(model_name(r), key, _score(r)) for r in population.twins]
-        innocent += [Reading(_stranger(r.cell), key, _score(r)) for r in population.strangers]
+        for record in population.twins + population.strangers:
+            innocent.append(Reading(innocent_name(record, trained), key, _score(record)))
     return tuple(marked), tuple(innocent)
 
 
@@ -229,6 +244,15 @@ def separation(
         innocent=models[1],
         keys=len({r.key for r in (*marked, *innocent)}),
     )
+
+
+def interval_note(keys: int) -> str:
+    """Say what the interval of `separation` is, over so many keys at least."""
+    said = (
+        "95 % bootstrap over models and keys, exact (Clopper-Pearson) where scores do not overlap"
+    )
+    few = f", too narrow over fewer than {ENOUGH_KEYS} keys, as here"
+    return said + few * (keys < ENOUGH_KEYS)
 
 
 def _interval(

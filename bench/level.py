@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from bench import inference, statistics
 from bench.tables import NOTHING, Table
@@ -15,25 +15,37 @@ if TYPE_CHECKING:
 RATE = 0.05
 """The false-positive rate at which detection is stated."""
 
+KINDS = get_args(statistics.Kind)
+"""Innocents counted apart: pooled, the kind that is called owned most would hide."""
+
 
 def level_table(outline: Outline, groups: Iterable[tuple[str, str, Sequence[Record]]]) -> Table:
     """Return level, power and separation for every (owner, method, records)."""
+    told = [(owner, method, list(records)) for owner, method, records in groups]
+    keys = min((_keys(records) for *_, records in told), default=inference.ENOUGH_KEYS)
     return Table(
         name="Level and power",
         caption=f"verdicts at alpha = {outline.alpha:g} ({outline.title or outline.name})",
         columns=(
-            *("owner", "method", "strangers", "descendants", "innocents called owned"),
+            *("owner", "method", "strangers", "descendants"),
+            *(f"{kind} called owned" for kind in KINDS),
             *("copies owned", "AUC", f"TPR at FPR {RATE:g}", "Holm"),
         ),
         rows=tuple(
-            (owner, method, *_line(records, outline.alpha)) for owner, method, records in groups
+            (owner, method, *_line(records, outline.alpha)) for owner, method, records in told
         ),
         notes=(
-            "innocents called owned: each judged by all the others read with the same secret, with "
-            "the one-sided 95 % bound on the rate, of the secret where it is highest. copies "
-            "owned: attacked copies of the released model, exact 95 % interval as if they were "
-            "independent. AUC: the chance that a copy outscores an innocent, 95 % bootstrap over "
-            "models and keys. TPR: the threshold is set on half of the innocents; the rate in "
+            "called owned: innocents, each judged by all the others read with the same secret, "
+            "with the exact one-sided 95 % bound on the rate, as if they were independent, of the "
+            "secret where it is highest. other keys: copies of the clean owner marked with another "
+            "key; they are ranked among nobody, and whoever does not score above all of them is "
+            "not owned. by construction: with strangers alone, leaving one out ranks each among "
+            "the rest, so a share of alpha at most is called owned whatever the scores, and a "
+            "count would check nothing.",
+            "copies owned: attacked copies of the released model, exact 95 % interval as if they "
+            "were independent. AUC: the chance that a copy outscores a stranger or a descendant, "
+            f"{inference.interval_note(keys)}. TPR: its exact 95 % interval is over copies; the "
+            "threshold is set on half of the strangers and descendants; the rate in round "
             "brackets, with its one-sided 95 % bound, counts the other half. Holm: copies owned "
             "when all verdicts of a method are passed together. needed: innocents, where those "
             "there can decide nothing.",
@@ -54,6 +66,10 @@ def decidable(outline: Outline, groups: Iterable[tuple[str, str, Sequence[Record
     )
 
 
+def _keys(records: Iterable[Record]) -> int:
+    return len({statistics.claim(record.cell) for record in records if record.evidence})
+
+
 def _line(records: Sequence[Record], alpha: float) -> tuple[str, ...]:
     nulls = statistics.innocents(records)
     verdicts = _verdicts(records, nulls, alpha)
@@ -61,7 +77,7 @@ def _line(records: Sequence[Record], alpha: float) -> tuple[str, ...]:
     return (
         _range(len(null.strangers) for null in nulls.values()),
         _range(len(null.descendants) for null in nulls.values() if null.descendants is not None),
-        _called(nulls.values(), alpha),
+        *(_called(kind, nulls.values(), alpha) for kind in KINDS),
         _owned(verdicts),
         _separation(marked, innocent),
         _detection(marked, innocent),
@@ -80,7 +96,7 @@ def _verdicts(
             nulls[claim].strangers,
             nulls[claim].descendants,
             alpha,
-            clean=nulls[claim].clean,
+            bar=nulls[claim].bar,
         )
         for claim, population in sorted(found.items())
         for record in population.marked
@@ -95,11 +111,14 @@ def _range(counts: Iterable[int]) -> str:
     return str(values[0]) if len(values) == 1 else f"{values[0]}-{values[-1]}"
 
 
-def _called(nulls: Iterable[statistics.Innocents], alpha: float) -> str:
+def _called(kind: statistics.Kind, nulls: Iterable[statistics.Innocents], alpha: float) -> str:
+    """Write how many innocents of a kind are called owned; for ranks in one null, why no count."""
     checks = [statistics.false_positives(null, alpha) for null in nulls]
-    decided = [check for check in checks if check.decided]
+    decided = [check[kind] for check in checks if kind in check and check[kind].decided]
     if not decided:
         return NOTHING
+    if not any("descendants" in check for check in checks):
+        return "by construction"
     worst = max(decided, key=lambda check: check.upper)
     called, asked = sum(c.called for c in decided), sum(c.decided for c in decided)
     return f"{called} of {asked} (<= {worst.upper:.3f})"
@@ -131,7 +150,9 @@ def _detection(marked: Sequence[inference.Reading], innocent: Sequence[inference
         return f"{found.needed} needed"
     seen = f"{found.false_positives}/{found.held_out}"
     bound = "" if found.upper is None else f" <= {found.upper:.3f}"
-    return f"{found.true_positive_rate:.3f} (FPR {seen}{bound})"
+    hits = f"{round(found.true_positive_rate * found.marked)}/{found.marked}"
+    low, high = found.interval or (0.0, 1.0)
+    return f"{found.true_positive_rate:.3f} = {hits} [{low:.2f}, {high:.2f}] (FPR {seen}{bound})"
 
 
 def _together(verdicts: Sequence[statistics.Verdict], alpha: float) -> str:

@@ -247,7 +247,7 @@ def judged(
         null = nulls[statistics.claim(record.cell)]
         score = evidence_of(record).score
         verdicts.append(
-            statistics.decide(score, null.strangers, null.descendants, alpha, clean=null.clean)
+            statistics.decide(score, null.strangers, null.descendants, alpha, bar=null.bar)
         )
     return verdicts
 

@@ -219,7 +219,8 @@ def _null(null: statistics.Innocents) -> str:
     strangers = f"{len(null.strangers)} strangers"
     if null.descendants is None:
         return strangers
-    return f"{strangers}, {len(null.descendants)} descendants of the clean owner"
+    keys = f", {len(null.other_keys)} marked with other keys" * bool(null.other_keys)
+    return f"{strangers}, {len(null.descendants)} descendants of the clean owner{keys}"
 
 
 # Tables.

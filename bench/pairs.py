@@ -29,8 +29,8 @@ def pairs_table(outline: Outline, groups: Iterable[tuple[str, str, Sequence[Reco
     return Table(
         name="Methods compared",
         caption=(
-            f"verdicts at alpha = {outline.alpha:g} on the same copies, over {len(compared)} "
-            f"comparisons by Holm ({outline.title or outline.name})"
+            f"verdicts at alpha = {outline.alpha:g} on copies made by the same recipes, over "
+            f"{len(compared)} comparisons by Holm ({outline.title or outline.name})"
         ),
         columns=(
             *("owner", "first", "second", "copies", "only first", "only second", "difference"),
@@ -42,12 +42,14 @@ def pairs_table(outline: Outline, groups: Iterable[tuple[str, str, Sequence[Reco
         ),
         notes=(
             "copies: attacked copies of the released model, made by one recipe (owner, attack, "
-            "seed), that both methods judged, of those that any did; what is undecided or could "
-            "not be read is not judged. only first: owned by the first method's verdict and not "
-            "by the second's. difference: of the shares owned, first minus second.",
+            "seed), that both methods judged, of those that any did; a mark is attacked in its own "
+            "released model. What is undecided or could not be read is not judged. only first: "
+            "owned by the first method's verdict and not by the second's. difference: of the "
+            "shares owned, first minus second.",
             "p: exact, over all swaps of the two methods within keys, whose copies share one "
-            "piece of luck. least p: the smallest that so many keys allow. Holm p: all comparisons "
-            "passed together. needed: keys, where those there could decide nothing.",
+            "piece of luck; conditional on this owner and these strangers. least p: the smallest "
+            "that so many keys allow. Holm p: all comparisons passed together. needed: keys, where "
+            "those there could decide nothing.",
             *outline.reductions,
         ),
         heads=1,
@@ -62,9 +64,7 @@ def recognised(records: Sequence[Record], alpha: float) -> list[tuple[Cell, bool
         if record.evidence is None or statistics.lineage(record) != "released":
             continue
         null, score = nulls[statistics.claim(record.cell)], record.evidence.score
-        verdict = statistics.decide(
-            score, null.strangers, null.descendants, alpha, clean=null.clean
-        )
+        verdict = statistics.decide(score, null.strangers, null.descendants, alpha, bar=null.bar)
         if verdict.outcome != "undecided":
             found.append((record.cell, verdict.outcome == "owned"))
     return found

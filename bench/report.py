@@ -56,12 +56,17 @@ LEGEND = (
     "which the method's own rule holds: mean [95 % Wilson interval over the queries of one suspect]"
     " (n models: lowest-highest).",
     f"{OTHER_KEY}: the same owner's model marked with another key, not attacked, read with this "
-    "claim's; it descends from the clean owner and is innocent. Strangers of another shape than "
-    "the owner's, and models by name, stand in rows of their own and count among the strangers.",
-    "p: the largest p-value of the marked copies; a mark must beat strangers and descendants of "
-    "the clean owner. p is 1 for a copy that does not score above the clean owner itself, however "
-    "it ranks. owned 2/2: the verdict on 2 of 2 copies. statistic: mean of the method's native "
-    f"number. m/t/s: marked / twin / stranger. {NOTHING}: not asked. hole: not run yet.",
+    "claim's; it is innocent, and as a known model ranked among nobody. Strangers of another shape "
+    "than the owner's, and models by name, stand in rows of their own and count among the "
+    "strangers.",
+    "p: the largest p-value of the marked copies, each (1 + innocents scoring at least as high) / "
+    "(1 + innocents), the larger of strangers and descendants of the clean owner; 1 for a mark "
+    "that scores no higher than the clean owner itself, the public model it was finetuned from or "
+    "a copy marked with another key. Most strangers are untouched: p against them is that of a "
+    "model left untouched, whatever the row's attack does to anybody's score; for a mark, the "
+    "twins answer for the attack. owned 2/2: the "
+    "verdict on 2 of 2 copies. statistic: mean of the method's native number. "
+    f"m/t/s: marked / twin / stranger. {NOTHING}: not asked. hole: not run yet.",
 )
 
 
@@ -185,14 +190,15 @@ def _side_by_side(outline: Outline, blocks: Sequence[Block], legend: Sequence[st
         rows += [(owner, *cells) for cells in _columns(columns, outline.alpha)]
     return Table(
         name="Table 2 side by side",
-        caption=f"every method on the same suspects ({_title(outline)})",
+        caption=f"every method on copies made by the same recipes ({_title(outline)})",
         columns=("owner", "kind", "experiment", *methods),
         rows=tuple(rows) if len(methods) > 1 else (),
         notes=(
             "rates are shares of queries by each method's own rule, means over models (n); they "
-            "differ in unit, the verdicts (how many of the copies) do not. Table 2 has the "
-            "intervals and the reductions. A fingerprint has no twins: whatever descends from the "
-            "unmarked owner is its own.",
+            "differ in unit, the verdicts (how many of the copies) do not. Verdicts are "
+            "conditional on this owner and these strangers; a mark is attacked in its own released "
+            "model. Table 2 has the intervals and the reductions. A fingerprint has no twins: "
+            "whatever descends from the unmarked owner is its own.",
             *legend,
         ),
         heads=2,
@@ -366,8 +372,10 @@ def _findings(
     if alike:
         yield (
             f"descendants of the unmarked owner score like the marked copy ({', '.join(alike)}): "
-            "the mark would be read off models nobody marked."
+            "the mark would be read off models that nobody marked with its key."
         )
+    if same := _read_alike(block.found):
+        yield f"its keys read alike on all {same} suspects they share; they count as one."
     if undone := [row.label for row in block.rows if row.undone]:
         yield f"the suspect has the clean owner's weights, hence is a twin: {', '.join(undone)}."
 
@@ -412,21 +420,47 @@ def _stranger_scores(block: Block, parity: int) -> list[float]:
 def _null(null: statistics.Innocents, alpha: float) -> str:
     """Write the populations of innocents behind the p-values, and what they can decide."""
     sizes = [len(null.strangers), *([] if null.descendants is None else [len(null.descendants)])]
-    needed, wrong = statistics.innocents_needed(alpha), statistics.false_positives(null, alpha)
+    needed = statistics.innocents_needed(alpha)
     twins = "" if null.descendants is None else f" and {sizes[1]} descendants of the clean owner"
     short = "" if min(sizes) >= needed else f"; undecided, {needed} of each are needed"
     unread = null.descendants is not None and null.clean is None
     clean = " The clean owner itself was not read: no copy had to score above it." * unread
-    check = (
-        f"{wrong.called} of {wrong.decided} innocents called owned, each judged by all others "
-        f"(95 % upper bound {wrong.upper:.3f})"
-        if wrong.decided
-        else "too few innocents to judge each by all others"
-    )
+    keys = f", above {len(null.other_keys)} marked with other keys" * bool(null.other_keys)
     return (
-        f"p from {sizes[0]} strangers{twins}, counted as models; smallest attainable p "
-        f"{_p(1 / (min(sizes) + 1))} at alpha = {alpha:g}{short}; {check}.{clean}"
+        f"p from {sizes[0]} strangers{twins}, counted as models{keys}; smallest attainable p "
+        f"{_p(1 / (min(sizes) + 1))} at alpha = {alpha:g}{short}; {_level(null, alpha)}.{clean}"
     )
+
+
+def _level(null: statistics.Innocents, alpha: float) -> str:
+    """Write how many innocents of each kind would be called owned, judged by all others."""
+    checks = {k: c for k, c in statistics.false_positives(null, alpha).items() if c.decided}
+    if not checks:
+        return "too few innocents to judge each by all others"
+    if null.descendants is None:
+        return f"ranks among strangers alone call a share of {alpha:g} of them owned at most"
+    counts = ", ".join(
+        f"{check.called} of {check.decided} {kind} (95 % upper bound {check.upper:.3f})"
+        for kind, check in checks.items()
+    )
+    return f"called owned, each judged by all others: {counts}"
+
+
+def _read_alike(found: Iterable[Record]) -> int:
+    """Return how many suspects all keys of a method were read on, if no reading tells them apart.
+
+    One reading throughout, as of a method that finds nothing anywhere, says nothing about the keys.
+    """
+    keys: dict[str, dict[str, list[float]]] = {}
+    for record in found:
+        read = keys.setdefault(statistics.claim(record.cell), {})
+        # The same queries may come in another order.
+        read[statistics.model_name(record)] = sorted(evidence_of(record).agreement)
+    first, *others = keys.values()
+    shared = [suspect for suspect in first if all(suspect in other for other in others)]
+    alike = all(first[suspect] == other[suspect] for suspect in shared for other in others)
+    differ = any(first[suspect] != first[shared[0]] for suspect in shared)
+    return len(shared) if others and alike and differ else 0
 
 
 def _noted(records: Iterable[Record]) -> str:
@@ -449,7 +483,9 @@ def _twin_alike(verdict: statistics.Verdict, alpha: float) -> bool:
     by_strangers, by_twins = verdict.p_stranger, verdict.p_descendant
     if by_twins is None or by_twins <= max(alpha, 1 / (1 + (verdict.n_descendants or 0))):
         return False  # no twin scores as high
-    return by_strangers is None or by_strangers <= max(alpha, 1 / (1 + verdict.n_strangers))
+    if by_strangers is None:
+        return False  # without strangers nobody can say that the mark is still there
+    return by_strangers <= max(alpha, 1 / (1 + verdict.n_strangers))
 
 
 # Table 3 and Fig. 3.

@@ -58,11 +58,15 @@ def curves(groups: Iterable[tuple[str, str, Sequence[Record]]]) -> dict[str, lis
 def picture(groups: Iterable[tuple[str, str, Sequence[Record]]]) -> Picture | None:
     """Return the drawing of all curves under its name; None where nobody can be drawn."""
     owners = curves(groups)
+    if not owners:
+        return None
+    keys = min(curve.separation.keys for drawn in owners.values() for curve in drawn)
     caption = (
-        "ROC: the share of marked copies against the share of innocents that score at least as "
-        "high, threshold by threshold. AUC: with its 95 % bootstrap over models and keys."
+        "ROC: the share of marked copies against the share of innocents (strangers and "
+        "descendants) that score at least as high, threshold by threshold. AUC: with its interval, "
+        f"{inference.interval_note(keys)}."
     )
-    return Picture("roc", "Level and power", caption, svg(owners)) if owners else None
+    return Picture("roc", "Level and power", caption, svg(owners))
 
 
 def svg(owners: Mapping[str, Sequence[Curve]]) -> bytes:

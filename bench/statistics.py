@@ -4,10 +4,11 @@ A verdict ranks a suspect among innocent models. Two nulls are kept apart: stran
 independently, and (for a mark) descendants of the clean owner. Innocents are counted as models, and
 only those read with the suspect's own secret count.
 
-Ranks take an innocent suspect for one more draw of the innocents. The clean owner is no draw: it is
-one known model, left as it was or hardly changed, and among many descendants that strong attacks
-have moved away from it, its rank could pass for rare. So a mark must also score above the clean
-owner itself, whatever the ranks say (a rule of our own, from no paper).
+Ranks take an innocent suspect for one more draw of the innocents. The clean owner, the public
+model it came from and its copies marked with other keys are no draws: they are known models, of
+which chance decides nothing, and among many descendants that strong attacks have moved away, their
+rank could pass for rare. So a mark must also score above each of them, whatever the ranks say (a
+rule of our own, from no paper).
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from __future__ import annotations
 import functools
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 from typing import Literal
 
@@ -44,13 +45,22 @@ class Verdict:
 class Innocents:
     """One score per innocent model; `descendants` is None for a fingerprint.
 
-    `clean` is the highest score of the clean owner itself, one of the descendants; None if it was
-    not read, or for a fingerprint.
+    `clean` is the highest score of the clean owner itself and `public` that of the public model it
+    was finetuned from, both among the descendants; None if not read, or for a fingerprint.
+    `other_keys` are the copies of the clean owner marked with another key, which are not.
     """
 
     strangers: tuple[float, ...]
     descendants: tuple[float, ...] | None
     clean: float | None = None
+    other_keys: tuple[float, ...] = ()
+    public: float | None = None
+
+    @property
+    def bar(self) -> float | None:
+        """Return the score that a mark must exceed: the highest of the known innocents."""
+        known = (self.clean, self.public, *self.other_keys)
+        return max((score for score in known if score is not None), default=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +74,13 @@ class Spread:
     queries: int
 
 
+Kind = Literal["strangers", "descendants", "other keys"]
+"""Who an innocent is: what chance makes of strangers says nothing about another key's copy."""
+
+
 @dataclass(frozen=True, slots=True)
 class FalsePositives:
-    """Innocents called owned when each is judged by the others."""
+    """Innocents of one kind called owned when each is judged by the others."""
 
     called: int
     decided: int  # innocents whose verdict was not `undecided`
@@ -96,19 +110,19 @@ def decide(
     descendants: Sequence[float] | None,
     alpha: float,
     *,
-    clean: float | None = None,
+    bar: float | None = None,
 ) -> Verdict:
     """Call a suspect owned when its score is rare among the innocents of every null that counts.
 
     A mark must beat both nulls, so its p is the larger one; for a fingerprint `descendants` is
     None. A null too small to reach `alpha` leaves the suspect undecided. Ties count against
-    ownership. `clean` is the score of the clean owner, read with the same secret: being one known
-    model it has no chance about it, so the p-value against it is 1 for a suspect that does not
-    score above it, else 0, and `p_descendant` is the larger of this and the rank.
+    ownership. `bar` is the highest score of the known innocents, read with the same secret: having
+    no chance about them, the p-value against them is 1 for a suspect that does not score above all
+    of them, else 0, and `p_descendant` is the larger of this and the rank.
     """
     nulls = [strangers] if descendants is None else [strangers, descendants]
     p_values = [rank_p_value(score, null) if null else None for null in nulls]
-    if descendants and clean is not None and score <= clean:
+    if descendants and bar is not None and score <= bar:
         p_values[1] = 1.0
     known = [p for p in p_values if p is not None]
     smallest, needed = min(map(len, nulls)), innocents_needed(alpha)
@@ -153,34 +167,64 @@ def innocents(records: Iterable[Record]) -> dict[str, Innocents]:
     """Collect, for every claim, one score per distinct innocent model read with its secret.
 
     Descendants are told apart by their weights. Strangers are told apart by the weights they were
-    trained to, and each enters with the highest score over its attacked versions: the conservative
-    choice. A suspect with the owner's own weights is never a stranger (see `lineage`).
+    trained to, and each enters with the highest score over its attacked versions. That would be
+    conservative were every stranger attacked as the suspect was; most are left untouched, so p
+    against strangers is that of a model left untouched, and an attack that lifts anybody's score
+    passes for ownership of a fingerprint. For a mark the twins, attacked alike, answer for the
+    attack. A suspect with the owner's own weights is never a stranger (see `lineage`).
     """
     read = list(records)
-    trained = {_stranger(r.cell): r.suspect_digest for r in read if _is_whole_stranger(r)}
+    trained = trained_strangers(read)
     scores: dict[str, dict[str, dict[str, float]]] = {}
     clean: dict[str, float] = {}
+    public: dict[str, float] = {}
     marks: dict[str, bool] = {}
     for record in read:
         name, origin = claim(record.cell), lineage(record)
+        group = "other key" if is_other_key(record) else origin
         marks[name] = record.marks
-        nulls = scores.setdefault(name, {"stranger": {}, "owner": {}, "released": {}})
+        nulls = scores.setdefault(
+            name, {"stranger": {}, "owner": {}, "released": {}, "other key": {}}
+        )
         if record.evidence is None:
             continue
-        who, score = model_name(record), record.evidence.score
-        if origin == "stranger":
-            who = trained.get(_stranger(record.cell)) or _stranger(record.cell)
-        nulls[origin][who] = max(score, nulls[origin].get(who, score))
+        who, score = innocent_name(record, trained), record.evidence.score
+        nulls[group][who] = max(score, nulls[group].get(who, score))
         if origin == "owner" and is_clean_owner(record):
             clean[name] = max(score, clean.get(name, score))
+        elif origin == "owner" and record.cell.base == "other model":
+            public[name] = max(score, public.get(name, score))
     return {
         name: Innocents(
             strangers=tuple(sorted(nulls["stranger"].values())),
             descendants=tuple(sorted(nulls["owner"].values())) if marks[name] else None,
             clean=clean.get(name),
+            public=public.get(name),
+            other_keys=tuple(sorted(nulls["other key"].values())) if marks[name] else (),
         )
         for name, nulls in scores.items()
     }
+
+
+def is_other_key(record: Record) -> bool:
+    """Say whether the suspect is the owner's model marked with another key than the claim's."""
+    return record.cell.base == "other key" and not is_clean_owner(record)
+
+
+def trained_strangers(records: Iterable[Record]) -> dict[str, str]:
+    """Map what makes a stranger to the weights it was trained to, where these are written down."""
+    return {_stranger(r.cell): r.suspect_digest for r in records if _is_whole_stranger(r)}
+
+
+def innocent_name(record: Record, trained: Mapping[str, str]) -> str:
+    """Name a stranger by the weights it was trained to, whatever was done to it; others as made.
+
+    `trained` is what `trained_strangers` says of all records there are: one model under two names
+    is one stranger.
+    """
+    if lineage(record) != "stranger":
+        return model_name(record)
+    return trained.get(_stranger(record.cell)) or _stranger(record.cell)
 
 
 def _stranger(cell: Cell) -> str:
@@ -199,22 +243,36 @@ def model_name(record: Record) -> str:
     return record.suspect_digest or record.key
 
 
-def false_positives(null: Innocents, alpha: float) -> FalsePositives:
-    """Judge every innocent by the others and count those called owned.
+def false_positives(null: Innocents, alpha: float) -> dict[Kind, FalsePositives]:
+    """Judge every innocent by the others and count, kind by kind, those called owned.
 
-    Ranks hold `alpha` by construction when one null decides, so this is a check on the two nulls
-    together. Leaving one out costs one innocent: exactly `innocents_needed` are too few.
+    Pooled, the kind that errs most would hide among the others. A fingerprint has strangers alone:
+    ranks among one null hold `alpha` by construction, so its count checks nothing. Leaving one out
+    costs one innocent: exactly `innocents_needed` are too few.
     """
+    strangers, descendants, keys = null.strangers, null.descendants, null.other_keys
+    left_out = [replace(null, other_keys=_without(keys, i)) for i in range(len(keys))]
+    verdicts: dict[Kind, list[Verdict]] = {
+        "strangers": [
+            decide(score, _without(strangers, i), descendants, alpha, bar=null.bar)
+            for i, score in enumerate(strangers)
+        ]
+    }
+    if descendants is not None:
+        verdicts["descendants"] = [
+            decide(score, strangers, _without(descendants, i), alpha, bar=null.bar)
+            for i, score in enumerate(descendants)
+        ]
+        verdicts["other keys"] = [
+            decide(score, strangers, descendants, alpha, bar=others.bar)
+            for score, others in zip(keys, left_out, strict=True)
+        ]
+    return {kind: _counted(found) for kind, found in verdicts.items()}
+
+
+def _counted(verdicts: Sequence[Verdict]) -> FalsePositives:
     from statsmodels.stats.proportion import proportion_confint
 
-    strangers, descendants = null.strangers, null.descendants
-    verdicts = [
-        decide(score, _without(strangers, i), descendants, alpha, clean=null.clean)
-        for i, score in enumerate(strangers)
-    ]
-    for i, score in enumerate(descendants or ()):
-        others = _without(descendants or (), i)
-        verdicts.append(decide(score, strangers, others, alpha, clean=null.clean))
     called = sum(v.outcome == "owned" for v in verdicts)
     decided = sum(v.outcome != "undecided" for v in verdicts)
     # The upper end of a two-sided 90 % interval is the one-sided 95 % bound.

@@ -79,6 +79,17 @@ def record(name, lineage="released", score=0.5, seed=0, weights=None, steps=("tu
                   owner_digest="clean", evidence=read)  # fmt: skip
 
 
+def other_model(name, score, weights, seed=0):
+    made = record(name, "stranger", score, seed, weights, steps=())
+    cell = dataclasses.replace(made.cell, base="other model", other_model=Spec(name))
+    return dataclasses.replace(made, cell=cell)
+
+
+def other_key(score):
+    made = record("other", "owner", score, weights="marked with another key")
+    return dataclasses.replace(made, cell=dataclasses.replace(made.cell, base="other key"))
+
+
 def test_a_population_holds_each_model_once_and_conservatively():
     records = [
         record(0, score=0.9, weights="copy"),
@@ -109,11 +120,30 @@ def test_populations_agree_with_the_innocents_that_verdicts_are_ranked_among():
         *(record(i, "owner", 0.1 * i) for i in range(4)),
         *(record(i, "stranger", 0.05 * i) for i in range(5)),
         *(record(i, "stranger", 0.05 * i + 0.01, steps=()) for i in range(5)),
+        *(other_model(name, 0.3, "one model") for name in ("vit", "vit.tag")),
+        other_key(0.9),
     ]
     (found,) = inference.populations(records).values()
     (null,) = statistics.innocents(records).values()
     assert sorted(r.evidence.score for r in found.twins) == list(null.descendants)
     assert sorted(r.evidence.score for r in found.strangers) == list(null.strangers)
+    assert tuple(r.evidence.score for r in found.other_keys) == null.other_keys == (0.9,)
+    assert len(null.strangers) == 6  # one model under two names is one stranger
+
+
+def test_one_model_under_two_names_is_one_reading_whichever_key_reads_it():
+    read = [
+        other_model(name, 0.3, "one model", seed=s) for s, name in enumerate(("vit", "vit.tag"))
+    ]
+    _, innocent = inference.readings(read)
+    assert [r.model for r in innocent] == ["one model"] * 2
+
+
+def test_copies_marked_with_other_keys_are_no_draws_of_the_innocents():
+    (population,) = inference.populations([record(0), other_key(0.9)]).values()
+    assert [r.evidence.score for r in population.innocent] == [0.9]
+    marked, innocent = inference.readings([record(0), other_key(0.9)])
+    assert (len(marked), innocent) == (1, ())
 
 
 def test_readings_name_a_stranger_alike_whatever_was_done_to_it():

@@ -45,6 +45,12 @@ def test_a_method_that_always_recognises_beats_one_that_never_does():
     assert (line["Holm p"], line["outcome"]) == ("0.00781", "first detects more")
 
 
+def test_copies_are_said_to_share_recipes_and_p_to_hold_for_these_models():
+    table = pairs.pairs_table(OUTLINE, [("mini", name, read(name, 0.9)) for name in "ab"])
+    assert "on copies made by the same recipes" in table.caption
+    assert "conditional on this owner and these strangers" in "\n".join(table.notes)
+
+
 def test_all_comparisons_are_passed_together_and_say_how_many_keys_that_takes():
     groups = [
         ("mini", name, read(name, score)) for name, score in (("a", 0.9), ("b", 0.1), ("c", 0.9))

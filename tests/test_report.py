@@ -153,7 +153,18 @@ def test_another_owners_mark_is_a_twin_in_a_row_of_its_own_and_no_marked_copy():
     assert found["twin"] == "0.500 [0.299, 0.701] (n=2: 0.000-1.000)"
     assert (found["marked"], found["stranger"], found["verdict"]) == ("—", "—", "—")
     assert row(table, "activemark", "control.identity")["twin"].endswith("(n=1)")
-    assert "p from 20 strangers and 23 descendants of the clean owner" in notes(table)
+    assert "p from 20 strangers and 21 descendants of the clean owner" in notes(table)
+    assert "counted as models, above 2 marked with other keys" in notes(table)
+
+
+def test_a_copy_that_another_key_outdoes_is_not_owned_however_it_ranks():
+    other = dataclasses.replace(cell(base="other key", lineage="owner"), other_seed=1)
+    copies = [answer(cell(attack=a), e) for a, e in ((COSINE, 5.0), (PRUNE, 3.0))]
+    table, *_ = made([answer(other, 4.0), *copies, *innocents(twins=60)])
+    tuned, pruned = (row(table, "activemark", n) for n in ("finetune.classify", "prune.l1"))
+    assert (tuned["p"], tuned["verdict"]) == ("1.000", "not owned 1/1")
+    assert (pruned["p"], pruned["verdict"]) == ("0.048", "owned 1/1")
+    assert "1 of 1 other keys (95 % upper bound 1.000)" in notes(table)
 
 
 def test_other_models_have_rows_by_name_and_count_among_the_strangers():
@@ -198,7 +209,11 @@ def test_a_copy_that_the_clean_owner_outdoes_is_not_owned_however_it_ranks():
     tuned, pruned = (row(table, "activemark", n) for n in ("finetune.classify", "prune.l1"))
     assert (tuned["p"], tuned["verdict"]) == ("1.000", "not owned 1/1")  # its rank is 2 of 62
     assert (pruned["p"], pruned["verdict"]) == ("0.048", "owned 1/1")
-    assert "p is 1 for a copy that does not score above the clean owner itself" in notes(table)
+    assert (
+        "1 for a mark that scores no higher than the clean owner itself, the public model it was "
+        "finetuned from or a copy marked with another key"
+    ) in notes(table)
+    assert "Most strangers are untouched" in notes(table)
     unread = "The clean owner itself was not read: no copy had to score above it."
     assert unread not in notes(table)
     assert unread in notes(made(read[1:])[0])
@@ -340,10 +355,39 @@ def test_a_mark_read_off_unmarked_models_is_called_that(twin_errors, marked_erro
     table, *_ = made([marked, *innocents(twin_errors=twin_errors)])
     text = (
         "mini, activemark: descendants of the unmarked owner score like the marked copy "
-        "(finetune.classify): the mark would be read off models nobody marked."
+        "(finetune.classify): the mark would be read off models that nobody marked with its key."
     )
     assert (text in table.notes) == said
     assert row(table, "activemark", "finetune.classify")["p"] == p_value
+
+
+def test_without_strangers_no_twin_is_said_to_be_like_a_mark_that_may_be_lost():
+    twins = [r for r in innocents(twin_errors=5.0) if r.cell.lineage == "owner"]
+    table, *_ = made([answer(cell(attack=COSINE), 5.0), *twins])
+    assert "score like the marked copy" not in notes(table)
+
+
+def test_keys_that_read_alike_on_all_suspects_they_share_count_as_one():
+    """Readings of one suspect under two keys share its weights; queries may swap places."""
+
+    def read(seed, errors):
+        agreement = (0.0,) * errors + (1.0,) * (QUERIES - errors)
+        found = Evidence(agreement[:: 1 - 2 * seed], agreement, MUTATION, "path", None)
+        return [
+            answer(
+                cell(PRINT, "owner", stranger(i), seed, lineage="stranger"),
+                evidence=found if i else dataclasses.replace(found, agreement=(0.5,) * QUERIES),
+                suspect_digest=f"stranger {i}",
+            )
+            for i in range(3)
+        ]
+
+    said = "mini, adv_tra: its keys read alike on all 3 suspects they share; they count as one."
+    assert said in made([*read(0, 4), *read(1, 4)])[0].notes
+    assert "read alike" not in notes(made([*read(0, 4), *read(1, 5)])[0])
+    assert "read alike" not in notes(made(read(0, 4))[0])  # a single key has no other
+    same = [*read(0, 4)[1:], *read(1, 4)[1:]]
+    assert "read alike" not in notes(made(same)[0])  # one reading throughout tells nothing
 
 
 def test_a_suspect_with_the_clean_owners_weights_is_a_twin_whatever_made_it():
@@ -402,7 +446,10 @@ def test_the_notes_carry_rules_nulls_blocks_reductions_and_warnings():
     assert "native rule bit errors <= 5, one query is one image, chance agreement 0.5" in text
     assert "block: 6, block rule: first massive, yield: 0.250." in text
     assert "p from 20 strangers and 20 descendants of the clean owner, counted as models" in text
-    assert "0 of 40 innocents called owned, each judged by all others" in text
+    assert (
+        "called owned, each judged by all others: 0 of 20 strangers (95 % upper bound 0.139), "
+        "0 of 20 descendants (95 % upper bound 0.139)"
+    ) in text
     assert "utility (1): accuracy, digits, n = 360." in table.notes
     assert table.notes[-2:] == ("Reduced: steps 400 (paper: 2500)", "alpha is strict")
 
@@ -553,6 +600,8 @@ def test_methods_stand_side_by_side_on_the_same_suspects():
             [cell(attack=PRUNE)],
         ),
     )
+    assert table.caption.startswith("every method on copies made by the same recipes")
+    assert "conditional on this owner and these strangers" in notes(table)
     assert table.columns == ("owner", "kind", "experiment", "activemark", "adv_tra")
     assert [(r[1].partition(":")[0], *r[2:]) for r in table.rows] == [
         ("what is compared", "needs", "features, weights", "labels"),

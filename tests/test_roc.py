@@ -34,6 +34,8 @@ def test_the_area_that_is_named_is_the_area_under_the_line_that_is_drawn():
     area = metrics.roc_auc_score(truth, MARKED + INNOCENT)
     assert drawn == curve.separation.area == area
     assert curve.text.startswith(f"print: AUC {area:.3f} [")
+    caption = roc.picture([("mini", "print", RECORDS)]).caption
+    assert "exact (Clopper-Pearson) where scores do not overlap, too narrow over fewer" in caption
 
 
 def test_a_method_without_copies_or_innocents_has_no_curve():

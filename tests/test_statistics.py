@@ -101,14 +101,22 @@ def test_a_mark_must_beat_both_nulls_and_a_fingerprint_its_strangers(
 def test_many_twins_of_strong_attacks_do_not_hide_the_clean_owner(score, p_value, outcome):
     twins = [0.2] * 60 + [0.9]  # the clean owner, which 60 attacked twins fall short of
     assert statistics.rank_p_value(0.85, twins) < ALPHA  # the rank alone would call it owned
-    verdict = statistics.decide(score, LOW, twins, ALPHA, clean=0.9)
+    verdict = statistics.decide(score, LOW, twins, ALPHA, bar=0.9)
     assert (verdict.p_descendant, verdict.outcome) == (p_value, outcome)
     assert verdict.p_stranger == 0.05
 
 
-def test_the_clean_owner_says_nothing_about_a_fingerprint_or_an_empty_null():
-    assert statistics.decide(0.5, LOW, None, ALPHA, clean=0.9).outcome == "owned"
-    assert statistics.decide(0.5, LOW, [], ALPHA, clean=0.9).p_descendant is None
+def test_known_innocents_say_nothing_about_a_fingerprint_or_an_empty_null():
+    assert statistics.decide(0.5, LOW, None, ALPHA, bar=0.9).outcome == "owned"
+    assert statistics.decide(0.5, LOW, [], ALPHA, bar=0.9).p_descendant is None
+
+
+@pytest.mark.parametrize(
+    ("clean", "other_keys", "bar"),
+    [(None, (), None), (0.4, (), 0.4), (None, (0.3, 0.7), 0.7), (0.4, (0.3,), 0.4)],
+)
+def test_the_bar_is_the_highest_of_the_clean_owner_and_other_keys(clean, other_keys, bar):
+    assert statistics.Innocents((), (), clean, other_keys).bar == bar
 
 
 SKEWED = {
@@ -189,11 +197,47 @@ def test_a_stranger_under_two_names_is_one_however_it_was_attacked():
     assert null.strangers == (0.5,)
 
 
-def test_another_owners_mark_is_a_descendant_of_the_clean_owner():
-    other = record((Spec("control.identity"),), "other key", "owner", 0.4, "marked with key 1")
+def other_key(number, score, **changes):
+    same = (Spec("control.identity"),)
+    return record(same, "other key", "owner", score, f"marked with key {number}", **changes)
+
+
+def test_a_copy_marked_with_another_key_is_known_and_ranked_among_nobody():
     own = record((Spec("control.identity"),), "released", "released", 0.9, "marked with key 0")
-    (null,) = statistics.innocents([own, other]).values()
-    assert null == statistics.Innocents((), (0.4,))
+    read = [own, other_key(1, 0.4), other_key(2, 0.3), record((TUNE,), weights="tuned", score=0.2)]
+    (null,) = statistics.innocents(read).values()
+    assert null == statistics.Innocents((), (0.2,), other_keys=(0.3, 0.4))
+    prints = [dataclasses.replace(r, marks=False) for r in read]
+    (null,) = statistics.innocents(prints).values()
+    assert null == statistics.Innocents((), None)
+
+
+def test_another_key_that_changed_nothing_is_the_clean_owner():
+    undone = other_key(1, 0.4, suspect_digest="clean")
+    (null,) = statistics.innocents([undone]).values()
+    assert null == statistics.Innocents((), (0.4,), clean=0.4)
+
+
+def test_the_public_model_an_owner_came_from_is_known_and_a_descendant_like_any():
+    base = record((Spec("control.identity"),), "other model", "owner", 0.7, "public")
+    base = dataclasses.replace(base, cell=dataclasses.replace(base.cell, other_model=Spec("vit")))
+    clean = record((Spec("control.identity"),), weights="clean", score=0.3)
+    (null,) = statistics.innocents([base, clean]).values()
+    assert null == statistics.Innocents((), (0.3, 0.7), clean=0.3, public=0.7)
+    assert null.bar == 0.7
+
+
+def test_many_twins_do_not_hide_a_copy_marked_with_another_key():
+    read = [
+        *(stranger(i, score=0.1) for i in range(19)),
+        *(record((TUNE,), weights=f"tuned {i}", score=0.2) for i in range(60)),
+        record((Spec("control.identity"),), weights="clean", score=0.3),
+        other_key(1, 0.8),
+    ]
+    (null,) = statistics.innocents(read).values()
+    for score, outcome in ((0.8, "not owned"), (0.81, "owned")):
+        verdict = statistics.decide(score, null.strangers, null.descendants, ALPHA, bar=null.bar)
+        assert (verdict.outcome, verdict.n_descendants) == (outcome, 61)
 
 
 def test_the_clean_owner_is_known_by_its_weights_and_counts_at_its_highest():
@@ -240,21 +284,39 @@ def test_false_positives_are_found_by_leaving_one_out():
     twins = (0.5,) * 20  # nothing in the twins' own range is ever called
     odd = statistics.Innocents((0.9, *(0.1,) * 20), twins)
     found = statistics.false_positives(odd, ALPHA)
-    assert (found.called, found.decided, found.innocents) == (1, 41, 41)
-    assert found.upper == pytest.approx(stats.beta.ppf(0.95, 2, 40))
+    strangers, descendants = found["strangers"], found["descendants"]
+    assert (strangers.called, strangers.decided, strangers.innocents) == (1, 21, 21)
+    assert strangers.upper == pytest.approx(stats.beta.ppf(0.95, 2, 20))
+    # Pooled, the twins would halve the bound on strangers.
+    assert (descendants.called, descendants.decided) == (0, 20)
+    assert descendants.upper == pytest.approx(1 - 0.05 ** (1 / 20))
+    assert found["other keys"] == statistics.FalsePositives(0, 0, 0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("other_keys", "called"),
+    [((0.8,), 1), ((0.8, 0.7), 1), ((0.8, 0.8), 0), ((0.3,), 0), ((0.5, 0.05), 1)],
+)
+def test_a_copy_of_another_key_is_judged_by_the_clean_owner_and_the_other_copies(
+    other_keys, called
+):
+    null = statistics.Innocents((0.1,) * 20, (0.4,) + (0.1,) * 20, 0.4, other_keys)
+    found = statistics.false_positives(null, ALPHA)["other keys"]
+    assert (found.called, found.decided) == (called, len(other_keys))
 
 
 def test_innocents_that_the_clean_owner_outdoes_are_never_called():
     twins = (0.9,) + (0.1,) * 60
     odd = statistics.Innocents((0.8,) + (0.05,) * 20, twins)
-    assert statistics.false_positives(odd, ALPHA).called == 2  # the stranger, and the owner itself
+    called = {kind: f.called for kind, f in statistics.false_positives(odd, ALPHA).items()}
+    assert called == {"strangers": 1, "descendants": 1, "other keys": 0}  # one the owner itself
     clean = dataclasses.replace(odd, clean=0.9)
-    assert statistics.false_positives(clean, ALPHA).called == 0
+    assert not any(f.called for f in statistics.false_positives(clean, ALPHA).values())
 
 
 def test_too_few_innocents_cannot_judge_each_other():
     found = statistics.false_positives(statistics.Innocents((0.1,) * 19, None), ALPHA)
-    assert found == statistics.FalsePositives(0, 0, 19, 1.0)
+    assert found == {"strangers": statistics.FalsePositives(0, 0, 19, 1.0)}
 
 
 def test_the_detection_curve_counts_queries_up_to_tau():

@@ -78,6 +78,32 @@ def test_too_few_innocents_leave_everybody_undecided_and_the_number_needed_is_to
         assert verdict.attainable == 1 / (n + 1)
 
 
+def lifted(trials=1500, n=40, attacked=4, lift=1.5):
+    """Judge an innocent whose score an attack lifts, as it lifts a tenth of the strangers'.
+
+    The other strangers are untouched; twins went through the attack. Return how often strangers
+    alone call the innocent owned, and how often strangers and twins do.
+    """
+    rng, alone, both = np.random.default_rng(0), 0, 0
+    for _ in range(trials):
+        strangers = rng.normal(size=n)
+        strangers[:attacked] = np.maximum(strangers[:attacked], lift + rng.normal(size=attacked))
+        twins, suspect = lift + rng.normal(size=n), float(lift + rng.normal())
+        alone += statistics.decide(suspect, strangers.tolist(), None, 0.05).outcome == "owned"
+        both += (
+            statistics.decide(suspect, strangers.tolist(), twins.tolist(), 0.05).outcome == "owned"
+        )
+    return alone / trials, both / trials
+
+
+def test_an_attack_that_lifts_any_score_breaks_the_level_unless_attacked_twins_are_ranked():
+    alone, both = lifted()
+    assert 0.15 < alone < 0.35  # the limit of a verdict by strangers, most of them untouched
+    assert both <= most(0.05, 1500)
+    alone, both = lifted(attacked=40)  # were all of them attacked alike, strangers would do
+    assert max(alone, both) <= most(0.05, 1500)
+
+
 @pytest.mark.parametrize("n", SIZES)
 def test_wilsons_interval_covers_a_rate_as_often_as_it_says_on_average(n):
     ends = np.array([statistics.wilson(k / n, n) for k in range(n + 1)])
