@@ -93,7 +93,7 @@ class FinetuneClassify:
                 "give `data` a data set with classes"
             )
         # The head is drawn before anything else, needed or not: a twin, with the same seed, gets
-        # the same one, and every victim the same batches.
+        # the same one, and the same batches.
         model = with_head(victim, Head(images.classes, self.dropout), ctx.rng)
         if self.mode in ("all", "last") and _classes(victim) == images.classes:
             model = clone(victim)

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import itertools
 import operator
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -24,7 +24,7 @@ from bench.registry import ATTACKS, METHODS
 from bench.statistics import innocents_needed
 from bench.store import Artefact, Store
 from bench.suite import ClassifierSettings, OwnerSettings, Suite
-from bench.types import SCHEMA, Access, Cell, Json, Readout, Spec, UserError, digest
+from bench.types import SCHEMA, Access, Cell, Json, Lineage, Readout, Spec, UserError, digest
 
 Kind = Literal[
     "owner", "classifier", "cohort", "protect", "attack", "extract", "utility", "fidelity"
@@ -89,7 +89,7 @@ class Question:
     @property
     def stages(self) -> tuple[str, ...]:
         """Return the keys of the stages whose results the record holds."""
-        wanted = (self.protect, self.suspect, self.extract, self.utility, self.fidelity)
+        wanted = (self.owner, self.protect, self.suspect, self.extract, self.utility, self.fidelity)
         return tuple(key for key in wanted if key) if not self.skip else ()
 
 
@@ -197,6 +197,28 @@ def missing(plan: Plan, store: Store, questions: Iterable[Question]) -> tuple[st
     return tuple(key for key in plan.stages if wanted.get(key))
 
 
+def spare_copies(plan: Plan, left: Container[str]) -> Iterator[str]:
+    """Yield the attacked copies that none of the stages `left` makes or loads.
+
+    Owners, marks and keys are never spare: they are few, and any later suite starts from them.
+    """
+    needed = set[str]()
+    for key, stage in plan.stages.items():
+        if key in left:
+            needed.add(key)
+            for parent in stage.parents:
+                needed.add(parent)
+                while _is_untouched(plan.stages[parent]):
+                    parent = plan.stages[parent].parents[0]
+                    needed.add(parent)
+    yield from (k for k, s in plan.stages.items() if s.kind == "attack" and k not in needed)
+
+
+def _is_untouched(stage: Stage) -> bool:
+    """Say whether a stage makes a model left untouched, which is kept as its parent alone."""
+    return stage.kind == "attack" and stage.recipe["step"]["name"] == UNTOUCHED
+
+
 def _stands_for_its_parent(store: Store, key: str) -> bool:
     """Say whether an artefact is a model left untouched, which is kept as its parent alone."""
     found = store.find(key)
@@ -243,6 +265,7 @@ class _Builder:
         self.questions: dict[str, Question] = {}
         self.owners: dict[str, OwnerSettings] = {}
         self.models: list[Spec] = []
+        self.public: tuple[Spec, str] | None = None  # what the owner's backbone was finetuned from
         self.warnings: list[str] = []
         self.recipe = dataclasses.replace(RECIPE, steps=suite.innocents.pretraining_steps)
 
@@ -256,7 +279,9 @@ class _Builder:
     def add_owner(self, owner: OwnerSettings, weights: str) -> None:
         spec, key = self._loaded(dataclasses.replace(owner, classifier=None), weights)
         strangers = self._strangers(owner, len(self._others(spec)))
+        self.public = None
         if owner.classifier is not None:
+            self.public = (spec, key) if owner.classifier.backbone == "finetuned" else None
             spec, key = self._classified(spec, owner.classifier, key)
         for method in self.suite.methods:
             for seed in self.suite.seeds:
@@ -350,7 +375,11 @@ class _Builder:
     def _untouched_innocents(
         self, owner: Spec, method: Spec, seed: int, marks: bool
     ) -> Iterator[Cell]:
-        """Yield what is read as it comes: other keys' marks, other models, other shapes."""
+        """Yield what is read as it comes: other keys' marks, other models, other shapes.
+
+        The public model that an owner finetuned its own from is innocent of the mark as the clean
+        owner is; to a fingerprint of the finetuned model it is a stranger.
+        """
         innocents = self.suite.innocents
         ask = functools.partial(Cell, owner, method, seed)
         as_it_is = (ATTACKS.spec(UNTOUCHED, {}),)
@@ -361,6 +390,9 @@ class _Builder:
             yield ask("other key", as_it_is, 0, "owner", other_seed=other)
         for model in self._others(owner):
             yield ask("other model", as_it_is, 0, "stranger", other_model=model)
+        if self.public is not None:
+            lineage: Lineage = "owner" if marks else "stranger"
+            yield ask("other model", as_it_is, 0, lineage, other_model=self.public[0])
         embedded = owner.args["library"] == "embedded"
         others = [shape for shape in get_args(Shape) if shape != owner.name] if embedded else []
         for shape, i in itertools.product(others, range(innocents.other_shapes)):
@@ -415,7 +447,7 @@ class _Builder:
                 shape = step.args.get("shape", "mini")
                 parents = (self._cohort(int(step.args.get("index", 0)), shape),)
             if getattr(attack, "uses_base", False):
-                parents = (*parents, owner)
+                parents = (*parents, self.public[1] if self.public else owner)
             named = step.args.get("data")
             used = self.manifests[named or self.suite.probe].digest
             if named and Access.LABELS not in attack.offers:

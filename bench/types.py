@@ -98,7 +98,7 @@ class Cell:
     """One question: does `method` still recognise `owner` in this suspect?
 
     The suspect starts from `base` (the released model, the clean owner for a twin, the same owner's
-    model marked with another key, or a model that never met the owner) and goes through `attack`,
+    model marked with another key, or another model) and goes through `attack`,
     step by step, with the randomness of `attack_seed`. `lineage` follows from the two: a control in
     the chain makes a stranger.
     """

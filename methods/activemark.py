@@ -135,7 +135,8 @@ class ActiveMark:
     * `encoder_hidden`, `decoder_hidden`: "two fully connected layers" each in the paper; the widths
       are the code's. `encoder_output`: the code ends e with a sigmoid, the paper with its layer.
     * `classifier`: the paper compares in a setting where a classifier was trained first (5.1).
-      "frozen" marks the model as it is, "joint" finetunes it on the owner's labels before.
+      "frozen" marks the model as it is, "joint" finetunes it on the owner's labels before, which
+      no twin is: a suite that compares gives the owner a `classifier` of its own instead.
     * `token_match`, `depth_match`, `preprocess`: how a suspect with other prefix tokens, depth or
       preprocessing is read; the code uses equal indices and the suspect's transform. "patch" counts
       patches after the prefix tokens, "relative" takes the same spot of a grid of another size.
@@ -778,7 +779,10 @@ def _given(value: T | None) -> T:
 def _after_blocks(name: str) -> bool:
     """Say whether a parameter lies between the last block and the output embedding."""
     return name.startswith(
-        ("vit.norm.", "vit.fc_norm.", "projection.", "visual.ln_post.", "visual.proj")
+        (
+            *("vit.norm.", "vit.fc_norm.", "vit.attn_pool.", "projection."),
+            *("visual.ln_post.", "visual.attn_pool.", "visual.proj"),
+        )
     )
 
 

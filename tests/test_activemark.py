@@ -2,6 +2,7 @@ import dataclasses
 
 import pytest
 import torch
+from timm.models.vision_transformer import VisionTransformer
 
 from bench import measure
 from bench.data import Images
@@ -9,7 +10,7 @@ from bench.models import Architecture, View, VisionModel, build, clone, load_sta
 from bench.profile import BlockActivations, choose_block
 from bench.types import Access, Context, Incompatible
 from methods import activemark
-from methods.activemark import BY_VARIANT, ActiveMark, Codec, Link
+from methods.activemark import BY_VARIANT, ActiveMark, Codec, Link, _after_blocks
 
 CPU = torch.device("cpu")
 QUICK = {
@@ -63,6 +64,15 @@ def test_only_what_the_setting_names_is_trained(mini, trained, blocks, norm):
     assert changed_blocks(mini, made.model) == blocks
     assert torch.equal(mini.trunk.vit.norm.weight, made.model.trunk.vit.norm.weight) != norm
     assert torch.equal(mini.trunk.vit.pos_embed, made.model.trunk.vit.pos_embed)
+
+
+def test_all_that_follows_the_blocks_belongs_to_the_tail():
+    pooled = VisionTransformer(32, 16, embed_dim=16, depth=1, num_heads=2, num_classes=0,
+                               class_token=False, global_pool="map")  # fmt: skip
+    names = {f"vit.{name}" for name, _ in pooled.named_parameters()}
+    earlier = {n for n in names if n.startswith(("vit.patch_embed", "vit.pos_embed", "vit.blocks"))}
+    assert any("attn_pool" in name for name in names)
+    assert {name for name in names if _after_blocks(name)} == names - earlier
 
 
 @pytest.mark.parametrize("variant", BY_VARIANT)

@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from bench import plan, suite
-from bench.plan import missing
+from bench.plan import missing, spare_copies
 from bench.registry import ATTACKS, METHODS
 from bench.store import Store
 from bench.types import SCHEMA, Access, Readout, UserError, digest
@@ -443,6 +443,38 @@ def test_a_damaged_parent_is_made_again_where_it_must_be_loaded_and_only_there(l
     assert set(missing(made, store, [asked])) == {asked.utility, asked.suspect}
 
 
+def test_a_dropped_copy_is_missed_only_by_who_must_load_it(laid_out):
+    made, store = laid_out
+    asked = question(made, "released", "prune.l1", "finetune.classify")
+    pruned = made.stages[asked.suspect].parents[0]
+    for key in (asked.suspect, pruned):
+        store.drop(key)
+    assert missing(made, store, made.questions) == ()
+    store.remove(asked.utility)
+    assert set(missing(made, store, made.questions)) == {asked.utility, asked.suspect, pruned}
+
+
+def test_a_copy_is_spare_when_nobody_makes_it_or_loads_it_any_more(make):
+    chained = "  - [{name: prune.l1, amount: 0.3}, {name: control.identity}]\n"
+    made = make(SUITE, ("attacks:\n", f"attacks:\n{chained}"))
+    asked = question(made, "released", "prune.l1", "control.identity")
+    pruned = made.stages[asked.suspect].parents[0]
+    copies = {key for key, stage in made.stages.items() if stage.kind == "attack"}
+    assert set(spare_copies(made, ())) == copies
+    assert set(spare_copies(made, {pruned})) == copies - {pruned}
+    # Left untouched, a model is kept as what it was: who reads it loads the pruned one.
+    assert set(spare_copies(made, {asked.utility})) == copies - {asked.suspect, pruned}
+
+
+def test_a_damaged_classifier_is_made_again_for_the_record_that_names_it(make, tmp_path):
+    made, store = make(CLASSIFIED), Store(tmp_path / "store")
+    for key, stage in made.stages.items():
+        store.put(key, stage.kind, stage.recipe, stage.parents, {}, {"w": torch.ones(3)})
+    (classifier,) = (key for key, stage in made.stages.items() if stage.kind == "classifier")
+    (store.root / classifier[:2] / f"{classifier}.json").write_text("{")
+    assert missing(made, store, made.questions) == (classifier,)
+
+
 def test_a_reading_that_must_be_made_needs_the_owner_too(laid_out):
     made, store = laid_out
     asked = question(made, "released", "finetune.classify")
@@ -558,6 +590,30 @@ def test_a_model_is_a_stranger_to_every_owner_but_itself(make, tmp_path):
                 "stranger",
                 ("control.identity",),
             )
+
+
+FINETUNED = ("classifier: {data: digits}", "classifier: {data: digits, backbone: finetuned}")
+
+
+@pytest.mark.parametrize("marks", [True, False])
+def test_the_public_model_that_an_owner_finetuned_its_own_from_is_innocent(
+    make, monkeypatch, marks
+):
+    monkeypatch.setattr(METHODS.get("activemark"), "marks", marks)
+    assert not cells(make(CLASSIFIED), base="other model")
+    made = make(CLASSIFIED, FINETUNED)
+    (asked,) = (q for q in made.questions if q.cell.base == "other model")
+    assert asked.cell.lineage == ("owner" if marks else "stranger")
+    assert made.stages[asked.suspect].parents == made.stages[asked.owner].parents
+    assert made.stages[asked.owner].kind == "classifier"
+
+
+def test_what_a_thief_mixes_with_is_the_public_model(make):
+    mixed = ("[{name: prune.l1, amount: 0.2}, {", "[{name: interpolate}, {")
+    for edits, kind in (((), "classifier"), ((FINETUNED,), "owner")):
+        made = make(CLASSIFIED, mixed, *edits)
+        bases = {s.parents[1] for s in made.stages.values() if s.kind == "attack" and s.parents[1:]}
+        assert {made.stages[base].kind for base in bases} == {kind}
 
 
 @pytest.mark.parametrize(
