@@ -29,8 +29,18 @@ LARGER = 9 / 7
 IMAGES = 96
 """Pictures in place of ImageNet's."""
 
-INNOCENTS = ("vit_large_patch14_reg4_dinov2.lvd142m", "vit_large_patch14_clip_224.openai")
-"""Models that never met the owner, by timm's names."""
+INNOCENTS = (
+    "vit_large_patch14_reg4_dinov2.lvd142m",
+    "vit_large_patch14_clip_224.openai",
+    "vit_large_patch14_clip_quickgelu_224.dfn2b",
+    "vit_large_patch16_siglip_256.webli",
+    "vit_large_patch16_224.mae",
+    "vit_large_patch32_224.orig_in21k",
+    "deit3_large_patch16_224.fb_in1k",
+    "aimv2_large_patch14_224.apple_pt",
+    "vit_intern300m_patch14_448.ogvl_dist",
+)
+"""Models that never met the owner, by timm's names: one of each architecture in Table 2's list."""
 
 Pictures = Iterator[Image.Image]
 
@@ -92,10 +102,14 @@ def foodseg(root: Path, pictures: Pictures, images: int = 24) -> None:
 
 
 def weights(root: Path, image_size: int, models: Iterable[str]) -> None:
-    """Write weights of timm's models, as timm names them."""
+    """Write weights of timm's models, as timm names them.
+
+    With patches of 32 pixels a model takes images twice as large, or it had less than 46 tokens.
+    """
     root.mkdir(parents=True, exist_ok=True)
     for seed, name in enumerate(models, 1):
-        owner = OwnerSettings("timm", name, weights="random", image_size=image_size)
+        size = image_size * (2 if "patch32" in name else 1)
+        owner = OwnerSettings("timm", name, weights="random", image_size=size)
         state = randomised(architecture_of(owner), seed).trunk.state_dict()
         half = {k.removeprefix("vit."): v.half() for k, v in state.items()}
         save_file(half, root / f"{name.partition('.')[0]}.safetensors")
