@@ -1,5 +1,10 @@
 """The paper's suite where nothing is there: what it needs and costs, and samples of its data."""
 
+import contextlib
+import os
+import subprocess
+import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -171,3 +176,32 @@ def test_the_committed_small_run_answered_every_kind_of_cell_of_the_papers_suite
     full, small = [q.cell for q in asked], [cell for _, cell in outline.cells]
     assert set(map(kind, small)) == set(map(kind, full))
     assert architectures(small) == architectures(full)
+
+
+def occupied(folder):
+    sizes = []
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # written under another name meanwhile
+            sizes.append(path.stat().st_size)
+    return sum(sizes)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.skipif("BENCH_PAPER_SMOKE" not in os.environ, reason="half an hour, 50 GB of disk: "
+                    "set BENCH_PAPER_SMOKE=1")  # fmt: skip
+def test_the_small_suite_runs_whole_within_45_minutes_16_gib_and_60_gb(tmp_path):
+    samples.write(tmp_path / "sample")
+    given = ["--data", tmp_path / "sample", "--results", tmp_path / "results", "--drop-copies"]
+    command = [sys.executable, "-m", "bench", "run", SUITES / "paper-smoke.yaml", *given]
+    began, most = time.monotonic(), 0
+    with subprocess.Popen([*map(str, command), "--workers", "1", "--threads", "2"]) as run:
+        while run.poll() is None:
+            most = max(most, occupied(tmp_path))
+            time.sleep(2)
+    assert run.returncode == 0
+    assert time.monotonic() - began < 45 * 60
+    assert most < 60e9
+    answers = ledger.answers(tmp_path / "results" / "paper-smoke").values()
+    peaks = [cost.peak_memory_mb for record in answers for cost in record.costs.values()]
+    assert max(peaks) < 16 * 1024
