@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from bench.models import VisionModel, clone
-from bench.recipe import Shape
 from bench.registry import attack
-from bench.types import Access, Context, Passes, Sizes, UserError
+from bench.types import Access, Context, Passes, Shape, Sizes, UserError
 
 
 @attack("control.identity")

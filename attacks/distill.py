@@ -19,10 +19,9 @@ from torch import Tensor, nn
 
 from bench import training
 from bench.data import Images, sent
-from bench.memory import in_batches
-from bench.models import Head, OtherTrunk, VisionModel, clone, narrow, with_head
-from bench.owners import randomised
+from bench.models import Head, OtherTrunk, VisionModel, clone, narrow, randomised, with_head
 from bench.registry import attack
+from bench.training import in_batches
 from bench.types import Access, Context, Incompatible, Passes, Sizes, UserError
 
 TEACHER_BATCH = 64

@@ -27,9 +27,9 @@ from torch.nn.utils import parametrize
 
 from bench import training
 from bench.data import Images, sent
-from bench.memory import in_batches
 from bench.models import Head, OtherTrunk, TimmViT, VisionModel, clone, with_head
 from bench.registry import attack
+from bench.training import in_batches
 from bench.types import Access, Context, Passes, Sizes, UserError
 
 LORA_SCALE = 2.0

@@ -19,8 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench import training
-from bench.data import sent
-from bench.manifest import IGNORE
+from bench.data import IGNORE, sent
 from bench.models import VisionModel, segmentation_head, with_head
 from bench.registry import attack
 from bench.types import Access, Context, Passes, Sizes, UserError

@@ -21,25 +21,24 @@ import torch.nn.functional as F
 from safetensors.torch import load, load_file, save
 from torch import Tensor
 
-from bench import data, manifest, pretrain, training
-from bench.data import Images
-from bench.manifest import DataSettings
-from bench.models import (
-    Architecture,
-    Head,
-    View,
-    VisionModel,
-    build,
-    clone,
-    load_state,
-    weights_digest,
-    with_head,
-)
-from bench.probe import pooled_features
-from bench.recipe import Recipe
+from bench.data import embedded, manifest
+from bench.data.images import Images
+from bench.data.images import load as load_
+from bench.data.item import IGNORE
+from bench.data.settings import DataSettings
+from bench.models.heads import Head
+from bench.models.libraries import build
+from bench.models.surgery import with_head
+from bench.models.suspect import View
+from bench.models.vision import Architecture, VisionModel, clone
+from bench.models.weights import load_state, weights_digest
+from bench.records.nouns import Access, Evidence
 from bench.registry import ATTACKS
-from bench.statistics import rank_p_value
-from bench.types import Access, Attack, Context, Evidence, Method, Protected
+from bench.suite.innocents import Recipe
+from bench.training import loop, pretraining
+from bench.training.probe import pooled_features
+from bench.types import Attack, Context, Method, Protected
+from bench.verdicts.verdict import rank_p_value
 
 STRANGERS = 4
 """Innocents a method is ranked against: the smallest p-value is 1 / 5."""
@@ -76,9 +75,6 @@ def check_method(method: Method) -> None:
     """Run every check a method must pass; raise AssertionError at the first it fails."""
     for check in METHOD_CHECKS:
         check(method)
-
-
-# What an attack promises.
 
 
 def attack_leaves_its_input_untouched(attack: Attack) -> None:
@@ -174,9 +170,6 @@ def attack_does_not_depend_on_order(attack: Attack) -> None:
     attack.run(_victim(attack, stranger(1)), _context(attack, 4))
     again = attack.run(_victim(attack), _context(attack, 3)).state_dict()
     _same(first, again, "run() remembers earlier runs")
-
-
-# What a method promises.
 
 
 def method_leaves_its_input_untouched(method: Method) -> None:
@@ -321,14 +314,14 @@ def _context(attack: Attack, seed: int = 0) -> Context:
 
 @functools.cache
 def _mini() -> VisionModel:
-    weights = load_file(pretrain.WEIGHTS / "mini.safetensors")
-    return load_state(build(pretrain.ARCHITECTURE), weights, "mini")
+    weights = load_file(embedded.WEIGHTS / "mini.safetensors")
+    return load_state(build(pretraining.ARCHITECTURE), weights, "mini")
 
 
 @functools.cache
 def _cohort(number: int) -> list[VisionModel]:
-    states = pretrain.cohort(number, STRANGERS, RECIPE)
-    return [load_state(build(pretrain.ARCHITECTURE), state, "a stranger") for state in states]
+    states = pretraining.cohort(number, STRANGERS, RECIPE)
+    return [load_state(build(pretraining.ARCHITECTURE), state, "a stranger") for state in states]
 
 
 @functools.cache
@@ -337,11 +330,11 @@ def _pools() -> Mapping[str, tuple[Images, Images]]:
     pools, size = manifest.split(digits), _mini().preprocess
 
     def some(indices: tuple[int, ...], count: int) -> Images:
-        found = data.load(digits, indices[:count], size)
+        found = load_(digits, indices[:count], size)
         assert found.labels is not None
         # Where there is ink the pixels show the digit; what is not ink does not count.
         shown = found.labels[:, None, None].to(torch.uint8)
-        masks = torch.where(found.pixels[:, 0] > 127, shown, manifest.IGNORE)
+        masks = torch.where(found.pixels[:, 0] > 127, shown, IGNORE)
         return dataclasses.replace(found, masks=masks)
 
     return {
@@ -371,7 +364,7 @@ def _with_digits_head(model: VisionModel) -> VisionModel:
     def loss_of(chosen: Tensor) -> Tensor:
         return F.cross_entropy(head(pooled[chosen]), labels[chosen])
 
-    training.fit(head.parameters(), loss_of, len(images), epochs=30, batch=32, lr=1e-2, rng=rng)
+    loop.fit(head.parameters(), loss_of, len(images), epochs=30, batch=32, lr=1e-2, rng=rng)
     return made
 
 

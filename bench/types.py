@@ -1,276 +1,32 @@
-"""The nouns of the benchmark, and the two protocols a plug-in implements.
+"""What a plug-in is made of: the two protocols it implements, and the nouns it speaks in.
 
-Nothing here computes on tensors and nothing here imports torch at run time: a report must be
-readable on a laptop that has never seen a GPU.
+Nothing here imports torch at run time: a report must be readable on a laptop that has none.
 """
 
 from __future__ import annotations
 
-import enum
-import hashlib
-import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
+
+from bench.records.nouns import Access as Access
+from bench.records.nouns import Evidence as Evidence
+from bench.records.nouns import Incompatible as Incompatible
+from bench.records.nouns import Json as Json
+from bench.records.nouns import Passes as Passes
+from bench.records.nouns import Readout as Readout
+from bench.records.nouns import Rule as Rule
+from bench.records.nouns import Shape as Shape
+from bench.records.nouns import Sizes as Sizes
+from bench.records.nouns import Spec as Spec
+from bench.records.nouns import UserError as UserError
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from bench.data import Images
-    from bench.models import VisionModel
-
-SCHEMA = 1
-"""Version of records, artefacts and keys together; a reader refuses any other."""
-
-Json = Any
-"""A value that survives `json.dumps` unchanged."""
-
-
-class UserError(ValueError):
-    """Something the user can put right; printed as one line, exit status 2."""
-
-
-class Incompatible(Exception):
-    """A suspect the method cannot read at all; an outcome of its own, never a true negative."""
-
-
-def canonical(value: Json) -> str:
-    """Write a value as the one JSON text that stands for it; NaN and infinity are refused."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
-def digest(*parts: Json) -> str:
-    """Name a value by its content: 16 hex digits of SHA-256 over canonical JSON."""
-    return hashlib.sha256(canonical(parts).encode()).hexdigest()[:16]
-
-
-class Access(enum.Flag):
-    """What can be seen of a suspect. A method's `needs` must lie within what is offered."""
-
-    LABELS = enum.auto()  # decisions in the owner's own label space
-    LOGITS = enum.auto()  # scores in the owner's own label space
-    FEATURES = enum.auto()  # the encoder's output, whatever head sits on it
-    WEIGHTS = enum.auto()  # the network itself: weights and hidden states
-    BLACK_BOX = LABELS | LOGITS
-    ENCODER = FEATURES | WEIGHTS
-    ALL = BLACK_BOX | ENCODER
-
-    @property
-    def text(self) -> str:
-        """Return the members in words, as tables print them: "features, weights"."""
-        singles = (Access.LABELS, Access.LOGITS, Access.FEATURES, Access.WEIGHTS)
-        return ", ".join(str(a.name).lower() for a in singles if a in self)
-
-
-Lineage = Literal["released", "owner", "stranger"]
-"""What a suspect descends from: the released model, the clean owner's, or neither."""
-
-Status = Literal["ok", "skipped", "incompatible", "failed"]
-
-Readout = Literal["graft", "relinear", "native"]
-"""How a suspect's labels are obtained: from the owner's head put on the suspect's backbone (graft),
-from a linear head fitted anew on the suspect's frozen features with the owner's labelled images
-(relinear), or from the suspect's own head (native), only where label spaces agree."""
-
-
-@dataclass(frozen=True)  # without slots, so that the text is written once
-class Spec:
-    """A plug-in named with its arguments: how a suite, a store key and a record refer to it."""
-
-    name: str
-    args: Mapping[str, Json] = field(default_factory=dict)
-    version: int = 1
-
-    def json(self) -> Json:
-        """Return the canonical form that is hashed and stored."""
-        return {"name": self.name, "args": dict(self.args), "version": self.version}
-
-    @cached_property
-    def text(self) -> str:
-        """Return the one text that stands for this spec and no other."""
-        return canonical(self.json())
-
-
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """One question: does `method` still recognise `owner` in this suspect?
-
-    The suspect starts from `base` (the released model, the clean owner for a twin, the same owner's
-    model marked with another key, or another model) and goes through `attack`,
-    step by step, with the randomness of `attack_seed`. `lineage` follows from the two: a control in
-    the chain makes a stranger.
-    """
-
-    owner: Spec
-    method: Spec
-    method_seed: int
-    base: Literal["released", "owner", "other key", "other model"]
-    attack: tuple[Spec, ...]
-    attack_seed: int
-    lineage: Lineage
-    other_seed: int | None = None  # of the other key
-    other_model: Spec | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """A paper's own decision on one query, e.g. `bit errors <= 5`; never our verdict."""
-
-    statistic: str
-    comparison: Literal["<=", "<", ">="]
-    threshold: float
-
-    def holds(self, value: float) -> bool:
-        """Say whether one query counts as a detection under this rule."""
-        if self.comparison == "<=":
-            return value <= self.threshold
-        return value < self.threshold if self.comparison == "<" else value >= self.threshold
-
-    def count(self, values: Iterable[float]) -> int:
-        """Return how many queries count as detections; many at once are faster than one by one."""
-        bound = float(self.threshold)
-        holds = {"<=": bound.__ge__, "<": bound.__gt__, ">=": bound.__le__}[self.comparison]
-        return sum(map(holds, values))
-
-    @property
-    def text(self) -> str:
-        """Return the rule as tables print it."""
-        return f"{self.statistic} {self.comparison} {self.threshold:g}"
-
-
-@dataclass(frozen=True)  # without slots, so that its means are taken once
-class Evidence:
-    """What a method read off a suspect: its agreement with the secret, query by query.
-
-    `agreement` is in [0, 1] per query, 1 is full agreement; `statistic` is the method's native
-    number for the same queries (bit errors, mutation, match), judged by `rule`. `unit` names one
-    query, e.g. "image". `chance` is the agreement expected of a model that never met the owner;
-    None where nobody knows it beforehand, and strangers have to tell. The method reports what it
-    saw; whether that proves ownership is decided in `bench.statistics`.
-    """
-
-    agreement: tuple[float, ...]
-    statistic: tuple[float, ...]
-    rule: Rule
-    unit: str
-    chance: float | None
-
-    def __post_init__(self) -> None:
-        outside = [a for a in self.agreement if not 0.0 <= a <= 1.0]
-        if outside or not self.agreement:
-            raise ValueError(f"expected agreements in [0, 1], got {outside[:3] or 'none at all'}")
-        if len(self.statistic) != len(self.agreement):
-            raise ValueError(
-                f"expected one native statistic per query ({len(self.agreement)}), "
-                f"got {len(self.statistic)}"
-            )
-        if self.chance is not None and not 0.0 <= self.chance <= 1.0:
-            raise ValueError(f"expected chance in [0, 1], got {self.chance}")
-
-    @cached_property
-    def score(self) -> float:
-        """Mean agreement in [0, 1]: the fine score on which verdicts are calibrated."""
-        return sum(self.agreement) / len(self.agreement)
-
-    @cached_property
-    def rate(self) -> float:
-        """Share of queries on which the paper's own rule holds, in [0, 1]."""
-        return self.rule.count(self.statistic) / len(self.statistic)
-
-
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """What one stage cost where it ran; `ideal_seconds` is the fewest passes it needs, timed there.
-
-    Passes are counted in images through the whole depth: a batch of 8 through half the blocks is
-    4. `peak_memory_mb` is the process's (CPU) or the device's (GPU) highest mark during the stage.
-    """
-
-    seconds: float
-    ideal_seconds: float | None = None
-    forward_passes: float = 0.0
-    backward_passes: float = 0.0
-    peak_memory_mb: float = 0.0
-    device: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Sizes:
-    """What the passes of a stage depend on beside its settings: a party's images and the model."""
-
-    images: int
-    held_out: int
-    blocks: int
-    tokens: int
-    width: int
-
-
-@dataclass(frozen=True, slots=True)
-class Passes:
-    """What a stage will send through a model, counted as `Cost` counts it.
-
-    `frozen` says that the way back leaves the weights out, which halves its work. Where the number
-    depends on what the images turn out to be, `bound` says which side of it this is.
-    """
-
-    forward: float = 0.0
-    backward: float = 0.0
-    frozen: bool = False
-    bound: Literal["exact", "at least", "at most", "about"] = "exact"
-
-    @property
-    def work(self) -> float:
-        """Return how many forward passes these passes are worth."""
-        return self.forward + self.backward * (1 if self.frozen else 2)
-
-
-@dataclass(frozen=True, slots=True)
-class Utility:
-    """How well a suspect does on its own task, measured by the bench, never by the attack."""
-
-    metric: str  # "accuracy", "mIoU", "probe accuracy"
-    value: float  # in [0, 1], higher is better
-    task: str  # "digits, thief's test images"
-    n: int  # test images
-
-
-@dataclass(frozen=True, slots=True)
-class Fidelity:
-    """What a mark costs before any attack: released model, without injection, against the owner.
-
-    `feature_cosine` holds one cosine per held-out image; the two probe accuracies are on the same
-    `probe_images` test images.
-    """
-
-    feature_cosine: tuple[float, ...]
-    owner_probe_accuracy: float
-    released_probe_accuracy: float
-    probe_images: int
-    task: str
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """What happened when one cell ran; the only thing a report may read."""
-
-    key: str
-    suite: str
-    cell: Cell
-    status: Status
-    reason: str = ""
-    access: str = ""  # what the method needed to see
-    marks: bool = True  # False for a fingerprint: the released model is the owner's
-    suspect_digest: str = ""  # of the weights; equal digests are one model
-    owner_digest: str = ""
-    evidence: Evidence | None = None
-    utility: Utility | None = None
-    fidelity: Fidelity | None = None
-    notes: Mapping[str, Json] = field(default_factory=dict)  # what `protect` and attacks reported
-    costs: Mapping[str, Cost] = field(default_factory=dict)  # by stage: protect, attack, extract
-    environment: Mapping[str, str] = field(default_factory=dict)
-    schema: int = SCHEMA
+    from bench.data.images import Images
+    from bench.models.vision import VisionModel
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,10 +17,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, TextIO
 
-from bench.types import UserError
+from bench.records.nouns import UserError
 
 if TYPE_CHECKING:
     import torch
+
 
 _SCHEDULED = Path("/proc/thread-self/schedstat")
 

@@ -31,12 +31,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.data import Images, sent
-from bench.measure import aside, timed
-from bench.memory import MicroBatches, in_batches
-from bench.models import VisionModel, clone
-from bench.profile import Choice, activation_profile, choose_block
+from bench.models import VisionModel, aside, clone, timed
 from bench.registry import method
-from bench.training import Precision, passes
+from bench.training import (
+    Choice,
+    MicroBatches,
+    Precision,
+    activation_profile,
+    choose_block,
+    in_batches,
+    passes,
+)
 from bench.training import schedule as schedule_factor
 from bench.types import (
     Access,

@@ -26,11 +26,9 @@ import torch
 from torch import Tensor
 
 from bench.data import Images
-from bench.measure import aside, timed
-from bench.memory import MicroBatches
-from bench.models import VisionModel, clone
-from bench.queries import answers, classifier
+from bench.models import VisionModel, aside, clone, timed
 from bench.registry import method
+from bench.training import MicroBatches, answers, classifier
 from bench.types import (
     Access,
     Context,

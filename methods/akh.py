@@ -17,10 +17,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from bench.measure import aside, timed
-from bench.models import VisionModel, clone
-from bench.queries import answers, classifier, matches
+from bench.models import VisionModel, aside, clone, timed
 from bench.registry import method
+from bench.training import answers, classifier, matches
 from bench.types import (
     Access,
     Context,

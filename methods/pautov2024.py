@@ -24,12 +24,9 @@ import torch
 from torch import Tensor
 
 from bench.data import Images
-from bench.measure import aside, measuring, timed
-from bench.memory import in_batches
-from bench.models import VisionModel, clone
-from bench.probe import head_accuracy
-from bench.queries import answers, classifier, matches
+from bench.models import VisionModel, aside, clone, measuring, timed
 from bench.registry import method
+from bench.training import answers, classifier, head_accuracy, in_batches, matches
 from bench.types import (
     Access,
     Context,

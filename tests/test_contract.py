@@ -9,10 +9,13 @@ import torch
 import torch.nn.functional as F
 
 from bench import testing
-from bench.models import Head, clone, with_head
+from bench.models.heads import Head
+from bench.models.surgery import with_head
+from bench.models.vision import clone
+from bench.records.nouns import Access, Evidence, Rule
 from bench.registry import ATTACKS, METHODS
 from bench.testing import ATTACK_CHECKS, METHOD_CHECKS, check_attack, check_method
-from bench.types import Access, Evidence, Protected, Rule
+from bench.types import Protected
 
 QUICK = {
     "distill.features": {"epochs": 2},

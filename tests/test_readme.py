@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from bench.arguments import parser
-from bench.cli import COMMANDS, main
+from bench.cli import main
+from bench.cli.parser import parser
+from bench.cli.program import COMMANDS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

@@ -9,8 +9,10 @@ from typing import ClassVar, Literal
 
 import pytest
 
-from bench.registry import Origin, Registry, SettingError, Source, settings
-from bench.types import Access, Attack, UserError
+from bench.records.nouns import Access, UserError
+from bench.records.settings import SettingError, settings
+from bench.registry import Origin, Registry, Source
+from bench.types import Attack
 
 
 class Norm(enum.Enum):
@@ -270,6 +272,7 @@ def test_what_was_registered_by_hand_is_traced_to_its_class(attacks):
 
 
 def test_naming_plug_ins_and_reading_suites_and_records_needs_no_torch():
-    code = "import sys, bench.registry, bench.suite, bench.ledger; sys.exit('torch' in sys.modules)"
+    code = "import sys, bench.registry, bench.suite.reader, bench.records.ledger; "
+    code += "sys.exit('torch' in sys.modules)"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     assert subprocess.run([sys.executable, "-c", code], env=environment).returncode == 0

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import ledger
+from bench.records import ledger
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

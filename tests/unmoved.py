@@ -16,9 +16,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from bench import plan, suite
 from bench.cli import main
-from bench.types import UserError
+from bench.records.nouns import UserError
+from bench.suite import plan, reader
 
 ROOT = Path(__file__).parents[1]
 KEPT = Path(__file__).with_suffix(".json")
@@ -47,7 +47,7 @@ def plans(data: Path | None) -> dict[str, str]:
     found = {}
     for file in suites():
         with contextlib.suppress(UserError):
-            made = plan.make(suite.load(file), data or Path("/nowhere"), assume=True)
+            made = plan.make(reader.load(file), data or Path("/nowhere"), assume=True)
             keys = [*made.stages, *(question.key for question in made.questions)]
             found[file.relative_to(ROOT).as_posix()] = digest("\n".join(keys).encode())
     return found
@@ -66,7 +66,11 @@ def report(folder: Path, form: str, *flags: str) -> str:
         with contextlib.redirect_stdout(printed):
             status = main(["report", str(home), "--format", form, *flags])
         written = sorted(p for p in home.rglob("*") if p.relative_to(home) not in there)
-        parts = [bytes([status]), printed.getvalue().encode(), *(path.read_bytes() for path in written)]
+        parts = [
+            bytes([status]),
+            printed.getvalue().encode(),
+            *(path.read_bytes() for path in written),
+        ]
         return digest(b"\0".join(parts))
 
 

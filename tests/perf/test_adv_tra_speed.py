@@ -4,10 +4,11 @@ import time
 import pytest
 import torch
 
-from bench import measure, testing
-from bench.memory import MicroBatches
-from bench.models import clone
-from bench.types import Access
+from bench import testing
+from bench.models import meter
+from bench.models.vision import clone
+from bench.records.nouns import Access
+from bench.training.microbatch import MicroBatches
 from methods.adv_tra import AdvTra, Tally
 
 CPU = torch.device("cpu")
@@ -82,11 +83,11 @@ def test_lock_step_takes_fewer_passes_and_less_time_than_one_image_after_another
 
     times = []
     for _ in range(ROUNDS):  # interleaved: noise strikes both alike
-        with measure.measuring(CPU) as official:
+        with meter.measuring(CPU) as official:
             began = time.perf_counter()
             reference = one_at_a_time(theirs, start, targets)
             between = time.perf_counter()
-        with measure.measuring(CPU) as batched:
+        with meter.measuring(CPU) as batched:
             assert min(lock_step(), reference) >= 4
         times.append((between - began) / batched.seconds)
     # In forward passes: one backward to the input alone costs one, to the weights as well two.

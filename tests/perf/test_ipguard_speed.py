@@ -5,10 +5,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bench import measure
-from bench.models import clone
+from bench.models import meter
+from bench.models.vision import clone
+from bench.records.nouns import Access
 from bench.testing import _owner_for, context
-from bench.types import Access
 from methods.ipguard import IPGuard
 
 CPU = torch.device("cpu")
@@ -55,11 +55,11 @@ def test_points_together_take_fewer_passes_and_less_time_than_one_by_one():
 
     ratios = []
     for _ in range(ROUNDS):  # interleaved: noise strikes both alike
-        with measure.measuring(CPU) as slow:
+        with meter.measuring(CPU) as slow:
             start = time.perf_counter()
             expected = as_the_public_code_goes(model, starts, target, ours.k, ours.lr)
             one_by_one = time.perf_counter() - start
-        with measure.measuring(CPU) as fast:
+        with meter.measuring(CPU) as fast:
             start = time.perf_counter()
             found = ours.descend(model.logits, starts, source, target, ours.k, CPU)
             together = time.perf_counter() - start

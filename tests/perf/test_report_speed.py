@@ -9,8 +9,18 @@ import time
 
 import pytest
 
-from bench import ledger
-from bench.types import Cell, Cost, Evidence, Record, Rule, Spec, Utility, canonical
+from bench.records import ledger
+from bench.records.nouns import (
+    Cell,
+    Cost,
+    Evidence,
+    Outline,
+    Record,
+    Rule,
+    Spec,
+    Utility,
+    canonical,
+)
 
 RECORDS, QUERIES = 100_000, 32
 
@@ -71,7 +81,7 @@ def generate(home):
     rng = random.Random(0)
     asked = [(f"{number:016x}", cell) for number, cell in enumerate(cells())]
     assert len(asked) == RECORDS
-    ledger.write_outline(home / "suite.json", ledger.Outline("big", "Big", 0.05, tuple(asked)))
+    ledger.write_outline(home / "suite.json", Outline("big", "Big", 0.05, tuple(asked)))
     rest = canonical(dataclasses.asdict(SAMPLE))
     errors = [[rng.randrange(33) for _ in range(QUERIES)] for _ in range(500)]
     evidence = [

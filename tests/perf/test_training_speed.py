@@ -7,8 +7,11 @@ import torch
 import torch.nn.functional as F
 
 from attacks.finetune import FinetuneClassify
-from bench.data import Images
-from bench.models import Architecture, Head, build, with_head
+from bench.data.images import Images
+from bench.models.heads import Head
+from bench.models.libraries import build
+from bench.models.surgery import with_head
+from bench.models.vision import Architecture
 from bench.testing import context
 
 

@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import effort, perf
+from bench.speed import ideal, watch
 from bench.workload import load, meant_for
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[2]
 WORKLOADS = meant_for(CPU, load([ROOT / "tests/perf/workloads.py"]))
-BASELINE = perf.read(ROOT / "results/perf/baseline.json").workloads
+BASELINE = watch.read(ROOT / "results/perf/baseline.json").workloads
 
 
 def test_the_baseline_knows_every_workload_and_no_other():
@@ -21,5 +21,5 @@ def test_the_baseline_knows_every_workload_and_no_other():
 @pytest.mark.parametrize("name", WORKLOADS)
 def test_work_takes_as_many_passes_queries_and_bytes_as_before(name, benchmark):
     prepared = WORKLOADS[name].prepare(CPU)
-    assert effort.counted(prepared, CPU) == BASELINE[name].counts
+    assert ideal.counted(prepared, CPU) == BASELINE[name].counts
     benchmark.pedantic(prepared.run, rounds=1)  # shown at the end, judged elsewhere

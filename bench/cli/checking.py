@@ -1,0 +1,134 @@
+"""Carry out `bench check`: say line by line what a suite needs, and fetch what may be fetched."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench.cli.parser import OK, USERS_MISTAKE
+from bench.records.nouns import UserError, first_line
+from bench.records.table import wide_console
+
+if TYPE_CHECKING:
+    import argparse
+
+    from rich.console import Console
+
+    from bench.data.manifest import Manifest
+    from bench.data.settings import DataSettings
+    from bench.suite.owners import OwnerSettings
+
+
+def check_suite(arguments: argparse.Namespace) -> int:
+    """Say for every owner and data set whether it is there; exit 2 if anything is missing."""
+    from bench.data import manifest
+    from bench.runs import owners
+    from bench.suite import plan, reader
+
+    loaded = reader.load(arguments.suite)
+    console = wide_console()
+    missing = 0
+
+    def line(what: str, found: str | UserError, mark: str = "ok") -> None:
+        nonlocal missing
+        missing += isinstance(found, UserError)
+        mark = "missing" if isinstance(found, UserError) else mark
+        console.print(f"{mark:8} {what}: {found}", markup=False, highlight=False, soft_wrap=True)
+
+    models = [("owner", owner) for owner in loaded.owners]
+    models += [("innocent", model) for model in loaded.innocents.models]
+    seen = set()
+    for role, model in models:
+        who = f"{model.name} {model.image_size or ''}".strip()
+        if model.from_hub:
+            if (place := owners.place(model)) in seen:
+                continue  # an owner that is also another's innocent is fetched once
+            seen.add(place)
+            if arguments.download and place and not place.cached:
+                owners.fetch(place)
+        line(f"{role} {who}", *_weights_line(model, arguments.data))
+    for name, settings in loaded.data.items():
+        if arguments.download and settings.loader == "oxford-pets":
+            _download_pets(name, settings, arguments.data)
+        try:
+            made = manifest.read(name, settings, arguments.data)
+            manifest.split(made)
+            line(f"data {name}", f"{len(made.items)} images, {len(made.classes)} classes")
+        except UserError as error:
+            line(f"data {name}", error)
+            _print_source(console, settings)
+            continue
+        if told := _unlike_published(made):
+            line(f"data {name}", told, "note")
+    if not missing:
+        made_plan = plan.make(loaded, arguments.data)
+        line(f"suite {loaded.name}", f"{len(made_plan.questions)} cells")
+        for warning in made_plan.warnings:
+            console.print(f"note     {warning}", markup=False, highlight=False)
+    return USERS_MISTAKE if missing else OK
+
+
+def _weights_line(owner: OwnerSettings, data_dir: Path | None) -> tuple[str | UserError, str]:
+    """Say whether an owner's weights are there, and mark what a run would fetch."""
+    from bench.runs import budget, owners
+    from bench.suite import plan
+
+    try:
+        identity = plan.weights_identity(owner, data_dir)
+        place = owners.place(owner) if owner.from_hub else None
+    except UserError as error:
+        return error, "missing"
+    if not owner.from_hub:
+        return f"weights {identity}", "ok"
+    if place is None:
+        return f"weights that {owner.library} fetches on the first run", "fetch"
+    pin = f" at {place.revision[:12]}" if place.revision else ""
+    if place.cached:
+        return f"weights of {place.repository}{pin}, in the hub's cache", "ok"
+    size = budget.shape(owners.architecture_of(owner)).bytes / 1e9
+    return f"about {size:.1f} GB from the hub on the first run, or now: {place.command}", "fetch"
+
+
+def _print_source(console: Console, settings: DataSettings) -> None:
+    """Say what a data set that is missing is, how large, and how to come by it."""
+    from bench.data.published import DATA_SETS
+
+    if settings.published is None:
+        return
+    known = DATA_SETS[settings.published]
+    size = f"{known.images} images, {known.classes} classes, about {known.gigabytes:g} GB"
+    for text in (f"{known.title}: {size}", f"{known.where}", f"{known.how}"):
+        console.print(f"         {text}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _unlike_published(made: Manifest) -> str:
+    """Say where a data set is not as large as it was published; empty if it is."""
+    from bench.data.published import DATA_SETS
+
+    if made.settings.published is None:
+        return ""
+    known = DATA_SETS[made.settings.published]
+    classes = known.classes if made.settings.targets != "trimaps" else len(made.classes)
+    if (len(made.items), len(made.classes)) == (known.images, classes):
+        return ""
+    return f"published with {known.images} images and {classes} classes: this is another edition"
+
+
+def _download_pets(name: str, settings: DataSettings, data_dir: Path | None) -> None:
+    """Have torchvision fetch Oxford-IIIT Pet, which puts it in a folder of its own name."""
+    folder = (data_dir or Path()) / Path(settings.path).expanduser()
+    if (folder / "annotations").is_dir():
+        return
+    if folder.name != "oxford-iiit-pet":
+        raise UserError(
+            f"data '{name}': --download: expected a path that ends in oxford-iiit-pet, as "
+            f"torchvision calls the folder, got '{settings.path}'"
+        )
+    from torchvision.datasets import OxfordIIITPet
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        OxfordIIITPet(folder.parent, download=True)
+    except (OSError, RuntimeError) as error:
+        reason = first_line(error)
+        raise UserError(f"data '{name}': --download: torchvision could not ({reason})") from None

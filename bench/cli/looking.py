@@ -1,0 +1,141 @@
+"""The commands that look at what there is: list, profile, perf."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from bench.cli import reporting
+from bench.cli.parser import OK, owner_of
+from bench.records.nouns import UserError
+from bench.records.table import Table, markdown, print_table, wide_console, write_tables
+
+if TYPE_CHECKING:
+    pass
+
+
+def watch_speed(arguments: argparse.Namespace) -> int:
+    """Print what watched work takes; with --check 3 if that is worse, 4 if nothing can tell."""
+    from bench.runs.machine import find_device
+    from bench.speed import watch
+
+    found = watch.watch(
+        arguments.workloads,
+        find_device(arguments.device),
+        arguments.baseline,
+        check=arguments.check,
+        update=arguments.update,
+        base=arguments.base,
+    )
+    print_table(found.table, wide_console())
+    return {"holds": OK, "worse": reporting.WORSE, "not measured": reporting.UNMEASURED}[
+        found.outcome
+    ]
+
+
+def list_known(arguments: argparse.Namespace) -> int:
+    """Print every known name of one kind, with what it does and its source."""
+    from rich.table import Table as Grid
+    from rich.text import Text
+
+    kinds = {"data": _known_data, "models": _known_models}
+    made = kinds[arguments.what]() if arguments.what in kinds else _known_plugins(arguments.what)
+    if arguments.format == "markdown":
+        print(markdown(made), end="")
+        return OK
+    grid = Grid(box=None, pad_edge=False, show_header=True)
+    for column in made.columns:
+        grid.add_column(column, overflow="fold")
+    for row in made.rows:
+        grid.add_row(*map(Text, row))  # a docstring's [CLS] is no markup
+    wide_console().print(grid)
+    return OK
+
+
+def _known_plugins(kind: str) -> Table:
+    from bench.registry import ATTACKS, METHODS
+
+    registry = METHODS if kind == "methods" else ATTACKS
+    rows = []
+    for name in registry.names():
+        source, origin = registry.source(name), registry.origin(name)
+        settings = ", ".join(f"{k}={_setting(v)}" for k, v in registry.spec(name, {}).args.items())
+        found = origin.distribution or origin.value
+        rows.append((name, source.summary, settings, source.paper, found))
+    columns = ("name", "what it does", "settings and defaults", "source", "from")
+    return Table(kind.capitalize(), "by name, with settings and sources", columns, tuple(rows))
+
+
+def _setting(value: object) -> str:
+    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _known_data() -> Table:
+    from bench.data import manifest
+    from bench.data.settings import DataSettings
+
+    def count(settings: DataSettings) -> str:
+        return str(len(manifest.read("", settings).items))
+
+    rows = (
+        ("digits", count(DataSettings("digits")), "handwritten, carried by scikit-learn"),
+        ("photos", count(DataSettings("photos")), "crops of scikit-image's and -learn's"),
+        (
+            "digit-scenes",
+            count(DataSettings("digit-scenes")),
+            "digits pasted on photographs, with masks",
+        ),
+        ("folder", "-", "your images: path/class/file, or path/{train,test}/class/file"),
+        ("masks", "-", "your images and masks: path/images/... and path/masks/..."),
+        ("oxford-pets", "7349", "Oxford-IIIT Pet as published: breeds, or trimaps as masks"),
+        ("foodseg103", "7118", "FoodSeg103 as published: images and masks of 104 ids"),
+    )
+    return Table("Data", "loaders, by name", ("loader", "images", "what it is"), rows)
+
+
+def _known_models() -> Table:
+
+    rows = (
+        (
+            "embedded: mini",
+            "shipped with the bench; `python -m bench.training.pretraining` rebuilds it",
+        ),
+        ("timm: NAME", "any timm model; see timm.list_models()"),
+        ("open_clip: NAME", "any open_clip image tower; see open_clip.list_models()"),
+    )
+    return Table("Models", "owners, by library", ("model", "where it comes from"), rows)
+
+
+def profile_model(arguments: argparse.Namespace) -> int:
+    """Print the activation profile of section 3.2.4 and the block both rules choose."""
+    import torch
+
+    from bench.data import manifest
+    from bench.data.images import load
+    from bench.data.settings import DataSettings
+    from bench.runs.machine import find_device, pin_threads, usable_cores
+    from bench.runs.owners import load_owner
+    from bench.suite.plan import weights_file
+    from bench.training import activations
+
+    if arguments.count < 1:
+        raise UserError(f"--count: expected at least 1, got {arguments.count}")
+    pin_threads(usable_cores())
+    device = find_device(arguments.device)
+    owner = owner_of(arguments.model, arguments.weights, arguments.pretrained)
+    file = weights_file(owner, arguments.data) if owner.from_file else None
+    model = load_owner(owner, file)
+    if arguments.images == "photos":
+        settings = DataSettings("photos")
+    else:
+        settings = DataSettings("folder", path=arguments.images)
+    listed = manifest.read("images", settings, arguments.data)
+    order = torch.randperm(len(listed.items), generator=torch.Generator().manual_seed(0))
+    images = load(listed, order[: arguments.count].tolist(), model.preprocess)
+    figure = activations.figure_2(
+        owner.name, activations.activation_profile(model, images, device), len(images)
+    )
+    print_table(figure, wide_console())
+    if arguments.output is not None:
+        write_tables(arguments.output, [figure])
+    return OK

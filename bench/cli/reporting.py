@@ -1,0 +1,126 @@
+"""The commands that read records: report, compare, verify-results."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench.cli.parser import OK
+from bench.records.nouns import UserError
+from bench.records.table import (
+    Picture,
+    Table,
+    csv,
+    latex,
+    markdown,
+    print_table,
+    read_csv,
+    wide_console,
+    write_tables,
+)
+
+if TYPE_CHECKING:
+    from bench.records.nouns import Outline, Record
+
+
+WORSE, UNMEASURED = 3, 4
+"""Of `compare` and `verify-results`: something is worse or wrong; nothing was there to tell by."""
+
+
+def show_report(arguments: argparse.Namespace) -> int:
+    """Print a suite's tables from its records; needs neither torch nor the models."""
+    from bench.records import ledger
+    from bench.reports import drawings, frontier, page, printed, tables
+
+    home = _home(arguments)
+    records = ledger.answers(home)
+    outline = ledger.read_outline(home / "suite.json")
+    whole = arguments.format == "html"  # a page holds all that there are numbers for
+    made = () if arguments.frontier else tables.tables(outline, records)
+    pictures: tuple[Picture, ...] = ()
+    if arguments.frontier or (whole and frontier.has_sweeps(outline)):
+        prices, pictures = (
+            frontier.tables(outline, records),
+            (drawings.frontier_picture(outline, records),),
+        )
+        made = (*made, *prices)
+        if arguments.frontier:
+            write_tables(home, prices, pictures)
+    if arguments.reference:
+        made = (*made, *printed.tables(outline, records))
+    if whole and (profiled := home / "figure2.csv").is_file():
+        caption = "activations after each block, as `bench profile` left them beside the records"
+        made = (*made, read_csv(profiled, "Figure 2", caption))
+    if arguments.calibration or whole:
+        judged, drawn = _calibration(outline, records, arguments.calibration)
+        made, pictures = (*made, *judged), (*pictures, *drawn)
+        if arguments.calibration:
+            write_tables(home, judged, drawn)
+    write = {"markdown": markdown, "latex": latex, "csv": csv}
+    if whole:
+        print(page.html(outline, records, made, pictures), end="")
+    elif arguments.format == "terminal":
+        console = wide_console()
+        for table in made:
+            print_table(table, console)
+    else:
+        print(*map(write[arguments.format], made), sep="\n")
+    return OK
+
+
+def _home(arguments: argparse.Namespace) -> Path:
+    """Return the folder of a suite's results, which is named or follows from the suite's name."""
+    given: Path = arguments.suite
+    if given.suffix not in (".yaml", ".yml"):
+        return given
+    import yaml
+
+    try:
+        name = yaml.safe_load(given.read_text())["name"]
+    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
+        raise UserError(f"expected a suite file with a name, got {given}") from None
+    return Path(arguments.results) / str(name)
+
+
+def _calibration(
+    outline: Outline, records: Mapping[str, Record], asked: bool
+) -> tuple[tuple[Table, ...], tuple[Picture, ...]]:
+    """Return what verdicts are worth; nothing if nobody asked and too few innocents can tell."""
+    from bench.reports import drawings
+    from bench.reports.blocks import grouped
+    from bench.verdicts import level, pairs
+
+    blocks, _ = grouped(outline, records)
+    groups = [(block.owner, block.method, block.records) for block in blocks]
+    if not asked and not level.decidable(outline, groups):
+        return (), ()
+    compared, curve = pairs.pairs_table(outline, groups), drawings.roc_picture(groups)
+    judged = (level.level_table(outline, groups), *((compared,) if compared.rows else ()))
+    return judged, (() if curve is None else (curve,))
+
+
+def compare_results(arguments: argparse.Namespace) -> int:
+    """Print what moved between two results; 3 if for the worse, 4 if nothing can tell."""
+    from bench.reports import compare
+
+    base, head = compare.read(arguments.base), compare.read(arguments.head)
+    given = {name: getattr(arguments, name) for name in ("rate", "score", "utility")}
+    tolerance = compare.Tolerance(**{k: v for k, v in given.items() if v is not None})
+    found = compare.compare(base, head, tolerance)
+    print_table(compare.table(found, head, tolerance), wide_console())
+    return {"same": OK, "regressed": WORSE, "not measured": UNMEASURED}[found.outcome]
+
+
+def verify_results(arguments: argparse.Namespace) -> int:
+    """Print every record that does not hold; 3 if there is one, 4 if nothing could be verified."""
+    from bench.reports import audit
+
+    checked = [row for folder in arguments.folders for row in audit.verify(folder)]
+    for line in audit.lines(checked):
+        print(line)
+    outcomes = {row.outcome for row in checked}
+    if "does not hold" in outcomes:
+        return WORSE
+    return OK if "holds" in outcomes else UNMEASURED

@@ -1,0 +1,152 @@
+"""Give a model another head, or cut some of it out."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from bench.models.backbones import OtherTrunk, TimmViT
+from bench.models.heads import ClassifierHead, Head, SegmentationHead, make_head
+from bench.models.vision import Dimensions, Part, VisionModel, clone, compiling
+from bench.records.nouns import UserError
+
+
+def with_head(
+    model: VisionModel, head: Head | SegmentationHead, rng: torch.Generator
+) -> VisionModel:
+    """Copy a model and give the copy a fresh head drawn from `rng`."""
+    made = clone(model)
+    if made.architecture.head == "own":  # `build` makes no own classifier beside another head
+        trunk = made.trunk
+        net = trunk.net if isinstance(trunk, OtherTrunk) else cast(TimmViT, trunk).vit
+        net.reset_classifier(0)  # type: ignore[operator]
+    made.architecture = dataclasses.replace(made.architecture, head=head)
+    seed = 0 if isinstance(head, Head) else int(torch.randint(2**62, (), generator=rng))
+    with torch.random.fork_rng(devices=[]):  # modules draw on the global generator alone
+        torch.default_generator.manual_seed(seed)
+        fresh = make_head(made.trunk, head, made.preprocess.size[0])
+    if isinstance(fresh, ClassifierHead):
+        with torch.no_grad():
+            fresh.linear.weight.normal_(std=0.02, generator=rng)  # timm's std for linear layers
+            fresh.linear.bias.zero_()
+    made.head = fresh.to(made.mean.device)
+    return made
+
+
+def segmentation_head(
+    model: VisionModel, kind: Literal["linear", "dpt"], classes: int
+) -> SegmentationHead:
+    """Describe a segmentation head for this model: on its last block, or on four evenly spaced."""
+    depth = len(model.blocks)
+    taken = (depth,) if kind == "linear" else tuple(math.ceil(depth * i / 4) for i in range(1, 5))
+    return SegmentationHead(classes, kind, tuple(i - 1 for i in taken))
+
+
+def narrow(
+    model: VisionModel, part: Part, left: int, score: Callable[[Any], Tensor] | None = None
+) -> None:
+    """Cut `part` of a timm vision transformer down to its `left` best units, in place.
+
+    Torch-Pruning traces the model and finds what must go with a unit: `score` maps such a group to
+    the worth of its channels. Without one the first units stay, as fits weights yet to be loaded.
+
+    Raises:
+        UserError: the model is not a plain vision transformer of timm's.
+
+    """
+    import torch_pruning as tp
+
+    units = getattr(dimensions(model), part)
+    if left == units:
+        return
+    if part == "width":
+        _refuse_fixed_width(model)
+    blocks: list[Any] = list(model.blocks)
+    roots = {
+        "mlp": [block.mlp.fc1 for block in blocks],
+        "heads": [block.attn.qkv for block in blocks],
+        "width": [blocks[0].attn.proj],
+    }[part]
+    size = blocks[0].attn.head_dim if part == "heads" else 1
+    channels = torch.arange(units * size).view(units, size)
+    group_of = functools.partial(_traced(model), pruning_fn=tp.prune_linear_out_channels)
+    for root in roots:
+        worth = torch.arange(units, 0, -1)
+        if score is not None:  # queries, keys and values of a head are one group
+            found = score(group_of(root, idxs=channels.flatten().tolist()))
+            worth = found.view(-1, units, size).sum((0, 2)).cpu()
+        weakest = worth.argsort(stable=True)[: units - left]
+        group_of(root, idxs=sorted(channels[weakest].flatten().tolist())).prune()
+        if part == "width":
+            _narrow_ends(model, left, sorted(weakest.tolist()))
+    for block in blocks if part == "heads" else ():
+        block.attn.num_heads, block.attn.attn_dim = left, left * size
+    model.architecture = dataclasses.replace(model.architecture, pruned=dimensions(model))
+
+
+def dimensions(model: VisionModel) -> Dimensions:
+    """Measure a timm vision transformer.
+
+    Raises:
+        UserError: the model is not a plain vision transformer of timm's.
+
+    """
+    from timm.layers.attention import Attention
+    from timm.layers.mlp import Mlp
+    from timm.models.vision_transformer import Block
+
+    blocks: list[Any] = list(model.blocks) if isinstance(model.trunk, TimmViT) else []
+    kinds = {(type(b), type(b.attn), type(b.mlp), type(b.attn.q_norm)) for b in blocks}
+    if kinds != {(Block, Attention, Mlp, nn.Identity)}:
+        raise UserError(
+            "expected a plain vision transformer of timm's, for no other can be cut unit by unit, "
+            f"got {model.architecture.name}; choose an attack that keeps its shape"
+        )
+    first = blocks[0]
+    return Dimensions(first.mlp.fc1.out_features, first.attn.num_heads, model.width)
+
+
+def _traced(model: VisionModel) -> Callable[..., Any]:
+    """Trace a pass and return what finds the group of weights that goes with given channels."""
+    import torch_pruning as tp
+
+    def answer(model: VisionModel, images: Tensor) -> Tensor:
+        # A head of ours is left out: it reads every channel twice, which the trace overlooks.
+        return model(images) if model.head is None else model.features(images)
+
+    blank = torch.zeros(1, 3, *model.preprocess.size, device=model.mean.device)
+    with torch.enable_grad(), compiling(False):  # the trace follows autograd, op by op
+        graph = tp.DependencyGraph().build_dependency(
+            model, blank, forward_fn=answer, verbose=False
+        )
+    return cast(Callable[..., Any], graph.get_pruning_group)
+
+
+def _refuse_fixed_width(model: VisionModel) -> None:
+    vit = cast(TimmViT, model.trunk).vit
+    head = model.architecture.head
+    layer_norms = isinstance(model.blocks[0].norm1, nn.LayerNorm)
+    if vit.attn_pool is not None or not layer_norms or not isinstance(head, Head | str | None):
+        raise UserError(
+            f"expected a transformer with layer norms, without attention pooling or a head for "
+            f"masks, to change its width, got {model.architecture.name}; cut 'mlp' or 'heads'"
+        )
+
+
+def _narrow_ends(model: VisionModel, left: int, gone: list[int]) -> None:
+    """Bring what the trace of the trunk does not reach to the new width."""
+    import torch_pruning as tp
+
+    vit: Any = cast(TimmViT, model.trunk).vit
+    before = model.width
+    vit.embed_dim = vit.num_features = vit.head_hidden_size = model.trunk.width = left
+    if isinstance(model.head, ClassifierHead):
+        both = gone + [before + channel for channel in gone]  # of [CLS; mean patch]
+        tp.prune_layernorm_out_channels(model.head.norm, both)
+        tp.prune_linear_in_channels(model.head.linear, both)

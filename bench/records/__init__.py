@@ -1,0 +1,1 @@
+"""What is written down: nouns, settings, files, records, artefacts and tables."""

@@ -1,0 +1,280 @@
+"""Append-only records on disk: one JSON object per line, one file per run.
+
+Beside them lies the outline of the suite that was run, which is all a report needs besides records.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import gc
+import json
+import marshal
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import BinaryIO, NoReturn, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from bench.records.files import write_atomically
+from bench.records.nouns import SCHEMA, Cell, Json, Outline, Record, Spec, UserError, canonical
+
+T = TypeVar("T")
+
+MOST_SHARED = 100_000
+"""Values of one kind kept for sharing; where there are more, sharing would not pay."""
+
+_RECORD = TypeAdapter(Record)
+
+_OUTLINE = TypeAdapter(Outline)
+
+_SPECS = TypeAdapter(list[Spec])
+
+_PREFERENCE = {"ok": 0, "incompatible": 1, "skipped": 1, "failed": 2}
+
+
+def append(path: Path, record: Record) -> None:
+    """Write one record, whole, at the end of `path`, and see it onto the disk."""
+    line = f"{_text(record)}\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab+") as file:
+        _mend(file)
+        file.write(line.encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read(folder: Path) -> Iterator[Record]:
+    """Yield every record under `folder`; the line a killed run left unfinished is passed over."""
+    shared = _Shared()
+    for place, line in lines(folder):
+        record = parse(line, place)
+        if record is not None:
+            yield shared.record(record)
+
+
+_set = object.__setattr__  # past what keeps a dataclass frozen
+
+
+class _Shared:
+    """Parts that many records have in common, each kept once.
+
+    A hundred thousand records are made of few specs, environments and numbers: held once they fit
+    a laptop's memory, and whoever compares them compares an object with itself.
+    """
+
+    def __init__(self) -> None:
+        self._specs: dict[bytes, Spec] = {}
+        self._maps: dict[bytes, Json] = {}
+        self._numbers = _Numbers()
+
+    def record(self, record: Record) -> Record:
+        """Make what a record has in common with earlier ones the same object, and return it.
+
+        It was read a moment ago and nobody else has it: changed in place it costs a third of a
+        copy, whose parts would all be checked once more.
+        """
+        cell, evidence = record.cell, record.evidence
+        _set(cell, "owner", self._spec(cell.owner))
+        _set(cell, "method", self._spec(cell.method))
+        _set(cell, "attack", tuple(map(self._spec, cell.attack)))
+        if evidence is not None:
+            kept = self._numbers.__getitem__
+            _set(evidence, "agreement", tuple(map(kept, evidence.agreement)))
+            _set(evidence, "statistic", tuple(map(kept, evidence.statistic)))
+        notes = {stage: self._map(noted) for stage, noted in record.notes.items()}
+        _set(record, "notes", notes)
+        _set(record, "environment", self._map(record.environment))
+        return record
+
+    def _spec(self, spec: Spec) -> Spec:
+        key = _bytes((spec.name, spec.version, spec.args))
+        return self._specs.setdefault(key, spec)
+
+    def _map(self, value: Json) -> Json:
+        full = len(self._maps) > MOST_SHARED
+        return value if full else self._maps.setdefault(_bytes(value), value)
+
+
+class _Numbers(dict[float, float]):
+    """Numbers by themselves, each as the object it was first met as."""
+
+    def __missing__(self, number: float) -> float:
+        if len(self) < MOST_SHARED:
+            self[number] = number
+        return number
+
+
+def _bytes(value: Json) -> bytes:
+    """Tell values apart, 1 from 1.0 and True too; never read back, and faster than JSON."""
+    return marshal.dumps(value, 2)
+
+
+def lines(folder: Path) -> Iterator[tuple[str, bytes]]:
+    """Yield every line written under `folder`, after its place as "file:line"."""
+    for path in sorted(folder.rglob("*.jsonl")):
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                yield f"{path}:{number}", line
+
+
+def parse(line: bytes, place: str) -> Record | None:
+    """Read one line; None if it is unfinished.
+
+    Raises:
+        UserError: it is no record, or one of another schema; the message begins with `place`.
+
+    """
+    with contextlib.suppress(ValidationError):
+        # One pass is twice as fast, but reads NaN as a number: whatever looks like it goes below.
+        # A single letter is found, or not, in no time.
+        if (b"N" not in line or b"NaN" not in line) and (b"I" not in line or b"Inf" not in line):
+            record = _RECORD.validate_json(line)
+            if record.schema == SCHEMA:
+                return record
+    try:
+        value = _parsed(line)
+    except ValueError as error:
+        if not line.endswith(b"\n"):  # torn: a record counts once its whole line is there
+            return None
+        raise UserError(f"{place}: expected a record ({error}); delete the line") from None
+    _check_schema(value, place)
+    return _validated(_RECORD, value, place)
+
+
+def latest(records: Iterable[Record]) -> dict[str, Record]:
+    """Keep one record per key, in the order of the keys: an answer before a failure.
+
+    Among equals the content decides, never the order in which they come.
+    """
+    kept: dict[str, Record] = {}
+    for record in records:
+        held = kept.setdefault(record.key, record)
+        if held is not record and _precedes(record, held):
+            kept[record.key] = record
+    return dict(sorted(kept.items()))
+
+
+def answers(folder: Path) -> dict[str, Record]:
+    """Return what `latest` keeps of `folder`, read in one go."""
+    collecting = gc.isenabled()
+    gc.disable()  # records make no cycles, and looking for some among so many takes seconds
+    try:
+        kept = latest(read(folder))
+        gc.freeze()  # nor is there any later on
+        return kept
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def write_outline(path: Path, outline: Outline) -> None:
+    """Replace the outline at `path`; its bytes depend on what was asked alone.
+
+    Cells name specs by number: thousands of cells are made of a few dozen specs.
+    """
+    numbers: dict[str, int] = {}
+
+    def number(spec: Spec) -> int:
+        return numbers.setdefault(spec.text, len(numbers))
+
+    value = _fields(outline)
+    value["cells"] = [(key, _with_specs(_fields(cell), number)) for key, cell in outline.cells]
+    value["specs"] = [json.loads(text) for text in numbers]
+    text = canonical({"schema": SCHEMA, "outline": value})
+    write_atomically(path, f"{text}\n".encode())
+
+
+def read_outline(path: Path) -> Outline:
+    """Read back what `write_outline` wrote, or wrote when it still spelt out every spec."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        hint = f"{error.strerror}; `bench run` writes it, give the folder it wrote to"
+        raise UserError(f"{path}: {hint}") from None
+    try:
+        value = _parsed(data)
+    except ValueError as error:
+        raise UserError(f"{path}: expected JSON ({error}); run the suite again") from None
+    _check_schema(value, str(path))
+    outline = value.get("outline")
+    if isinstance(outline, dict) and "specs" in outline:
+        specs = _validated(_SPECS, outline.pop("specs"), str(path))
+        try:
+            for _, cell in outline["cells"]:
+                cell |= _with_specs(cell, specs.__getitem__)
+        except (LookupError, TypeError, ValueError) as error:
+            hint = f"expected cells made of numbered specs ({error}); run the suite again"
+            raise UserError(f"{path}: {hint}") from None
+    return _validated(_OUTLINE, outline, str(path))
+
+
+def _fields(value: Outline | Cell) -> dict[str, Json]:
+    return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+
+
+def _with_specs(cell: Mapping[str, Json], change: Callable[[Json], Json]) -> dict[str, Json]:
+    """Return a cell's fields with every spec, or every number of one, changed for the other."""
+    other = cell.get("other_model")
+    return {
+        **cell,
+        "owner": change(cell["owner"]),
+        "method": change(cell["method"]),
+        "attack": [change(step) for step in cell["attack"]],
+        "other_model": None if other is None else change(other),
+    }
+
+
+def _mend(file: BinaryIO) -> None:
+    """Close a last line whose newline a killed run never wrote, or cut it off if it is torn."""
+    if file.seek(0, os.SEEK_END) == 0:
+        return
+    file.seek(-1, os.SEEK_END)
+    if file.read(1) == b"\n":
+        return
+    file.seek(0)
+    *_, last = file
+    try:
+        _parsed(last)
+        file.write(b"\n")
+    except ValueError:
+        file.truncate(file.tell() - len(last))
+
+
+def _parsed(data: bytes) -> dict[str, Json]:
+    value = json.loads(data, parse_constant=_refuse)
+    if not isinstance(value, dict):
+        raise ValueError(f"a JSON object, not {value!r:.40}")  # noqa: TRY004 - callers speak for it
+    return value
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no JSON")
+
+
+def _check_schema(value: dict[str, Json], place: str) -> None:
+    found = value.get("schema")
+    if found != SCHEMA:
+        newer = isinstance(found, int) and found > SCHEMA
+        remedy = "upgrade the bench" if newer else "run its suite again"
+        message = f"{place}: expected schema {SCHEMA}, got {found}; {remedy} or move the file away"
+        raise UserError(message)
+
+
+def _validated(adapter: TypeAdapter[T], value: Json, place: str) -> T:
+    try:
+        return adapter.validate_python(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise UserError(f"{place}: {where}: {first['msg']}; run the suite again") from None
+
+
+def _precedes(one: Record, other: Record) -> bool:
+    here, there = _PREFERENCE[one.status], _PREFERENCE[other.status]
+    return _text(one) < _text(other) if here == there else here < there
+
+
+def _text(record: Record) -> str:
+    return canonical(_RECORD.dump_python(record, warnings=False))

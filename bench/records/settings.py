@@ -1,0 +1,145 @@
+"""Check what a user wrote against a frozen dataclass, or say in one line what is wrong with it."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import json
+import re
+import reprlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from bench.records.nouns import Json, UserError
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
+
+T = TypeVar("T")
+
+# Defaults are validated too: `amount: float = 1` must hash like `amount: 1.0` in a suite.
+STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, validate_default=True)
+"""How every text a user wrote is checked: no guessing, no leftovers, no NaN."""
+
+_EXPECTED = {
+    "bool_type": "true or false",
+    "dataclass_type": "a mapping",
+    "dict_type": "a mapping",
+    "float_type": "a number",
+    "int_type": "a whole number",
+    "list_type": "a list",
+    "mapping_type": "a mapping",
+    "model_type": "a mapping",
+    "none_required": "nothing",
+    "string_pattern_mismatch": "letters, digits, '_', '-' and '.' only",
+    "string_type": "text",
+    "tuple_type": "a list",
+}
+
+
+class SettingError(UserError):
+    """A name or a setting that cannot be used, in the words of whoever wrote it.
+
+    `where` leads from the mapping that was checked to the culprit, e.g. `("layers", 2)`.
+    """
+
+    def __init__(self, message: str, where: tuple[str | int, ...] = ()) -> None:
+        super().__init__(message)
+        self.where = where
+
+
+def settings(cls: type[T], value: Json) -> T:
+    """Make a frozen dataclass from the plain mapping a user wrote, or say what is wrong with it."""
+    if isinstance(value, cls):
+        return value
+    if not isinstance(value, Mapping):
+        raise SettingError(f"expected a mapping, got {_shown(value)}")
+    try:
+        return _validated(cls, value)
+    except ValidationError as error:
+        raise _explained(cls, value, error) from None
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """Return the way out of a wrong name: the nearest one and the list of all."""
+    names = list(known)
+    return f"{nearest(name, names) or ';'} known: {', '.join(names) or 'none'}"
+
+
+def _validated(cls: type[T], value: Json) -> T:
+    # JSON is where a list may stand for a tuple and a word for an enum, however strict.
+    adapter: TypeAdapter[T] = adapter_of(cls)  # type: ignore[arg-type]
+    return adapter.validate_json(json.dumps(value, default=str))
+
+
+@functools.cache
+def adapter_of(cls: type) -> TypeAdapter[Any]:
+    """Return what checks and writes the settings of a dataclass."""
+    cls.__pydantic_config__ = STRICT  # type: ignore[attr-defined]
+    return TypeAdapter(cls)
+
+
+def _explained(cls: type, value: Mapping[str, Json], error: ValidationError) -> SettingError:
+    unknown = "unexpected_keyword_argument"  # told first: a misspelt key is also a missing one
+    found = sorted(error.errors(), key=lambda e: e["type"] != unknown)
+    loc, cause = found[0]["loc"], found[0].get("ctx", {}).get("error")
+    if isinstance(cause, SettingError):
+        return SettingError(str(cause), (*loc, *cause.where))
+    known = [field.name for field in dataclasses.fields(cls)]
+    # A union complains once for each of its types, in a place of its own below the setting.
+    alike = [e for e in found if len(e["loc"]) > 1 and e["loc"][:-1] == loc[:-1]]
+    return SettingError(_complaint(alike or found[:1], known), loc or _culprit(cls, value))
+
+
+def _culprit(cls: type, value: Mapping[str, Json]) -> tuple[str, ...]:
+    """Find the setting a dataclass refuses even on its own; its own error does not say which."""
+    required = {f.name for f in dataclasses.fields(cls) if f.default is f.default_factory}
+    least = {key: value[key] for key in value if key in required}
+    for key in value:
+        try:
+            _validated(cls, {**least, key: value[key]})
+        except ValidationError as error:
+            if error.errors()[0]["type"] == "value_error":
+                return (key,)
+    return ()
+
+
+def _complaint(errors: Sequence[ErrorDetails], known: Iterable[str]) -> str:
+    """Say in our words what pydantic found: "expected X, got Y" plus the way out."""
+    error = errors[0]
+    loc, context, given = error["loc"], error.get("ctx", {}), error["input"]
+    label = "".join(f"{part}: " for part in loc[:1])
+    match error["type"]:
+        case "unexpected_keyword_argument":
+            return f"no setting '{loc[-1]}'{suggestion(str(loc[-1]), known)}"
+        case "missing":
+            return f"expected a value for '{'.'.join(map(str, loc))}', got none"
+        case "value_error":
+            return str(context["error"])
+        case "too_short":
+            return f"{label}expected at least {context['min_length']}, got none"
+    expected = " or ".join(dict.fromkeys(map(_expected, errors)))
+    near = nearest(str(given), re.findall(r"'([^']*)'", expected))
+    return f"{label}expected {expected}, got {_shown(given)}{near}"
+
+
+def _expected(error: ErrorDetails) -> str:
+    if error["type"].startswith(("greater_than", "less_than")):
+        return error["msg"].replace("Input should be", "a number")
+    return _EXPECTED.get(error["type"], error["msg"].removeprefix("Input should be "))
+
+
+def nearest(name: str, names: Sequence[str]) -> str:
+    """Ask whether the nearest of these names was meant; nothing if none is near."""
+    near = difflib.get_close_matches(name, names, n=1)
+    return f"; did you mean '{near[0]}'?" if near else ""
+
+
+def _shown(value: Json) -> str:
+    if value is None:
+        return "nothing"
+    return str(value).lower() if isinstance(value, bool) else reprlib.repr(value)

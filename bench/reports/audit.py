@@ -1,0 +1,256 @@
+"""Check that records are what the bench wrote: their keys, their outline, their artefacts.
+
+A record names its cell and, by its key, the stages that answered it. Where the store lies beside
+the results, the stages are found again by that key and must say what the record says of evidence,
+weights, utility and fidelity; costs and notes are not compared, which a stage that was made again
+may give anew. Without a store little can be checked, and what was not is counted, not called good.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from bench.records import ledger
+from bench.records.nouns import (
+    Cell,
+    Evidence,
+    Fidelity,
+    Json,
+    Record,
+    UserError,
+    Utility,
+    canonical,
+)
+from bench.records.store import Artefact, Store
+from bench.suite.graph import Question, Stage
+
+Outcome = Literal["holds", "does not hold", "not verified"]
+
+NO_STORE = "rows could not be verified: no store beside the results"
+
+NO_STAGES = "rows could not be verified: the store has no stages that give its key"
+
+NOT_STORED = "rows could not be verified: a cell without evidence leaves nothing in the store"
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What came of checking one row of a file, or one file of the store."""
+
+    place: str
+    key: str
+    outcome: Outcome
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Stages:
+    """The artefacts of one possible answer."""
+
+    extract: Artefact
+    utility: Artefact
+    fidelity: Artefact | None
+    suspect: Artefact
+    owner: Artefact
+
+    def key(self, cell: Cell) -> str:
+        """Return the key of a record that these stages answer."""
+        fidelity = self.fidelity.key if self.fidelity else None
+        stages = (self.suspect.key, self.extract.key, self.utility.key)
+        question = Question(cell, "", True, self.owner.key, "", *stages, fidelity)
+        return question.key
+
+    def contradictions(self, record: Record) -> Iterator[str]:
+        """Yield what the record says otherwise than the store."""
+        price = self.fidelity.payload["fidelity"] if self.fidelity else None
+        for name, ours, theirs in (
+            ("evidence", _plain(record.evidence), self.extract.payload["evidence"]),
+            ("suspect digest", record.suspect_digest, self.suspect.payload["digest"]),
+            ("owner digest", record.owner_digest, self.owner.payload["digest"]),
+            ("utility", _plain(record.utility), self.utility.payload["utility"]),
+            ("fidelity", _plain(record.fidelity), price),
+        ):
+            if ours != theirs:  # as values: a threshold of 5 is one of 5.0
+                yield f"its {name} is not the one in the store"
+
+
+class _Shelf:
+    """A store, read once, with the answers its artefacts could give."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.artefacts = {artefact.key: artefact for artefact in store}
+        self.by_reading: dict[tuple[float, ...], list[_Stages]] = {}
+        self.faults: dict[str, str] = {}
+        for stages in self._answers():
+            read = stages.extract.payload["evidence"]
+            self.by_reading.setdefault(_reading(read), []).append(stages)
+
+    def _answers(self) -> Iterator[_Stages]:
+        utilities = self._by_parents("utility")
+        fidelities = self._by_parents("fidelity")
+        for extract in self._of("extract"):
+            protect, suspect, owner = extract.parents
+            found = [self.artefacts.get(key) for key in (suspect, owner)]
+            if found[0] is None or found[1] is None:
+                continue
+            for utility in utilities.get((suspect,), ()):
+                for fidelity in (None, *fidelities.get((owner, protect), ())):
+                    yield _Stages(extract, utility, fidelity, found[0], found[1])
+
+    def _of(self, kind: str) -> Iterator[Artefact]:
+        return (artefact for artefact in self.artefacts.values() if artefact.kind == kind)
+
+    def _by_parents(self, kind: str) -> Mapping[tuple[str, ...], Sequence[Artefact]]:
+        found: dict[tuple[str, ...], list[Artefact]] = {}
+        for artefact in self._of(kind):
+            found.setdefault(artefact.parents, []).append(artefact)
+        return found
+
+    def alike(self, record: Record) -> list[_Stages]:
+        """Return the answers that read the same evidence off the same weights."""
+        found = self.by_reading.get(_reading(_plain(record.evidence)), ())
+        return [s for s in found if s.suspect.payload["digest"] == record.suspect_digest]
+
+    def others(self, record: Record) -> Iterator[_Stages]:
+        """Yield the answers read with a secret of the record's method and seed."""
+        for stages in (s for group in self.by_reading.values() for s in group):
+            protect = self.artefacts.get(stages.extract.parents[0])
+            if protect is None or (
+                protect.recipe["method"]["name"] == record.cell.method.name
+                and protect.recipe["seed"] == record.cell.method_seed
+            ):
+                yield stages
+
+    def start(self, stages: _Stages) -> str:
+        """Return the key of what the suspect was made from: a release, an owner or a cohort."""
+        artefact = stages.suspect
+        while artefact.kind == "attack" and artefact.parents[0] in self.artefacts:
+            artefact = self.artefacts[artefact.parents[0]]
+        return artefact.key
+
+    def fault(self, key: str) -> str:
+        """Say what is wrong with an artefact or with what it was made from; empty if nothing is.
+
+        A parent that is not in the store any more is no fault: nothing says that it was a bad one.
+        """
+        if key not in self.faults:
+            self.faults[key] = self._fault(key)
+        return self.faults[key]
+
+    def _fault(self, key: str) -> str:
+        artefact = self.artefacts.get(key)
+        if artefact is None:
+            return f"{key} is damaged" if self.store.damaged(key) else ""
+        if self.store.damaged(key):
+            return f"{artefact.kind} {key} is damaged: its bytes are not those recorded"
+        if _stage_key(artefact) != key:
+            return f"{artefact.kind} {key} is not named by its recipe"
+        return next(filter(None, map(self.fault, artefact.parents)), "")
+
+    def unreadable(self) -> Iterator[str]:
+        """Yield the keys under which something lies that is no whole artefact."""
+        for path in sorted(self.store.root.glob("??/*.json")):
+            if path.stem not in self.artefacts:
+                yield path.stem
+
+
+def _plain(value: Evidence | Utility | Fidelity | None) -> Json:
+    """Write a part of a record as the store holds it."""
+    return json.loads(canonical(dataclasses.asdict(value))) if value else None
+
+
+def _reading(evidence: Json) -> tuple[float, ...]:
+    return (*evidence["agreement"], *evidence["statistic"])
+
+
+def _stage_key(artefact: Artefact) -> str:
+    kind: Json = artefact.kind  # the kinds of a stage are checked where stages are made
+    return Stage(kind, artefact.recipe, artefact.parents).key
+
+
+def verify(folder: Path) -> tuple[Checked, ...]:
+    """Check every row of a folder of results, and its store's sidecars, in order.
+
+    Raises:
+        UserError: there is no such folder.
+
+    """
+    if not folder.is_dir():
+        raise UserError(f"expected a folder of results, found none at {folder}")
+    root = folder.parent / ".store"
+    shelf = _Shelf(Store(root)) if root.is_dir() else None
+    asked: dict[str, Cell] = {}
+    checked: list[Checked] = []
+    outline = folder / "suite.json"
+    if outline.exists():
+        try:
+            asked = dict(ledger.read_outline(outline).cells)
+        except UserError as error:
+            why = str(error).removeprefix(f"{outline}: ")
+            checked.append(Checked(str(outline), "", "does not hold", why))
+    for place, line in ledger.lines(folder):
+        try:
+            record = ledger.parse(line, place)
+        except UserError as error:
+            why = str(error).removeprefix(f"{place}: ")
+            checked.append(Checked(place, "", "does not hold", why))
+            continue
+        if record is not None:
+            outcome, why = _checked(record, asked.get(record.key), shelf)
+            checked.append(Checked(place, record.key, outcome, why))
+    for key in shelf.unreadable() if shelf else ():
+        why = "damaged: its sidecar is not as it was written"
+        checked.append(Checked(str(root), key, "does not hold", why))
+    return tuple(checked)
+
+
+def _checked(record: Record, asked: Cell | None, shelf: _Shelf | None) -> tuple[Outcome, str]:
+    if asked is not None and asked != record.cell:
+        return "does not hold", "the outline has another cell under its key"
+    if record.status == "skipped":
+        empty = Question(record.cell, "", True, "", "", "", "", "", None, record.reason)
+        if empty.key != record.key:
+            return "does not hold", "its key is not that of its cell and reason"
+        return "holds", ""
+    if record.evidence is None:
+        return "not verified", NOT_STORED
+    return _against(record, shelf) if shelf else ("not verified", NO_STORE)
+
+
+def _against(record: Record, shelf: _Shelf) -> tuple[Outcome, str]:
+    """Check a record with evidence against the stages that its key names."""
+    # Evidence that was altered is found under none: then every stage of this secret is tried.
+    found = _named(record, shelf.alike(record)) or _named(record, shelf.others(record))
+    if found is None:
+        return "not verified", NO_STAGES  # equal evidence under another key may be another cell's
+    stages = (found.extract, found.utility, found.fidelity)
+    faults = [shelf.fault(stage.key) for stage in stages if stage is not None]
+    start = shelf.start(found)
+    protect, _, owner = found.extract.parents
+    # A mark is stolen with the release that carries it, a fingerprint with the owner's model.
+    if record.cell.base == "released" and start == (owner if record.marks else protect):
+        faults.append("it takes a fingerprint for a mark, or a mark for a fingerprint")
+    wrong = next(filter(None, (*found.contradictions(record), *faults)), "")
+    return ("does not hold", wrong) if wrong else ("holds", "")
+
+
+def _named(record: Record, answers: Iterable[_Stages]) -> _Stages | None:
+    return next((stages for stages in answers if stages.key(record.cell) == record.key), None)
+
+
+def lines(checked: Sequence[Checked]) -> Iterator[str]:
+    """Yield a line for every row that does not hold, then what came of all."""
+    counts = Counter(row.outcome for row in checked)
+    for row in checked:
+        if row.outcome == "does not hold":
+            yield " ".join(filter(None, (f"{row.place}:", row.key, row.why)))
+    yield f"{counts['holds']} of {len(checked)} rows hold, {counts['does not hold']} do not"
+    reasons = Counter(row.why for row in checked if row.outcome == "not verified")
+    yield from (f"{count} {why}" for why, count in sorted(reasons.items()))

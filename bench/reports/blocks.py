@@ -1,0 +1,285 @@
+"""Put records into the rows and blocks of tables: which suspects stand beside which.
+
+A block is one owner with one method, a row one attack; each holds the marked copies, the twins and
+the strangers that went through it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+from bench.records.nouns import Cell, Evidence, Lineage, Record, Spec, canonical
+from bench.verdicts.innocents import Innocents, innocents, lineage, model_name, secret_of
+from bench.verdicts.intervals import Spread, spread
+from bench.verdicts.verdict import Verdict, decide, detection_curve
+
+if TYPE_CHECKING:
+    from bench.records.nouns import Outline
+
+
+LONGEST_LABEL = 48
+"""Letters; a longer name gets a number and moves to the legend."""
+
+LONGEST_REASON = 48
+"""Letters; the record keeps the whole of it."""
+
+UNTOUCHED = "control.identity"
+"""The attack that does nothing; its row holds the strangers that nothing was done to."""
+
+OTHER_KEY = "another owner's mark"
+"""The row of copies of the owner that were marked with another key than the one read with."""
+
+TAUS = tuple(range(8))
+"""The bit errors of the paper's Fig. 3."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One cell of the outline with the record that answers it, if there is one."""
+
+    key: str
+    cell: Cell
+    record: Record | None
+
+    @cached_property
+    def found(self) -> Record | None:
+        """Return the record if it carries evidence."""
+        return self.record if self.record is not None and self.record.evidence else None
+
+    @cached_property
+    def lineage(self) -> Lineage:
+        """Return what the suspect descends from, as far as it is known."""
+        return lineage(self.record) if self.record else self.cell.lineage
+
+    @property
+    def hole(self) -> str:
+        """Say in words why there is no number; empty if there is one."""
+        if self.record is None:
+            return "hole"
+        if self.found:
+            return ""
+        reason = " ".join(self.record.reason.split())
+        return f"{self.record.status}: {_short(reason)}" if reason else self.record.status
+
+
+@dataclass(frozen=True)
+class Row:
+    """One attack under one claim: its cells by what their suspects descend from."""
+
+    label: str
+    suspects: Mapping[Lineage, Sequence[Asked]]
+
+    @property
+    def chain(self) -> tuple[Spec, ...]:
+        """Return what was done to the suspects."""
+        return core(next(asked.cell for group in self.suspects.values() for asked in group))
+
+    @property
+    def undone(self) -> bool:
+        """Say whether an attack on the released model gave back the clean owner."""
+        return any(asked.cell.lineage == "released" for asked in self.suspects["owner"])
+
+    def records(self, origin: Lineage) -> list[Record]:
+        """Return the records of one population that carry evidence."""
+        return [asked.found for asked in self.suspects[origin] if asked.found]
+
+
+@dataclass(frozen=True)
+class Block:
+    """Everything asked about one owner with one method."""
+
+    owner: str
+    method: str
+    asked: Sequence[Asked]
+    rows: Sequence[Row]
+
+    @cached_property
+    def records(self) -> list[Record]:
+        """Return every record there is."""
+        return [asked.record for asked in self.asked if asked.record]
+
+    @cached_property
+    def found(self) -> list[Record]:
+        """Return the records that carry evidence."""
+        return [asked.found for asked in self.asked if asked.found]
+
+    @cached_property
+    def nulls(self) -> Mapping[str, Innocents]:
+        """Return the innocents that suspects are ranked among, by claim."""
+        return innocents(self.records)
+
+
+@dataclass(frozen=True)
+class _Labels:
+    """Short names for specs, with a legend of those that had to be numbered."""
+
+    texts: Mapping[str, str]
+    legend: tuple[str, ...]
+
+    def __call__(self, *chain: Spec) -> str:
+        return " > ".join(self.texts[step.text] for step in chain)
+
+
+def grouped(outline: Outline, records: Mapping[str, Record]) -> tuple[list[Block], list[str]]:
+    """Group the outline's cells by owner and method, in the outline's order."""
+    cells = [cell for _, cell in outline.cells]
+    owners = labelled(cell.owner for cell in cells)
+    methods = labelled(cell.method for cell in cells)
+    steps = labelled(step for cell in cells for step in (*core(cell), *_control(cell)))
+    groups: dict[tuple[str, str], list[Asked]] = {}
+    for key, cell in outline.cells:
+        group = (owners(cell.owner), methods(cell.method))
+        groups.setdefault(group, []).append(Asked(key, cell, records.get(key)))
+    blocks = [
+        Block(owner, method, asked, _rows(asked, steps))
+        for (owner, method), asked in groups.items()
+    ]
+    return blocks, [*owners.legend, *methods.legend, *steps.legend]
+
+
+def _rows(asked: Sequence[Asked], steps: _Labels) -> list[Row]:
+    """Make a row per attack, then one per control: strangers stand beside what they went through.
+
+    Innocents that are no copies of the owner's shape, or no copies of its clean model, have rows
+    of their own. Rows come in the order of first mention, whichever population comes first.
+    """
+    rows: dict[str, dict[Lineage, list[Asked]]] = {}
+    controls: dict[str, dict[Lineage, list[Asked]]] = {}
+    for item in asked:
+        done, who = core(item.cell), _control(item.cell)
+        if beside := _stands_beside(item.cell):
+            rows.setdefault(steps(*done) or UNTOUCHED, _empty())[item.lineage].append(item)
+        if item.cell.base == "other key":
+            controls.setdefault(OTHER_KEY, _empty())[item.lineage].append(item)
+        elif who and not (beside and done):
+            controls.setdefault(steps(*who, *done), _empty())[item.lineage].append(item)
+    if UNTOUCHED in rows and not (rows[UNTOUCHED]["released"] or rows[UNTOUCHED]["owner"]):
+        del rows[UNTOUCHED]  # nobody asked for the untouched model: its strangers are a control's
+    return [Row(label, suspects) for label, suspects in (rows | controls).items()]
+
+
+def _empty() -> dict[Lineage, list[Asked]]:
+    return {"released": [], "owner": [], "stranger": []}
+
+
+def core(cell: Cell) -> tuple[Spec, ...]:
+    """Return what was done to the suspect, without the control that says who it is."""
+    chain = cell.attack[1:] if cell.lineage == "stranger" else cell.attack
+    return tuple(step for step in chain if step.name != UNTOUCHED)
+
+
+def _stands_beside(cell: Cell) -> bool:
+    """Say whether a suspect compares with marked copies: of the owner's shape, of no other key."""
+    shape = cell.attack[0].args.get("shape", cell.owner.name)
+    alike = cell.lineage != "stranger" or shape == cell.owner.name
+    return cell.base in ("released", "owner") and alike
+
+
+def _control(cell: Cell) -> tuple[Spec, ...]:
+    """Return what makes a stranger, whichever of its strangers it is: a control, or a model."""
+    if cell.other_model is not None:
+        return (cell.other_model,)
+    if cell.lineage != "stranger":
+        return ()
+    first = cell.attack[0]
+    kind = {name: value for name, value in first.args.items() if name != "index"}
+    return (Spec(first.name, kind, first.version),)
+
+
+def labelled(specs: Iterable[Spec]) -> _Labels:
+    """Name specs by name and by the settings that tell them from others of that name."""
+    families: dict[str, dict[str, Spec]] = {}
+    for spec in specs:
+        families.setdefault(spec.name, {})[spec.text] = spec
+    texts: dict[str, str] = {}
+    legend: list[str] = []
+    for name, family in families.items():
+        telling = _telling(list(family.values()))
+        shown = _words(list(family.values()), telling) or telling
+        for number, (key, spec) in enumerate(family.items(), start=1):
+            label = " ".join([name, *(_setting(spec, setting) for setting in shown)])
+            hidden = [setting for setting in telling if setting not in shown]
+            if len(label) > LONGEST_LABEL or label in texts.values():
+                label, hidden = f"{name} #{number}", telling
+            if hidden:
+                legend.append(f"{label}: {', '.join(_setting(spec, s) for s in hidden)}")
+            texts[key] = label
+    return _Labels(texts, tuple(legend))
+
+
+def _words(family: Sequence[Spec], telling: Sequence[str]) -> list[str]:
+    """Return the fewest telling settings that are words and tell the family apart, or none."""
+    words = [s for s in telling if all(isinstance(spec.args.get(s), str) for spec in family)]
+    words.sort(key="variant".__ne__)  # a variant names a whole set of choices, so it goes first
+    for chosen in ([], *([word] for word in words), words):
+        apart = {tuple(str(spec.args[s]) for s in chosen) for spec in family}
+        if len(apart) == len(family):
+            return chosen
+    return []
+
+
+def _telling(family: Sequence[Spec]) -> list[str]:
+    """Return the settings that take more than one value in a family of specs."""
+    names = sorted({setting for spec in family for setting in spec.args})
+    telling = [n for n in names if len({canonical(spec.args.get(n)) for spec in family}) > 1]
+    return telling + (["version"] if len({spec.version for spec in family}) > 1 else [])
+
+
+def _setting(spec: Spec, name: str) -> str:
+    value = spec.version if name == "version" else spec.args.get(name)
+    # A word speaks for itself ("cosine"), a number does not ("amount=0.4").
+    return value if isinstance(value, str) else f"{name}={canonical(value)}"
+
+
+def judged(row: Row, nulls: Mapping[str, Innocents], alpha: float) -> list[Verdict]:
+    """Judge every marked copy of a row against the innocents read with its secret."""
+    verdicts = []
+    for record in row.records("released"):
+        null = nulls[secret_of(record.cell)]
+        score = evidence_of(record).score
+        verdicts.append(decide(score, null.strangers, null.descendants, alpha, bar=null.bar))
+    return verdicts
+
+
+def detection(row: Row, origin: Lineage) -> Spread | None:
+    """Return a population's detection rate with both spreads, or None without evidence."""
+    records = row.records(origin)
+    if not records:
+        return None
+    rates = per_model((record, evidence_of(record).rate) for record in records)
+    return spread(rates, min(len(evidence_of(record).agreement) for record in records))
+
+
+def rates_by_tau(records: Sequence[Record]) -> list[list[float]]:
+    """Return for every tau one rate per model."""
+    models: dict[str, list[tuple[float, ...]]] = {}
+    for record in records:
+        curve = detection_curve(evidence_of(record), TAUS)
+        models.setdefault(model_name(record), []).append(curve)
+    means = [
+        curves[0] if len(curves) == 1 else tuple(map(fmean, zip(*curves, strict=True)))
+        for curves in models.values()
+    ]
+    return [list(rates) for rates in zip(*means, strict=True)]
+
+
+def evidence_of(record: Record) -> Evidence:
+    """Return the evidence of a record that carries some."""
+    assert record.evidence is not None  # `found` lets nothing else through
+    return record.evidence
+
+
+def per_model(readings: Iterable[tuple[Record, float]]) -> list[float]:
+    """Return one value per distinct model: a model read with two secrets is still one model."""
+    models: dict[str, list[float]] = {}
+    for record, value in readings:
+        models.setdefault(model_name(record), []).append(value)
+    return [values[0] if len(values) == 1 else fmean(values) for values in models.values()]
+
+
+def _short(reason: str) -> str:
+    return reason if len(reason) <= LONGEST_REASON else reason[: LONGEST_REASON - 1] + "…"

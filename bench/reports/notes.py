@@ -1,0 +1,242 @@
+"""Put a block of records into words: rates, verdicts, and what a reader must know of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from statistics import fmean
+from typing import TYPE_CHECKING, TypeVar
+
+from bench.records.nouns import Lineage, Record, canonical
+from bench.records.table import NOTHING
+from bench.reports.blocks import OTHER_KEY, Block, Row, core, detection, evidence_of, judged
+from bench.verdicts.innocents import Innocents, model_name, secret_of
+from bench.verdicts.intervals import Interval, mean_interval, means_agree
+from bench.verdicts.verdict import Verdict, false_positives, innocents_needed
+
+if TYPE_CHECKING:
+    from bench.records.nouns import Outline
+
+
+T = TypeVar("T", bound=Hashable)
+
+PROTECT_NOTES = (
+    *("block", "block_rule", "trigger_images", "yield", "steps"),
+    *("asked_for", "trajectories", "tried", "failed", "points", "zero_loss"),
+    *("queries", "wrong", "filled"),
+)
+"""What `protect` may report: where a mark sits, who chose the place, how it was trained, and the
+share of trigger images read without error, which a selecting owner would have kept; how many
+queries a fingerprint has of those asked for, what failed, and what filled the gap."""
+
+STEP_RATIO = "step_ratio_to_ideal"
+"""What `protect` may report about its training loop: a step's time over the fewest passes'."""
+
+LEGEND = (
+    "marked: the released model after the attack (for a fingerprint the released model is the "
+    "owner's). twin: the same attack on the owner's unmarked model, so a mark must not be read off "
+    "it. stranger: the same attack on models trained independently. Rates are shares of queries on "
+    "which the method's own rule holds: mean [95 % Wilson interval over the queries of one suspect]"
+    " (n models: lowest-highest).",
+    f"{OTHER_KEY}: the same owner's model marked with another key, not attacked, read with this "
+    "claim's; it is innocent, and as a known model ranked among nobody. Strangers of another shape "
+    "than the owner's, and models by name, stand in rows of their own and count among the "
+    "strangers.",
+    "p: the largest p-value of the marked copies, each (1 + innocents scoring at least as high) / "
+    "(1 + innocents), the larger of strangers and descendants of the clean owner; 1 for a mark "
+    "that scores no higher than the clean owner itself, the public model it was finetuned from or "
+    "a copy marked with another key. Most strangers are untouched: p against them is that of a "
+    "model left untouched, whatever the row's attack does to anybody's score; for a mark, the "
+    "twins answer for the attack. owned 2/2: the "
+    "verdict on 2 of 2 copies. statistic: mean of the method's native number. "
+    f"m/t/s: marked / twin / stranger. {NOTHING}: not asked. hole: not run yet.",
+)
+
+
+def rate_text(row: Row, origin: Lineage) -> str:
+    """Write a population's detection rate, or in words why there is none."""
+    words = count_words([asked.hole for asked in row.suspects[origin] if asked.hole])
+    spread = detection(row, origin)
+    if spread is None:
+        return words or ("the clean owner" if origin == "released" and row.undone else NOTHING)
+    low, high = spread.within
+    models = models_text(spread.models, spread.between)
+    text = f"{spread.mean:.3f} [{low:.3f}, {high:.3f}] {models}"
+    return f"{text} + {words}" if words else text
+
+
+def findings(block: Block, nulls: Mapping[str, Innocents], alpha: float) -> Iterator[str]:
+    """Yield what a reader must know to judge a block: its rule, its nulls, its warnings."""
+    if not block.found:
+        return
+    evidence = evidence_of(block.found[0])
+    rule = f"native rule {evidence.rule.text}, one query is one {evidence.unit}, {_chance(block)}."
+    noted = filter(None, [_noted(block.found)])
+    yield " ".join([rule, *noted, *distinct(_null(null, alpha) for null in nulls.values())])
+    alike = [
+        row.label
+        for row in block.rows
+        if any(evidence_of(record).rate for record in row.records("released"))  # a mark is there
+        and any(_twin_alike(verdict, alpha) for verdict in judged(row, nulls, alpha))
+    ]
+    if alike:
+        yield (
+            f"descendants of the unmarked owner score like the marked copy ({', '.join(alike)}): "
+            "the mark would be read off models that nobody marked with its key."
+        )
+    if same := _read_alike(block.found):
+        yield f"its keys read alike on all {same} suspects they share; they count as one."
+    if undone := [row.label for row in block.rows if row.undone]:
+        yield f"the suspect has the clean owner's weights, hence is a twin: {', '.join(undone)}."
+
+
+def _chance(block: Block) -> str:
+    """Write how far a model that never met the owner agrees with it.
+
+    Where nobody knows beforehand, strangers of even number tell and those of odd number check it.
+    """
+    known = evidence_of(block.found[0]).chance
+    if known is not None:
+        return f"chance agreement {known:.3g}"
+    even, odd = _stranger_scores(block, 0), _stranger_scores(block, 1)
+    if not even:
+        return "chance agreement not known: it takes strangers to tell, and none was read"
+    told = (
+        f"chance agreement not known beforehand: {fmean(even):.3f} by the strangers of even number "
+        f"(n={len(even)})"
+    )
+    interval = mean_interval(odd)
+    if interval is None or len(even) < 2:
+        return f"{told}, too few to check it on others"
+    verb = "agree" if means_agree(even, odd) else "do not agree"
+    low, high = max(0.0, interval[0]), min(1.0, interval[1])  # Student knows no bounds
+    return (
+        f"{told}; those of odd number {verb}: {fmean(odd):.3f} [{low:.3f}, {high:.3f}] "
+        f"(n={len(odd)})"
+    )
+
+
+def _stranger_scores(block: Block, parity: int) -> list[float]:
+    """Return the mean score of each untouched stranger whose number is even (0) or odd (1)."""
+    scores: dict[str, list[float]] = {}
+    for asked in block.asked:
+        control, whole = asked.cell.attack[0], not core(asked.cell)
+        index = control.args.get("index") if asked.lineage == "stranger" and whole else None
+        if asked.found and isinstance(index, int) and index % 2 == parity:
+            scores.setdefault(canonical(control.json()), []).append(evidence_of(asked.found).score)
+    return [fmean(values) for _, values in sorted(scores.items())]
+
+
+def _null(null: Innocents, alpha: float) -> str:
+    """Write the populations of innocents behind the p-values, and what they can decide."""
+    sizes = [len(null.strangers), *([] if null.descendants is None else [len(null.descendants)])]
+    needed = innocents_needed(alpha)
+    twins = "" if null.descendants is None else f" and {sizes[1]} descendants of the clean owner"
+    short = "" if min(sizes) >= needed else f"; undecided, {needed} of each are needed"
+    unread = null.descendants is not None and null.clean is None
+    clean = " The clean owner itself was not read: no copy had to score above it." * unread
+    keys = f", above {len(null.other_keys)} marked with other keys" * bool(null.other_keys)
+    return (
+        f"p from {sizes[0]} strangers{twins}, counted as models{keys}; smallest attainable p "
+        f"{_p(1 / (min(sizes) + 1))} at alpha = {alpha:g}{short}; {_level(null, alpha)}.{clean}"
+    )
+
+
+def _level(null: Innocents, alpha: float) -> str:
+    """Write how many innocents of each kind would be called owned, judged by all others."""
+    checks = {k: c for k, c in false_positives(null, alpha).items() if c.decided}
+    if not checks:
+        return "too few innocents to judge each by all others"
+    if null.descendants is None:
+        return f"ranks among strangers alone call a share of {alpha:g} of them owned at most"
+    counts = ", ".join(
+        f"{check.called} of {check.decided} {kind} (95 % upper bound {check.upper:.3f})"
+        for kind, check in checks.items()
+    )
+    return f"called owned, each judged by all others: {counts}"
+
+
+def _read_alike(found: Iterable[Record]) -> int:
+    """Return how many suspects all keys of a method were read on, if no reading tells them apart.
+
+    One reading throughout, as of a method that finds nothing anywhere, says nothing about the keys.
+    """
+    keys: dict[str, dict[str, list[float]]] = {}
+    for record in found:
+        read = keys.setdefault(secret_of(record.cell), {})
+        # The same queries may come in another order.
+        read[model_name(record)] = sorted(evidence_of(record).agreement)
+    first, *others = keys.values()
+    shared = [suspect for suspect in first if all(suspect in other for other in others)]
+    alike = all(first[suspect] == other[suspect] for suspect in shared for other in others)
+    differ = any(first[suspect] != first[shared[0]] for suspect in shared)
+    return len(shared) if others and alike and differ else 0
+
+
+def _noted(records: Iterable[Record]) -> str:
+    """Say what `protect` reported of the mark, one value per secret where secrets differ."""
+    by_secret = {r.cell.method_seed: r.notes["protect"] for r in records if r.notes.get("protect")}
+    texts = []
+    for name in PROTECT_NOTES:
+        found = [noted[name] for _, noted in sorted(by_secret.items()) if name in noted]
+        shown = dict.fromkeys(f"{v:.3f}" if isinstance(v, float) else str(v) for v in found)
+        if shown:
+            texts.append(f"{name.replace('_', ' ')}: {' and '.join(shown)}")
+    return f"{', '.join(texts)}." if texts else ""
+
+
+def _twin_alike(verdict: Verdict, alpha: float) -> bool:
+    """Say whether innocents of the owner's own family are what stands against ownership.
+
+    A copy that has lost its mark scores like strangers too: that is no complaint about twins.
+    """
+    by_strangers, by_twins = verdict.p_stranger, verdict.p_descendant
+    if by_twins is None or by_twins <= max(alpha, 1 / (1 + (verdict.n_descendants or 0))):
+        return False  # no twin scores as high
+    if by_strangers is None:
+        return False  # without strangers nobody can say that the mark is still there
+    return by_strangers <= max(alpha, 1 / (1 + verdict.n_strangers))
+
+
+def models_text(count: int, between: Interval | None) -> str:
+    """Write how many models a mean is over, and their range if there is one."""
+    return f"(n={count}: {between[0]:.3f}-{between[1]:.3f})" if between else f"(n={count})"
+
+
+def largest_p(verdicts: Sequence[Verdict]) -> str:
+    """Write the largest p-value of several copies, if every one of them has one."""
+    found = [verdict.p_value for verdict in verdicts if verdict.p_value is not None]
+    return _p(max(found)) if found and len(found) == len(verdicts) else NOTHING
+
+
+def counts_text(outcomes: Sequence[str]) -> str:
+    """Write verdicts with how often each was passed: "owned 1/2, undecided 1/2"."""
+    counted = Counter(outcomes)
+    return ", ".join(f"{o} {counted[o]}/{len(outcomes)}" for o in sorted(counted)) or NOTHING
+
+
+def count_words(words: Sequence[str]) -> str:
+    """Write the reasons for missing numbers once each: "hole (2), skipped: needs labels"."""
+    counted = Counter(words)
+    return "; ".join(w if counted[w] == 1 else f"{w} ({counted[w]})" for w in sorted(counted))
+
+
+def distinct(items: Iterable[T]) -> list[T]:
+    """Return each item once, in order of first mention."""
+    return list(dict.fromkeys(items))
+
+
+def _p(value: float) -> str:
+    return f"{value:.3f}" if value >= 0.001 else f"{value:.1e}"
+
+
+def number_text(
+    values: Sequence[float], middle: Callable[[Sequence[float]], float], decimals: int
+) -> str:
+    """Write the middle of some values, and from which to which they go."""
+    return f"{middle(values):.{decimals}f}" if values else NOTHING
+
+
+def title_text(outline: Outline) -> str:
+    """Return what a suite is called in captions."""
+    return outline.title or outline.name

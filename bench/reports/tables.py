@@ -1,0 +1,397 @@
+"""Turn records into the paper's tables and figures.
+
+A report is a pure function of an outline (what was asked, in order) and the records by key (what
+was found): the same records give the same bytes, whatever order they come in.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from statistics import fmean, median
+from typing import TYPE_CHECKING
+
+from bench.records.nouns import POPULATIONS, Cost, Fidelity, Lineage, Record, canonical
+from bench.records.table import NOTHING, Table
+from bench.reports.blocks import (
+    TAUS,
+    Block,
+    Row,
+    detection,
+    evidence_of,
+    grouped,
+    judged,
+    per_model,
+    rates_by_tau,
+)
+from bench.reports.notes import (
+    LEGEND,
+    STEP_RATIO,
+    count_words,
+    counts_text,
+    distinct,
+    findings,
+    largest_p,
+    models_text,
+    number_text,
+    rate_text,
+    title_text,
+)
+from bench.verdicts import bounds
+from bench.verdicts.innocents import Innocents
+from bench.verdicts.intervals import between, difference_interval, mean_interval
+
+if TYPE_CHECKING:
+    from bench.records.nouns import Outline
+
+
+def tables(outline: Outline, records: Mapping[str, Record]) -> tuple[Table, ...]:
+    """Return Tables 2 and 3 and, of the others, those that the suite has numbers for.
+
+    They are Table 1 where one mark was put at several blocks, Table 2 once more with a column per
+    method where there are several, and Fig. 3 and the bounds of 3.3 where bit errors are counted.
+    """
+    blocks, legend = grouped(outline, records)
+    groups = [(block.owner, block.method, block.records) for block in blocks]
+    found = (
+        _table_1(outline, blocks),
+        _table_2(outline, blocks, legend),
+        _side_by_side(outline, blocks, legend),
+        _table_3(outline, blocks),
+        _figure_3(blocks),
+        bounds.bounds_table(outline, groups),
+    )
+    return tuple(table for table in found if table.rows or table.name in ("Table 2", "Table 3"))
+
+
+def _table_1(outline: Outline, blocks: Sequence[Block]) -> Table:
+    """Return what is read off the marked copy and its twin, for each block a mark was put at."""
+    places: dict[str, list[tuple[int, Block]]] = {}
+    for block in blocks:
+        method = block.asked[0].cell.method
+        if isinstance(at := method.args.get("block"), int):
+            alike = {name: value for name, value in method.args.items() if name != "block"}
+            key = canonical([block.owner, method.name, method.version, alike])
+            places.setdefault(key, []).append((at, block))
+    sweeps = [sorted(found, key=lambda f: f[0]) for found in places.values() if len(found) > 1]
+    rows = [
+        (block.owner, block.asked[0].cell.method.name, str(at), row.label, *_place(row))
+        for sweep in sweeps
+        for at, block in sweep
+        for row in block.rows
+        if row.records("released")
+    ]
+    return Table(
+        name="Table 1",
+        caption=f"what the block that a mark is put at decides ({title_text(outline)})",
+        columns=(
+            *("owner", "method", "block", "attack", "marked R(0)", "marked R(4)"),
+            *("marked errors", "twin R(0)", "twin R(4)", "twin errors"),
+        ),
+        rows=tuple(rows),
+        notes=(
+            "block: 0-based number of the last frozen block, whose output is written to. R: share "
+            "of images read with at most so many bit errors; errors: their mean. Means over "
+            "models, twins over seeds.",
+            *outline.reductions,
+        ),
+        heads=2,
+    )
+
+
+def _place(row: Row) -> tuple[str, ...]:
+    """Write R(0), R(4) and the mean bit errors of marked copies, then of twins."""
+    cells: list[str] = []
+    for origin, _ in POPULATIONS[:2]:
+        records = row.records(origin)
+        rates = rates_by_tau(records)
+        errors = per_model((r, fmean(evidence_of(r).statistic)) for r in records)
+        cells += [*(number_text(rates[tau], fmean, 3) if rates else NOTHING for tau in (0, 4))]
+        cells.append(number_text(errors, fmean, 2))
+    return tuple(cells)
+
+
+def _table_2(outline: Outline, blocks: Sequence[Block], legend: Sequence[str]) -> Table:
+    """Return detection rates, verdicts and utility for every attack, after the price of a mark."""
+    tasks: dict[str, str] = {}
+    rows: list[tuple[str, ...]] = []
+    notes: list[str] = []
+    for block in blocks:
+        nulls = block.nulls
+        access = sorted({record.access for record in block.records if record.access})
+        head = (block.owner, block.method, f"needs {'; '.join(access)}" if access else NOTHING)
+        body = [
+            *price(block),
+            *(_attack_row(row, nulls, outline.alpha, tasks) for row in block.rows),
+        ]
+        rows += [(*head, *cells) for cells in body]
+        notes += [
+            f"{block.owner}, {block.method}: {n}" for n in findings(block, nulls, outline.alpha)
+        ]
+    return Table(
+        name="Table 2",
+        caption=f"who is recognised after which attack ({title_text(outline)})",
+        columns=(
+            *("owner", "method", "access"),
+            *("attack", "marked", "twin", "stranger", "statistic (m/t/s)", "p", "verdict"),
+            "utility (m/t)",
+        ),
+        rows=tuple(rows),
+        notes=(
+            *LEGEND,
+            *(f"utility {number}: {task}." for task, number in tasks.items()),
+            *legend,
+            *notes,
+            *outline.reductions,
+            *outline.warnings,
+        ),
+        heads=3,
+    )
+
+
+def _side_by_side(outline: Outline, blocks: Sequence[Block], legend: Sequence[str]) -> Table:
+    """Return Table 2 in the paper's shape: a column per method, positive rows, then negative."""
+    rows: list[tuple[str, ...]] = []
+    methods = distinct(block.method for block in blocks)
+    for owner in distinct(block.owner for block in blocks):
+        by_method = {block.method: block for block in blocks if block.owner == owner}
+        columns = [by_method.get(method) for method in methods]
+        rows += [(owner, *cells) for cells in _columns(columns, outline.alpha)]
+    return Table(
+        name="Table 2 side by side",
+        caption=f"every method on copies made by the same recipes ({title_text(outline)})",
+        columns=("owner", "kind", "experiment", *methods),
+        rows=tuple(rows) if len(methods) > 1 else (),
+        notes=(
+            "rates are shares of queries by each method's own rule, means over models (n); they "
+            "differ in unit, the verdicts (how many of the copies) do not. Verdicts are "
+            "conditional on this owner and these strangers; a mark is attacked in its own released "
+            "model. Table 2 has the intervals and the reductions. A fingerprint has no twins: "
+            "whatever descends from the unmarked owner is its own.",
+            *legend,
+        ),
+        heads=2,
+    )
+
+
+KINDS = {
+    "released": "positive: the released model after the attack",
+    "owner": "negative: descendants of the unmarked owner, the same attack (twins)",
+    "stranger": "negative: models that owe the owner nothing, attacked alike",
+}
+
+
+def _columns(blocks: Sequence[Block | None], alpha: float) -> Iterator[tuple[str, ...]]:
+    """Yield kind, experiment and one text per method, for all that was asked of any."""
+    there = [block for block in blocks if block is not None]
+    nulls = [block.nulls if block else {} for block in blocks]
+    tables = [{row.label: row for row in block.rows} if block else {} for block in blocks]
+    labels = distinct(row.label for block in there for row in block.rows)
+    yield ("what is compared", "needs", *(_needs(block) for block in blocks))
+    yield ("what is compared", "rate of", *(_rule(block) for block in blocks))
+    yield ("what is compared", "price: feature cosine", *(_brief_price(block) for block in blocks))
+    for origin, _ in POPULATIONS:
+        shown: set[tuple[str, ...]] = set()
+        for label in labels:
+            cells = tuple(
+                _brief(rows.get(label), origin, null, alpha)
+                for rows, null in zip(tables, nulls, strict=True)
+            )
+            if set(cells) != {NOTHING} and (cells not in shown or origin == "released"):
+                yield (KINDS[origin], label, *cells)  # untouched strangers stand in two rows
+            shown.add(cells)
+
+
+def _brief(row: Row | None, origin: Lineage, nulls: Mapping[str, Innocents], alpha: float) -> str:
+    """Write a rate and, of marked copies, the verdicts; in words why there is none."""
+    if row is None:
+        return NOTHING
+    spread = detection(row, origin)
+    if spread is None:
+        asked = row.suspects[origin]
+        # A reason is a sentence, and stands in Table 2.
+        states = [a.record.status if a.record else "hole" for a in asked if a.hole]
+        return count_words(states) if states else rate_text(row, origin)
+    if origin != "released":
+        return f"{spread.mean:.3f} (n={spread.models})"
+    outcomes = [verdict.outcome for verdict in judged(row, nulls, alpha)]
+    return f"{spread.mean:.3f} {counts_text(outcomes)}"
+
+
+def _needs(block: Block | None) -> str:
+    return "; ".join(sorted({r.access for r in block.records if r.access})) if block else NOTHING
+
+
+def _rule(block: Block | None) -> str:
+    """Name a query and what counts as a detection: "images, bit errors <= 5"."""
+    if block is None or not block.found:
+        return NOTHING
+    evidence = evidence_of(block.found[0])
+    return f"{evidence.unit}: {evidence.rule.text}"
+
+
+def _brief_price(block: Block | None) -> str:
+    prices = [r.fidelity for r in block.records if r.fidelity] if block else []
+    return f"{fmean(fmean(p.feature_cosine) for p in prices):.3f}" if prices else NOTHING
+
+
+def price(block: Block) -> list[tuple[str, ...]]:
+    """Return the rows that price a mark: the released model, without injection, before attacks."""
+    prices = list({r.cell.method_seed: r.fidelity for r in block.records if r.fidelity}.values())
+    if not prices:
+        return []
+    blank = (NOTHING,) * 6
+    return [
+        ("price: feature cosine", _cosine(prices), *blank),
+        ("price: probe accuracy, owner -> released", _probe(prices), *blank),
+    ]
+
+
+def _cosine(prices: Sequence[Fidelity]) -> str:
+    means = [fmean(price.feature_cosine) for price in prices]
+    intervals = [mean_interval(price.feature_cosine) for price in prices]
+    known = [interval for interval in intervals if interval]
+    models = models_text(len(means), between(means))
+    if not known:
+        return f"{fmean(means):.4f} {models}"
+    low = fmean(low for low, _ in known)
+    high = min(1.0, fmean(high for _, high in known))  # Student knows no bound, a cosine has one
+    return f"{fmean(means):.4f} [{low:.4f}, {high:.4f}] {models}"
+
+
+def _probe(prices: Sequence[Fidelity]) -> str:
+    before = fmean(price.owner_probe_accuracy for price in prices)
+    after = [price.released_probe_accuracy for price in prices]
+    n = min(price.probe_images for price in prices)
+    low, high = difference_interval(before, fmean(after), n)
+    change = fmean(after) - before
+    return (
+        f"{before:.3f} -> {fmean(after):.3f}: {change:+.3f} [{low:+.3f}, {high:+.3f}] "
+        f"{models_text(len(after), between(after))}"
+    )
+
+
+def _attack_row(
+    row: Row, nulls: Mapping[str, Innocents], alpha: float, tasks: dict[str, str]
+) -> tuple[str, ...]:
+    verdicts = judged(row, nulls, alpha)
+    native = _statistics(row)
+    return (
+        row.label,
+        *(rate_text(row, origin) for origin, _ in POPULATIONS),
+        NOTHING if set(native) == {NOTHING} else " / ".join(native),
+        largest_p(verdicts),
+        counts_text([verdict.outcome for verdict in verdicts]),
+        utility_text(row, tasks),
+    )
+
+
+def _statistics(row: Row) -> list[str]:
+    """Write each population's native statistic, mean over models, or that nothing is there."""
+    found = [
+        per_model((r, fmean(evidence_of(r).statistic)) for r in row.records(origin))
+        for origin, _ in POPULATIONS
+    ]
+    return [f"{fmean(means):#.3g}" if means else NOTHING for means in found]
+
+
+def utility_text(row: Row, tasks: dict[str, str]) -> str:
+    """Write marked / twin with the numbers of the tasks; `tasks` gains those not met before."""
+    texts, numbers = [], set()
+    for origin in ("released", "owner"):
+        measured = [(r, r.utility) for r in row.records(origin) if r.utility is not None]
+        values = per_model((record, utility.value) for record, utility in measured)
+        texts.append(f"{fmean(values):.3f}" if values else NOTHING)
+        for _, utility in measured:
+            task = f"{utility.metric}, {utility.task}, n = {utility.n}"
+            numbers.add(tasks.setdefault(task, f"({len(tasks) + 1})"))
+    return f"{' / '.join(texts)} {''.join(sorted(numbers))}" if numbers else NOTHING
+
+
+def _table_3(outline: Outline, blocks: Sequence[Block]) -> Table:
+    """Return what embedding and extraction cost, beside the fewest passes they need."""
+    return Table(
+        name="Table 3",
+        caption=f"what marking and reading cost ({title_text(outline)})",
+        heads=2,
+        columns=(
+            *("owner", "device", "method", "embed min", "embed s", "ideal s", "ratio", "step"),
+            *("extract s", "ideal s", "ratio", "forward (e/x)", "backward (e/x)", "peak MB"),
+        ),
+        rows=tuple(cost_row(block) for block in blocks),
+        notes=(
+            "embed: mean over method seeds. extract: median over suspects. ideal: the fewest "
+            "passes the variant needs, timed on the same device in the same run. step: a training "
+            "step over its ideal, without set-up. e/x: embedding / extraction, in images through "
+            "the whole depth.",
+            *outline.reductions,
+        ),
+    )
+
+
+def cost_row(block: Block) -> tuple[str, ...]:
+    """Return a block's row of Table 3."""
+    # Embedding happens once per seed, however many suspects are read with its secret.
+    embeds = list(
+        {
+            r.cell.method_seed: r.costs["protect"] for r in block.records if "protect" in r.costs
+        }.values()
+    )
+    reads = [r.costs["extract"] for r in block.found if "extract" in r.costs]
+    both = [*embeds, *reads]
+    notes = {r.cell.method_seed: r.notes.get("protect", {}) for r in block.records}
+    steps = [float(n[STEP_RATIO]) for n in notes.values() if n.get(STEP_RATIO) is not None]
+    return (
+        block.owner,
+        ", ".join(sorted({cost.device for cost in both if cost.device})) or NOTHING,
+        block.method,
+        number_text([cost.seconds / 60 for cost in embeds], fmean, 2),
+        *_seconds(embeds, fmean),
+        number_text(steps, median, 2),
+        *_seconds(reads, median),
+        _passes([c.forward_passes for c in embeds], [c.forward_passes for c in reads]),
+        _passes([c.backward_passes for c in embeds], [c.backward_passes for c in reads]),
+        number_text([cost.peak_memory_mb for cost in both], max, 0),
+    )
+
+
+def _passes(embeds: Sequence[float], reads: Sequence[float]) -> str:
+    return f"{number_text(embeds, fmean, 0)}/{number_text(reads, median, 0)}"
+
+
+def _seconds(costs: Sequence[Cost], middle: Callable[[Sequence[float]], float]) -> tuple[str, ...]:
+    """Write seconds, ideal seconds and their ratio, the ratio from the same stages as the ideal."""
+    paired = [(c.seconds, c.ideal_seconds) for c in costs if c.ideal_seconds]
+    ratios = [seconds / ideal for seconds, ideal in paired]
+    return (
+        number_text([cost.seconds for cost in costs], middle, 2),
+        number_text([ideal for _, ideal in paired], middle, 2),
+        number_text(ratios, middle, 2),
+    )
+
+
+def _figure_3(blocks: Sequence[Block]) -> Table:
+    """Return R at every tau for methods that count bit errors: the paper's Fig. 3 as numbers."""
+    rows = []
+    for block in blocks:
+        if not any(evidence_of(record).rule.statistic == "bit errors" for record in block.found):
+            continue
+        for row, (origin, name) in itertools.product(block.rows, POPULATIONS):
+            if curve := _curve(row.records(origin)):
+                rows.append((block.owner, block.method, row.label, name, *curve))
+    return Table(
+        name="Figure 3",
+        caption="R, the share of images read with at most tau bit errors, mean over n models",
+        columns=("owner", "method", "attack", "suspect", "n", *(f"tau {tau}" for tau in TAUS)),
+        rows=tuple(rows),
+        notes=LEGEND[:1],
+        heads=2,
+    )
+
+
+def _curve(records: Sequence[Record]) -> tuple[str, ...]:
+    """Write the number of models and their mean rate at every tau; empty without models."""
+    if not records:
+        return ()
+    by_tau = rates_by_tau(records)
+    return (str(len(by_tau[0])), *(f"{fmean(rates):.3f}" for rates in by_tau))

@@ -1,0 +1,369 @@
+"""Foresee what a plan costs: passes from the plug-ins' settings, time from what was measured here.
+
+Or from what is declared of a device that is not here: its peak, at a stated share of it. Passes
+alone are priced; loading, writing and the passes timed for comparison come on top.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from statistics import median
+from typing import Any, cast
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from bench.data.images import Preprocess
+from bench.data.manifest import split
+from bench.models.libraries import build
+from bench.models.vision import Architecture
+from bench.records.nouns import Passes, Sizes, UserError
+from bench.records.settings import suggestion
+from bench.records.store import Artefact, Store
+from bench.registry import ATTACKS, METHODS
+from bench.runs.owners import architecture_of
+from bench.suite.graph import UNTOUCHED, Kind, Plan, Stage
+from bench.suite.todo import guesses, spare_copies, start
+
+BFLOAT16_PEAKS: dict[str, float] = {"a100-80gb": 312e12, "h100": 989e12, "h200": 989e12}
+"""Operations a second on dense bfloat16 matrices, by the makers' data sheets (SXM boards)."""
+
+UTILISATION = 0.4
+"""The share of its peak that a device is taken to reach; measure yours with a first stage."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What a model is to a budget: operations of a forward pass, bytes of weights, sizes."""
+
+    operations: float
+    bytes: int
+    classes: int
+    blocks: int
+    tokens: int
+    width: int
+    preprocess: Preprocess
+
+    @property
+    def pixels(self) -> int:
+        """Return the bytes of a decoded image."""
+        return 3 * math.prod(self.preprocess.size)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What the missing stages of one kind will take; None where nothing tells."""
+
+    kind: Kind | None  # None: of all kinds together
+    stages: int
+    there: int
+    forward: float | None
+    backward: float | None
+    bound: str  # of both counts: "", "≥", "≤" or "~"
+    seconds: float | None
+    bytes: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """The rows, the most bytes at once where copies are dropped, those of decoded images."""
+
+    rows: tuple[Row, ...]
+    at_once: float | None
+    decoded: int
+
+    @property
+    def total(self) -> Row:
+        """Add the rows up."""
+        rows = self.rows
+        signs = {row.bound for row in rows} - {""}
+        return Row(
+            None,
+            sum(row.stages for row in rows),
+            sum(row.there for row in rows),
+            _total(row.forward for row in rows),
+            _total(row.backward for row in rows),
+            "~" if len(signs) > 1 else "".join(signs),
+            _total(row.seconds for row in rows),
+            _total(row.bytes for row in rows),
+        )
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Say what the rows leave out."""
+        at_once = "?" if self.at_once is None else f"{self.at_once / 1e9:.1f}"
+        return (
+            f"with --drop-copies, of these GB at once: {at_once}, one stage at a time",
+            f"decoded images beside that: {self.decoded / 1e9:.1f} GB at most",
+        )
+
+
+def basis(device: str | None) -> str:
+    """Say where times and sizes come from."""
+    if device is None:
+        return (
+            "time and GB: of stages alike in the store, else of as many passes of the same model; "
+            "forward and backward: images through the whole model; ? nothing here tells"
+        )
+    peak = BFLOAT16_PEAKS[device] / 1e12
+    return (
+        f"GPU time is an estimate, nothing was measured: the passes alone, at {UTILISATION:.0%} of "
+        f"the {peak:.0f} TFLOP/s that are declared of {device} (bfloat16, dense)"
+    )
+
+
+@functools.cache
+def shape(architecture: Architecture) -> Shape:
+    """Measure a model that is built without weights: nothing is drawn, nothing is fetched."""
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        model = build(architecture)
+        blank = torch.zeros(1, 3, *model.preprocess.size)
+        with torch.no_grad():
+            tokens = model.forward_features(blank)
+    blocks = 1 if model.trunk.blocks is None else len(model.blocks)
+    size = sum(value.nbytes for value in model.state_dict().values())
+    return Shape(
+        float(counter.get_total_flops()),
+        size,
+        model.classes,
+        blocks,
+        tokens.shape[1],
+        model.width,
+        model.preprocess,
+    )
+
+
+def budget(plan: Plan, store: Store, todo: Iterable[str], device: str | None = None) -> Budget:
+    """Price the stages in `todo`, kind by kind.
+
+    Raises:
+        UserError: nothing is declared of a device of this name.
+
+    """
+    if device is not None and device not in BFLOAT16_PEAKS:
+        raise UserError(f"--device: no device '{device}'{suggestion(device, BFLOAT16_PEAKS)}")
+    clerk, left = _Clerk(plan, store, device), set(todo)
+    kinds = dict.fromkeys(stage.kind for stage in plan.stages.values())
+    rows = []
+    for kind in kinds:
+        keys = [key for key, stage in plan.stages.items() if stage.kind == kind]
+        ahead = [key for key in keys if key in left]
+        passes = [clerk.passes(plan.stages[key]) for key in ahead]
+        known = [p for p in passes if p is not None]
+        whole = len(known) == len(passes)
+        rows.append(
+            Row(
+                kind,
+                len(ahead),
+                len(keys) - len(ahead),
+                sum(p.forward for p in known) if whole else None,
+                sum(p.backward for p in known) if whole else None,
+                _bound(known),
+                _total(clerk.seconds(key) for key in ahead),
+                _total(clerk.bytes(key) for key in ahead),
+            )
+        )
+    sizes = {key: clerk.bytes(key) for key in plan.stages if key in left}
+    decoded = clerk.decoded([plan.stages[key] for key in left])
+    return Budget(tuple(rows), _at_once(plan, sizes), decoded)
+
+
+def _at_once(plan: Plan, sizes: Mapping[str, float | None]) -> float | None:
+    """Return the most that lies on disk when stages are made in turn and spare copies dropped."""
+    left, there, most = dict(sizes), dict[str, float](), 0.0
+    for key, size in sizes.items():
+        if size is None:
+            return None
+        there[key] = size
+        del left[key]
+        most = max(most, sum(there.values()))
+        for spare in spare_copies(plan, left):
+            there.pop(spare, None)
+    return most
+
+
+def _total(parts: Iterable[float | None]) -> float | None:
+    found = list(parts)
+    return None if None in found else float(sum(cast(list[float], found)))
+
+
+def _bound(passes: Iterable[Passes]) -> str:
+    signs = {"exact": "", "at least": "≥", "at most": "≤", "about": "~"}
+    found = {signs[p.bound] for p in passes} - {""}
+    return found.pop() if len(found) == 1 else "~" if found else ""
+
+
+class _Clerk:
+    """Answers for one plan and one store; measures every architecture and reads every list once."""
+
+    def __init__(self, plan: Plan, store: Store, device: str | None) -> None:
+        self.plan, self.device = plan, device
+        self.guessed, self.pace = guesses(plan, store), _pace(store)
+        self._pools = functools.cache(lambda data: split(plan.manifest(data)))
+        self._model = functools.cache(self._architecture)
+
+    def _architecture(self, key: str) -> Architecture:
+        first = self.plan.stages[key]
+        if first.kind == "cohort":
+            return Architecture("embedded", str(first.recipe.get("shape", "mini")))
+        return architecture_of(self.plan.owners[key])
+
+    def count(self, data: str, *names: str) -> int:
+        """Count the images of some pools of a data set."""
+        return sum(len(getattr(self._pools(data), name)) for name in names)
+
+    def shape(self, stage: Stage) -> Shape:
+        """Measure the model a stage works on: that of the owner, or innocent, it began with."""
+        return shape(self._model(start(stage, self.plan.stages).key))
+
+    def passes(self, stage: Stage) -> Passes | None:
+        """Count the passes of a stage, or None where its plug-in does not say."""
+        work = getattr(self, f"_{stage.kind}", None)
+        return Passes() if work is None else cast(Passes | None, work(stage))
+
+    def _cohort(self, stage: Stage) -> None:
+        """Strangers train in a loop of their own; only earlier runs tell."""
+
+    def _classifier(self, stage: Stage) -> Passes:
+        how = cast(dict[str, Any], stage.recipe["classifier"])
+        count = self.count(stage.recipe["data"], "owner_images")
+        if how["backbone"] == "frozen":
+            return Passes(count)
+        return Passes(how["epochs"] * count, how["epochs"] * count)
+
+    def _protect(self, stage: Stage) -> Passes | None:
+        method = _method(stage)
+        return _asked(method, "protect_passes", self._sizes(stage, stage.recipe["data"]))
+
+    def _extract(self, stage: Stage) -> Passes | None:
+        protect = self.plan.stages[stage.parents[0]]
+        data = protect.recipe["data"]
+        found = _asked(_method(protect), "extract_passes", self._sizes(protect, data))
+        if found and stage.recipe.get("readout") == "relinear":
+            fitted = self.count(data, "owner_images")
+            return Passes(found.forward + fitted, found.backward, found.frozen, found.bound)
+        return found
+
+    def _attack(self, stage: Stage) -> Passes | None:
+        step = cast(dict[str, Any], stage.recipe["step"])
+        attack = ATTACKS.build(step["name"], step["args"])
+        sizes = self._sizes(stage, stage.recipe["data"], "thief_images", None)
+        return _asked(attack, "passes", sizes)
+
+    def _utility(self, stage: Stage) -> Passes:
+        own, owner, probe = (stage.recipe[name] for name in ("own", "owner", "probe"))
+        if own:  # unless the attack left no head for its task, which a probe then stands in for
+            return Passes(self.count(own, "thief_held_out"), bound="about")
+        images = self.plan.manifest(owner)
+        if images.classes and not images.masked and self._classes(stage) == len(images.classes):
+            return Passes(self.count(owner, "owner_held_out"))
+        return Passes(self.count(probe, "owner_images", "owner_held_out"))
+
+    def _fidelity(self, stage: Stage) -> Passes:
+        owner, probe = stage.recipe["owner"], stage.recipe["probe"]
+        looked = self.count(owner, "owner_held_out")
+        return Passes(2 * (looked + self.count(probe, "owner_images", "owner_held_out")))
+
+    def _classes(self, stage: Stage) -> int:
+        while stage.parents:
+            stage = self.plan.stages[stage.parents[0]]
+            if stage.kind == "classifier":
+                return len(self.plan.manifest(stage.recipe["data"]).classes)
+        return 0 if stage.kind == "cohort" else self.shape(stage).classes
+
+    def _sizes(
+        self, stage: Stage, data: str, images: str = "owner_images", held: str | None = ""
+    ) -> Sizes:
+        made = self.shape(stage)
+        held_out = 0 if held is None else self.count(data, "owner_held_out")
+        return Sizes(self.count(data, images), held_out, made.blocks, made.tokens, made.width)
+
+    def seconds(self, key: str) -> float | None:
+        """Price a stage: as others like it, by the pace of its model here, or as declared."""
+        stage = self.plan.stages[key]
+        if self.device is None and key in self.guessed:
+            return self.guessed[key][0]
+        passes = self.passes(stage)
+        if passes is None or not passes.work:
+            return None if passes is None else 0.0
+        if self.device is not None:
+            speed = BFLOAT16_PEAKS[self.device] * UTILISATION
+            return passes.work * self.shape(stage).operations / speed
+        found = self._model(start(stage, self.plan.stages).key)
+        pace = self.pace.get((found.name, found.image_size))
+        return None if pace is None else passes.work * pace
+
+    def bytes(self, key: str) -> float | None:
+        """Foresee the disk a stage takes: a model's weights, and a secret's images."""
+        if key in self.guessed:
+            return self.guessed[key][1]
+        stage = self.plan.stages[key]
+        if stage.kind == "cohort":
+            return None
+        kept = self.shape(stage).bytes if _keeps_a_model(stage) else 0
+        if stage.kind != "protect":
+            return kept
+        asked = _asked(_method(stage), "extract_passes", self._sizes(stage, stage.recipe["data"]))
+        return None if asked is None else kept + asked.forward * self.shape(stage).pixels
+
+    def decoded(self, stages: Iterable[Stage]) -> int:
+        """Add up the pools that stages will decode, each once for every size it is needed in."""
+        found = {
+            (data, pool, self.shape(stage).preprocess): self.shape(stage).pixels
+            for stage in stages
+            for data, pool in self._looked_at(stage)
+        }
+        return sum(self.count(data, pool) * size for (data, pool, _), size in found.items())
+
+    def _looked_at(self, stage: Stage) -> Iterator[tuple[str, str]]:
+        owners, recipe = ("owner_images", "owner_held_out"), stage.recipe
+        if stage.kind == "attack":
+            yield recipe["data"], "thief_images"
+        if stage.kind == "classifier":
+            yield recipe["data"], "owner_images"
+        if stage.kind == "protect":
+            yield from ((recipe["data"], pool) for pool in owners)
+        if stage.kind in ("utility", "fidelity"):
+            yield from ((recipe["probe"], pool) for pool in owners)
+            yield recipe["owner"], "owner_held_out"
+        if recipe.get("own"):
+            yield recipe["own"], "thief_held_out"
+
+
+def _keeps_a_model(stage: Stage) -> bool:
+    if stage.kind == "attack":
+        return bool(stage.recipe["step"]["name"] != UNTOUCHED)
+    if stage.kind == "protect":
+        return METHODS.get(stage.recipe["method"]["name"]).marks
+    return stage.kind in ("owner", "classifier")
+
+
+def _method(protect: Stage) -> object:
+    spec = cast(dict[str, Any], protect.recipe["method"])
+    return METHODS.build(spec["name"], spec["args"])
+
+
+def _asked(plugin: object, name: str, sizes: Sizes) -> Passes | None:
+    """Ask a plug-in for its passes; one from elsewhere may not know any."""
+    ask = getattr(plugin, name, None)
+    return None if ask is None else cast(Passes, ask(sizes))
+
+
+def _pace(store: Store) -> dict[tuple[str, int | None], float]:
+    """Return the seconds of a forward pass of every model that was trained or attacked here."""
+    found: dict[tuple[str, int | None], list[float]] = {}
+    for artefact in store:
+        if made := _timed(artefact):
+            found.setdefault(made[0], []).append(made[1])
+    return {model: median(paces) for model, paces in found.items()}
+
+
+def _timed(artefact: Artefact) -> tuple[tuple[str, int | None], float] | None:
+    described, cost = artefact.payload.get("architecture"), artefact.payload["cost"]
+    work = Passes(cost["forward_passes"], cost["backward_passes"]).work
+    if described is None or not work:
+        return None
+    return (described["name"], described["image_size"]), cost["seconds"] / work

@@ -1,0 +1,496 @@
+"""Mark or fingerprint a model for its owner, and say of a suspect whether it is that model.
+
+Whatever the method, a claim is judged by rank among innocent models, given as files: strangers that
+owe the owner nothing and, for a mark, descendants of the clean owner.
+
+"User-specific binary signature" (A. Chistyakova, M. Pautov, "ActiveMark: on watermarking of visual
+foundation models via massive activations", arXiv:2510.04966, section 3.2) is here a copy marked
+anew for every user, with a secret of its own throughout. Sharing the encoder and the decoder
+between users would not tell them apart: the message is an input at verification, and a channel
+trained on fresh messages carries anybody's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from bench.data.images import Images, Preprocess, load
+from bench.data.manifest import Manifest
+from bench.models.libraries import build
+from bench.models.suspect import View
+from bench.models.vision import Architecture, VisionModel
+from bench.models.weights import read_weights, weights_digest
+from bench.records import nouns
+from bench.records.files import write_atomically
+from bench.records.nouns import Access, Evidence, Incompatible, Spec, UserError
+from bench.registry import METHODS
+from bench.runs.key import Key, is_key
+from bench.suite.owners import WEIGHT_FILES
+from bench.types import Context, Method
+from bench.verdicts.verdict import Verdict, decide, innocents_needed
+
+HELD_OUT = 0.3
+"""Share of the owner's source images that a method may test on but not train on."""
+
+HEADS = ("head", "heads", "head_dist", "classifier", "fc", "linear", "decode_head", "segmentation")
+"""What libraries call a head: the only tensors beside the backbone's that a suspect may hold."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Claim:
+    """A protected model with its key, and what the key reads off it and off the clean owner."""
+
+    model: VisionModel
+    key: Key
+    released: Evidence
+    clean: Evidence
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Loaded:
+    """A model from a file, the parts of the file that are no backbone, and its weights' name."""
+
+    model: VisionModel
+    ignored: Mapping[str, int]  # tensors left out, by the first part of their names
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What every key read off one model, in the order of the keys; a reason where it could not."""
+
+    name: str
+    digest: str
+    found: tuple[Evidence | str, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Finding:
+    """What one key says of the suspect: evidence and verdict, or why it could not be read.
+
+    `verdict` is at the level alpha / `keys`: with many keys, one fits by chance more easily.
+    """
+
+    key: Key
+    evidence: Evidence | str
+    verdict: Verdict | None
+    known: float  # highest agreement of a model known to be innocent of this key
+    keys: int
+
+    @property
+    def p_value(self) -> float | None:
+        """Return the p-value corrected for the number of keys (Bonferroni)."""
+        p = self.verdict.p_value if self.verdict else None
+        return None if p is None else min(1.0, p * self.keys)
+
+    @property
+    def outcome(self) -> str:
+        """Return the verdict in a word or two."""
+        return self.verdict.outcome if self.verdict else "incompatible"
+
+
+def owners_images(listed: Manifest, preprocess: Preprocess) -> tuple[Images, Images]:
+    """Decode all images of a data set, in those to work with and those held out, by source."""
+    sources = sorted({item.source for item in listed.items}, key=nouns.digest)
+    first = round((1 - HELD_OUT) * len(sources))
+    if not 0 < first < len(sources):
+        raise UserError(f"--images: expected two different images at least, got {len(sources)}")
+    kept = set(sources[:first])
+    pools: tuple[list[int], list[int]] = ([], [])
+    for position, item in enumerate(listed.items):
+        pools[item.source not in kept].append(position)
+    images, held_out = (load(listed, pool, preprocess) for pool in pools)
+    return images, held_out
+
+
+def generator(seed: int | None, user: str) -> torch.Generator:
+    """Return the randomness of one key: fixed by a seed and the user's name, or unpredictable."""
+    rng = torch.Generator()
+    if seed is not None:
+        return rng.manual_seed(int(nouns.digest("key", seed, user), 16) >> 1)
+    # PyTorch's CPU generator keeps 32 bits of a seed, few enough to try them all: starting
+    # somewhere in the sequence instead of at its beginning adds 24.
+    rng.manual_seed(secrets.randbits(32))
+    torch.rand(secrets.randbits(24), generator=rng)
+    return rng
+
+
+def protect(
+    owner: VisionModel,
+    spec: Spec,
+    pools: tuple[Images, Images],
+    rng: torch.Generator,
+    device: torch.device,
+    user: str = "",
+) -> Claim:
+    """Protect a model and read the new key off the result and off the clean owner.
+
+    Raises:
+        Incompatible: the method cannot work with this model.
+
+    """
+    method = METHODS.build(spec.name, spec.args)
+    if method.needs & Access.BLACK_BOX and owner.classes == 0:
+        raise Incompatible(
+            f"{spec.name} asks for {method.needs.text}, and {owner.architecture.name} has no "
+            "classifier; choose a method that reads weights"
+        )
+    # A suspect is read without its head, where the method does not ask for labels.
+    whole = method.marks or bool(method.needs & Access.BLACK_BOX)
+    given = (owner if whole else _headless(owner)).to(device)
+    made = method.protect(given, Context(device, rng, *pools))
+    secret = {name: value.detach().cpu() for name, value in made.secret.items()}
+    released = _extract(method, secret, made.model, device)
+    clean = _extract(method, secret, given, device)
+    key = Key(
+        secret=secret,
+        method=spec,
+        owner=owner.architecture,
+        clean=weights_digest(_headless(owner.cpu())),
+        released=weights_digest(_headless(made.model.cpu())),
+        clean_score=clean.score,
+        released_score=released.score,
+        user=user,
+    )
+    return Claim(made.model, key, released, clean)
+
+
+def read_others(key: Key, copies: Sequence[Path], device: torch.device) -> Key:
+    """Read a key off the other users' copies, and return it with the highest agreement found."""
+    found = [read_file(copy, [key], device).found[0] for copy in copies]
+    scores = [evidence.score for evidence in found if isinstance(evidence, Evidence)]
+    return dataclasses.replace(key, others_score=max(scores, default=None))
+
+
+def release(model: VisionModel, path: Path) -> None:
+    """Write a model's weights in the layout of its library; `mini`'s in the bench's own."""
+    begin = {"embedded": "trunk.vit.", "timm": "", "open_clip": "visual."}
+    own, prefix = model.state_dict(), begin[model.architecture.library]
+    state = {
+        f"{prefix}{name}": own[ours].detach().cpu().contiguous().clone()
+        for name, ours in _library_names(model).items()
+    }
+    write_atomically(path, save(state, {"format": "pt"}))
+
+
+def load_suspect(file: Path, architecture: Architecture) -> Loaded:
+    """Load a suspect's backbone from a file that may hold any head, under any prefix.
+
+    A classifier comes along where the file's is the library's own, for the owner's classes.
+
+    Raises:
+        UserError: the file cannot be read, or holds another architecture.
+
+    """
+    state = read_weights(file)
+    model = build(architecture)
+    prefix = _prefix(state, _library_names(_headless(model)))
+    given = {name.removeprefix(prefix): v for name, v in state.items() if name.startswith(prefix)}
+    if not _fits(model, given):
+        model = _headless(model)
+    names, own = _library_names(model), model.state_dict()
+    for name, ours in names.items():
+        shape = tuple(given[name].shape) if name in given else "none"
+        if shape != tuple(own[ours].shape):
+            expected = f"{name} of shape {tuple(own[ours].shape)}"
+            raise _another_architecture(file, architecture, expected, str(shape))
+    spare = [name for name in given if name not in names]
+    for name in spare:
+        if _first(name) not in HEADS:
+            raise _another_architecture(file, architecture, "nothing beside it but a head", name)
+    model.load_state_dict({ours: given[name] for name, ours in names.items()})
+    outside = [name for name in state if not name.startswith(prefix)]
+    ignored = Counter(map(_first, [*outside, *spare]))
+    return Loaded(model, ignored, weights_digest(_headless(model)))
+
+
+def weight_files(folder: Path | None) -> list[Path]:
+    """List the files of weights in a folder and below it; keys among them are passed over.
+
+    Raises:
+        UserError: there is no such folder, or there are none in it.
+
+    """
+    if folder is None:
+        return []
+    found = [p for p in sorted(folder.rglob("*")) if p.suffix in WEIGHT_FILES and not is_key(p)]
+    if not found:
+        what = "none in it" if folder.is_dir() else "no such folder"
+        raise UserError(f"expected files of weights in {folder}, found {what}")
+    return found
+
+
+def read_file(file: Path, keys: Sequence[Key], device: torch.device) -> Reading:
+    """Read an innocent, of the owner's architecture, with every key."""
+    return read(file.name, load_suspect(file, keys[0].owner), keys, device)
+
+
+def read(name: str, loaded: Loaded, keys: Sequence[Key], device: torch.device) -> Reading:
+    """Read one model with every key."""
+    found: list[Evidence | str] = []
+    for key in keys:
+        try:
+            found.append(_extract(key.reader, key.secret, loaded.model, device))
+        except Incompatible as error:
+            found.append(str(error))
+    return Reading(name, loaded.digest, tuple(found))
+
+
+def judge(
+    keys: Sequence[Key],
+    suspect: Reading,
+    strangers: Sequence[Reading],
+    descendants: Sequence[Reading],
+    alpha: float,
+) -> list[Finding]:
+    """Return what every key says of the suspect, each at alpha over the number of keys.
+
+    Innocents count as models: equal weights count once. A key's own released copy among the
+    descendants is left out for this key, and stays one for the others. The clean owner and other
+    users' copies are known models, of which chance decides nothing: a suspect must score above
+    them whatever its rank (see `bench.verdicts`).
+
+    Raises:
+        UserError: a stranger is the owner's model, or a fingerprint was given descendants.
+
+    """
+    _refuse_the_owners_own(keys, strangers)
+    return [
+        _finding(keys, i, suspect, _distinct(strangers), _distinct(descendants), alpha)
+        for i in range(len(keys))
+    ]
+
+
+def named(findings: Sequence[Finding]) -> Finding | None:
+    """Return the finding of the key that fits best, None if none does."""
+    owned = [found for found in findings if found.outcome == "owned"]
+    return min(owned, key=lambda found: (found.p_value, -_score(found)), default=None)
+
+
+def description(name: str, loaded: Loaded) -> str:
+    """Say what a suspect was read as, and what in its file was not read."""
+    parts = ", ".join(f"{part} ({count} tensors)" for part, count in loaded.ignored.items())
+    left_out = f"; ignored, as no part of the backbone: {parts}" if parts else ""
+    return f"{name}, read as {loaded.model.architecture.name}{left_out}"
+
+
+def advice(made: Claim, released: Path) -> list[tuple[str, str]]:
+    """Say what was made and what the key reads, off the released model and off the clean one."""
+    key, name, lines = made.key, made.model.architecture, []
+    marks = key.reader.marks
+    if key.user:
+        lines.append(("user", key.user))
+    if marks:
+        how = f" {_loading(made.model.architecture)}" if name.library == "timm" else ""
+        lines.append(("model", f"{released}: to be released{how}"))
+    else:
+        lines.append(("model", f"{key.method.name} is a fingerprint: the model stays as it is"))
+    rule = f"by the paper's own rule, {made.released.rule.text}"
+    clean = f"; off the clean owner {made.clean.rate:.3f}" if marks else ""
+    lines.append(("rate", f"{made.released.rate:.3f} of the secret read back {rule}{clean}"))
+    if made.released.rate <= 0.5:
+        lines.append(("note", "the rule fails on most of the secret: give it more steps"))
+    if marks and made.clean.rate > 0.5:
+        lines.append(
+            (
+                "note",
+                "this key also fits the unmarked model: it shows which base a suspect comes from "
+                "rather than that the released copy was taken",
+            )
+        )
+    return lines
+
+
+def _loading(architecture: Architecture) -> str:
+    """Return the line of Python that makes the model these weights load into."""
+    size = f", img_size={architecture.image_size}" if architecture.image_size else ""
+    bare = "" if architecture.head == "own" else ", num_classes=0"
+    model = f"timm.create_model('{architecture.name}', pretrained=False{size}{bare})"
+    return f"(load_state_dict of {model})"
+
+
+def sentences(found: Finding, alpha: float) -> list[tuple[str, str]]:
+    """Say what one key found, in lines of a label and a text."""
+    key, evidence, verdict = found.key, found.evidence, found.verdict
+    whose = f", the copy released to {key.user}" if key.user else ""
+    lines = [("key", f"{key.method.name}{whose}, commitment {key.commitment}")]
+    if isinstance(evidence, str) or verdict is None:
+        why = f"{evidence}; this speaks neither for nor against the claim"
+        return [*lines, ("verdict", f"incompatible: {why}")]
+    queries = f"{len(evidence.agreement)} {evidence.unit}s"
+    lines += [
+        ("rate", f"{evidence.rate:.3f} of {queries} by the paper's own rule, {evidence.rule.text}"),
+        (
+            "agreement",
+            f"{evidence.score:.3f}; the released copy had {key.released_score:.3f}"
+            + (f", {_innocents_known(key)} {found.known:.3f}" if key.reader.marks else ""),
+        ),
+        ("p-value", _ranks(found, verdict)),
+        ("possible", _possible(found, verdict, alpha)),
+    ]
+    decided = verdict.outcome != "undecided"
+    level = f"at alpha = {alpha:g}" + f", for {found.keys} keys together" * (found.keys > 1)
+    return [*lines, ("verdict", f"{verdict.outcome} {level}" if decided else "undecided")]
+
+
+def _innocents_known(key: Key) -> str:
+    others = " or another user's copy at most" * (key.others_score is not None)
+    return f"the clean owner{others}"
+
+
+def _ranks(found: Finding, verdict: Verdict) -> str:
+    """Return the p-value and where it comes from, population by population."""
+    parts = [
+        f"{p:.4g} among {n} {who}" if p is not None else f"no {who} given"
+        for p, n, who in (
+            (verdict.p_stranger, verdict.n_strangers, "strangers"),
+            (verdict.p_descendant, verdict.n_descendants, "descendants of the clean owner"),
+        )
+        if n is not None
+    ]
+    if found.p_value is None:
+        return f"none: {'; '.join(parts)}"
+    corrected = f", times {found.keys} keys" * (found.keys > 1)
+    return f"{found.p_value:.4g}: {'; '.join(parts)}{corrected}"
+
+
+def _possible(found: Finding, verdict: Verdict, alpha: float) -> str:
+    """Say how small p could have been, and what it would take to get below alpha, or further."""
+    populations = (verdict.n_strangers, verdict.n_descendants)
+    given = " and ".join(
+        f"{n} {who} given"
+        for n, who in zip(populations, ("strangers", "descendants"), strict=True)
+        if n is not None
+    )
+    each = " of each" * (verdict.n_descendants is not None)
+    smallest = f"at best {min(1.0, found.keys * verdict.attainable):.4g}"
+    if verdict.outcome == "undecided":
+        return f"{smallest}: {verdict.needed}{each} needed at alpha = {alpha:g}, {given}"
+    stronger = innocents_needed(alpha / 5 / found.keys)
+    return f"{smallest}, {given}; {stronger}{each} are needed for {alpha / 5:g}"
+
+
+def _score(found: Finding) -> float:
+    return found.evidence.score if isinstance(found.evidence, Evidence) else 0.0
+
+
+def _finding(
+    keys: Sequence[Key],
+    position: int,
+    suspect: Reading,
+    strangers: Sequence[Reading],
+    descendants: Sequence[Reading],
+    alpha: float,
+) -> Finding:
+    key, evidence = keys[position], suspect.found[position]
+    marks = key.reader.marks
+    if descendants and not marks:
+        raise UserError(
+            f"--descendants: expected none with the fingerprint {key.method.name}, for which "
+            "descendants of the owner's model are guilty; give --strangers alone"
+        )
+    innocent = [r for r in descendants if r.digest != key.released]
+    ours = {digest for k in keys for digest in (k.clean, k.released)}
+    recorded = [key.clean_score, *([] if key.others_score is None else [key.others_score])]
+    known = max(recorded + _scores([r for r in innocent if r.digest in ours], position))
+    if isinstance(evidence, str):
+        return Finding(key, evidence, None, known, len(keys))
+    verdict = decide(
+        evidence.score,
+        _scores(strangers, position),
+        _scores(innocent, position) if marks else None,
+        alpha / len(keys),
+        bar=known if marks else None,
+    )
+    return Finding(key, evidence, verdict, known, len(keys))
+
+
+def _scores(readings: Sequence[Reading], position: int) -> list[float]:
+    """Return the scores of the models that this key can read: the others are no innocents."""
+    found = [reading.found[position] for reading in readings]
+    return [evidence.score for evidence in found if isinstance(evidence, Evidence)]
+
+
+def _distinct(readings: Sequence[Reading]) -> list[Reading]:
+    return list({reading.digest: reading for reading in readings}.values())
+
+
+def _refuse_the_owners_own(keys: Sequence[Key], strangers: Sequence[Reading]) -> None:
+    own = {key.clean: "the owner's unmarked model" for key in keys}
+    own |= {key.released: "a released copy" for key in keys}
+    for reading in strangers:
+        if reading.digest in own:
+            raise UserError(
+                f"{reading.name}: expected a stranger, got {own[reading.digest]}; "
+                "strangers never met the owner's weights"
+            )
+
+
+def _extract(
+    method: Method, secret: Mapping[str, Tensor], model: VisionModel, device: torch.device
+) -> Evidence:
+    side = model.preprocess.size
+    nothing = Images(torch.empty(0, 3, *side, dtype=torch.uint8), None, 0, ())
+    rng = torch.Generator().manual_seed(0)  # contract: evidence depends on the secret alone
+    view = View(model.to(device), method.needs)
+    return method.extract(secret, view, Context(device, rng, nothing, nothing))
+
+
+def _library_names(model: VisionModel) -> dict[str, str]:
+    """Map the library's names of a model's tensors to ours; open_clip's without `visual.`."""
+    layout = {"trunk.vit.": "", "trunk.net.": "", "trunk.visual.": ""}
+    if model.architecture.library == "open_clip":
+        layout |= {"trunk.vit.": "trunk.", "trunk.projection.": "head."}
+    return {
+        new + ours.removeprefix(old): ours
+        for ours in model.state_dict()
+        for old, new in layout.items()
+        if ours.startswith(old)
+    }
+
+
+def _prefix(state: Mapping[str, Tensor], names: Collection[str]) -> str:
+    """Find what stands before the backbone's names in a file, going by most names that fit."""
+    first = next(iter(names))
+    found = {name.removesuffix(first) for name in state if name.endswith(first)}
+    return max(sorted(found), key=lambda p: sum(p + name in state for name in names), default="")
+
+
+def _first(name: str) -> str:
+    return name.partition(".")[0]
+
+
+def _another_architecture(
+    file: Path, architecture: Architecture, expected: str, got: str
+) -> UserError:
+    return UserError(
+        f"{file.name}: expected a {architecture.name} ({expected}), got another architecture's "
+        f"weights ({got}); name the suspect's with --model"
+    )
+
+
+def _fits(model: VisionModel, given: Mapping[str, Tensor]) -> bool:
+    own = model.state_dict()
+    return all(
+        name in given and given[name].shape == own[ours].shape
+        for name, ours in _library_names(model).items()
+    )
+
+
+def _headless(model: VisionModel) -> VisionModel:
+    """Return a model without its library's classifier: what names and digests are made of."""
+    if model.architecture.head is None:
+        return model
+    bare = build(dataclasses.replace(model.architecture, head=None)).to(model.mean.device)
+    kept = bare.state_dict().keys()
+    bare.load_state_dict({k: v for k, v in model.state_dict().items() if k in kept})
+    return bare

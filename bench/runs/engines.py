@@ -1,0 +1,296 @@
+"""Carry out a plan's stages, each once: in this process, or side by side in several.
+
+An engine takes a laboratory and questions and yields each question, with the reason if it could not
+be answered, as soon as its stages are done. Artefacts pass through the store, never through memory.
+Every stage runs on the same number of threads whichever engine carries it out, so evidence does not
+depend on the engine. Runs at the same time on one store share the work: what another run is at is
+left to it, and others are done meanwhile.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+import os
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from typing import TYPE_CHECKING, Protocol, Self
+
+from bench.records.leases import KEPT, POLL, Leases, drop_spare
+from bench.runs.laboratory import Failure, Laboratory
+from bench.runs.machine import pin_threads
+from bench.suite.todo import missing, spare_copies
+
+if TYPE_CHECKING:
+    from bench.suite.graph import Question, Stage
+
+
+class Crew(Protocol):
+    """Those who carry out stages; a context, at the end of which none of them works any more."""
+
+    @property
+    def busy(self) -> set[str]:
+        """Return the keys of the stages they are at."""
+
+    @property
+    def room(self) -> int:
+        """Return how many stages they could start now."""
+
+    def start(self, key: str) -> None:
+        """Have one of them start a stage."""
+
+    def finished(self, patience: float | None = None) -> list[tuple[str, Failure | None]]:
+        """Wait, at most `patience` seconds, for stages to end; return each, and why it failed."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+def serial(
+    laboratory: Laboratory, questions: Sequence[Question]
+) -> Iterator[tuple[Question, Failure | None]]:
+    """Carry out one stage after the other, here."""
+    return walk(laboratory, questions, _Alone(laboratory))
+
+
+def processes(
+    laboratory: Laboratory, questions: Sequence[Question], workers: int, threads: int
+) -> Iterator[tuple[Question, Failure | None]]:
+    """Carry out stages side by side in `workers` processes of `threads` threads each.
+
+    A worker that dies takes the stages then running with it; the others go on in new workers.
+    """
+    return walk(laboratory, questions, _Crew(laboratory, workers, threads))
+
+
+def walk(
+    laboratory: Laboratory, questions: Sequence[Question], crew: Crew
+) -> Iterator[tuple[Question, Failure | None]]:
+    """Have a crew carry out what is missing and yield the questions as they are answered.
+
+    Stages start in the order of the questions as soon as their parents are made. A stage that fails
+    is not tried again in this run; the questions that need it fail with its reason and the others
+    go on.
+    """
+    stages, failures = laboratory.plan.stages, dict[str, Failure]()
+    unanswered, told = list(questions), False
+    with Leases(laboratory.store.leases) as leases, crew:
+        # Now that others see this run, none drops what it counts on.
+        left = dict.fromkeys(missing(laboratory.plan, laboratory.store, questions))
+        spare = _Spare(laboratory, leases)
+        while True:
+            spare.drop(left, failures)
+            for question in [q for q in unanswered if left.keys().isdisjoint(q.stages)]:
+                unanswered.remove(question)
+                yield question, _verdict(question, failures)
+            if not unanswered:
+                return
+            elsewhere = _start_ready(laboratory, left, leases, crew)
+            if elsewhere and not crew.busy:
+                if not told:
+                    laboratory.note("waiting for stages that another run on this store is at")
+                told = True
+                time.sleep(POLL)
+            for key, failure in crew.finished(POLL if elsewhere else None):
+                leases.release(key)
+                del left[key]
+                if failure is not None:
+                    failures[key] = failure
+            _drop_heirs(stages, left, failures)
+
+
+def _start_ready(laboratory: Laboratory, left: dict[str, None], leases: Leases, crew: Crew) -> bool:
+    """Start what there is room for; say whether some of it had to be left to another run."""
+    room, busy, elsewhere = crew.room, crew.busy, False
+    for key in list(left):
+        if room <= 0:
+            break
+        if key in busy or not left.keys().isdisjoint(laboratory.plan.stages[key].parents):
+            continue
+        if not leases.take(key):
+            elsewhere = True
+        elif laboratory.store.verify(key):  # another run made it meanwhile
+            leases.release(key)
+            del left[key]
+        else:
+            crew.start(key)
+            room -= 1
+    return elsewhere
+
+
+class _Spare:
+    """The copies that this run needs no more, and which of them it has seen to."""
+
+    def __init__(self, laboratory: Laboratory, leases: Leases) -> None:
+        self._laboratory, self._leases = laboratory, leases
+        self._gone, self._told = set[str](), False
+        self._looked_at: int | None = None
+
+    def drop(self, left: Mapping[str, None], failures: Mapping[str, Failure]) -> None:
+        """Drop those that have become spare, where that is wished; a retry finds what it needs."""
+        if not self._laboratory.drop_copies or len(left) == self._looked_at:  # no stage has ended
+            return
+        self._looked_at = len(left)
+        again = {key for key, failure in failures.items() if not failure.incompatible}
+        spare = set(spare_copies(self._laboratory.plan, left.keys() | again)) - self._gone
+        if not spare:
+            return
+        if drop_spare(self._laboratory.store, self._leases, spare):
+            self._gone |= spare
+        elif not self._told:
+            self._told = True
+            self._laboratory.note(KEPT)
+
+
+class _Alone:
+    """Nobody but the process itself, and the stage it will do next."""
+
+    def __init__(self, laboratory: Laboratory) -> None:
+        self._laboratory = laboratory
+        self._next: str | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    @property
+    def busy(self) -> set[str]:
+        return {self._next} if self._next else set()
+
+    @property
+    def room(self) -> int:
+        return 1 - len(self.busy)
+
+    def start(self, key: str) -> None:
+        self._next = key
+
+    def finished(self, patience: float | None = None) -> list[tuple[str, Failure | None]]:
+        key, self._next = self._next, None
+        return [(key, attempt(self._laboratory, key))] if key else []
+
+
+class _Crew:
+    """Worker processes, and what each of them is doing."""
+
+    def __init__(self, laboratory: Laboratory, workers: int, threads: int) -> None:
+        # Pickled for the workers: without what this process has cached.
+        self._for_workers = dataclasses.replace(laboratory, note=print)
+        self._note = laboratory.note
+        self._workers, self._threads = workers, threads
+        self._running: dict[Future[tuple[Failure | None, list[str]]], str] = {}
+
+    def __enter__(self) -> Self:
+        self._pool = ProcessPoolExecutor(
+            self._workers,
+            # A forked child would inherit locks of threads it does not have.
+            multiprocessing.get_context("spawn"),
+            _enter,
+            (self._for_workers, self._threads, os.getpid()),
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        workers = list((getattr(self._pool, "_processes", None) or {}).values())
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        for worker in workers:
+            worker.terminate()  # a stage cut short leaves nothing behind in the store
+
+    @property
+    def busy(self) -> set[str]:
+        return set(self._running.values())
+
+    @property
+    def room(self) -> int:
+        return self._workers - len(self._running)
+
+    def start(self, key: str) -> None:
+        try:
+            future = self._pool.submit(_work, key)
+        except BrokenProcessPool as error:  # a worker died meanwhile: `finished` replaces them all
+            future = Future()
+            future.set_exception(error)
+        self._running[future] = key
+
+    def finished(self, patience: float | None = None) -> list[tuple[str, Failure | None]]:
+        done, _ = wait(self._running, patience, FIRST_COMPLETED)
+        died = any(map(_is_lost, done))
+        if died:  # with it all others end that have not ended yet
+            done, _ = wait(self._running)
+        results = [(self._running.pop(future), self._result(future)) for future in done]
+        if died:
+            self.__exit__()
+            self.__enter__()
+        return results
+
+    def _result(self, future: Future[tuple[Failure | None, list[str]]]) -> Failure | None:
+        if _is_lost(future):
+            return Failure(
+                "the worker process died; out of memory? try fewer --workers",
+                environment=self._for_workers.environment,
+            )
+        failure, notes = future.result()
+        for note in notes:
+            self._note(note)
+        return failure
+
+
+def _is_lost(future: Future[tuple[Failure | None, list[str]]]) -> bool:
+    return isinstance(future.exception(), BrokenProcessPool)
+
+
+def attempt(laboratory: Laboratory, key: str) -> Failure | None:
+    """Carry out a stage here; return why it failed, if it did."""
+    try:
+        laboratory.carry_out(laboratory.plan.stages[key])
+    except Exception as error:  # whatever a plug-in raises is that cell's result
+        return dataclasses.replace(Failure.of(error), environment=laboratory.environment)
+    return None
+
+
+def _inherited(stage: Stage, failures: dict[str, Failure]) -> Failure | None:
+    return next((failures[p] for p in stage.parents if p in failures), None)
+
+
+def _verdict(question: Question, failures: dict[str, Failure]) -> Failure | None:
+    return next((failures[key] for key in question.stages if key in failures), None)
+
+
+def _drop_heirs(
+    stages: Mapping[str, Stage], left: dict[str, None], failures: dict[str, Failure]
+) -> None:
+    """Drop what can no longer be made because a parent failed; parents come first in `left`."""
+    for key in list(left):
+        inherited = _inherited(stages[key], failures)
+        if inherited is not None:
+            failures[key] = inherited
+            del left[key]
+
+
+_here: list[tuple[Laboratory, list[str]]] = []
+"""The laboratory of this worker process, and the notes of its present stage."""
+
+
+def _enter(laboratory: Laboratory, threads: int, parent: int) -> None:
+    pin_threads(threads)
+    notes: list[str] = []
+    _here.append((dataclasses.replace(laboratory, note=notes.append), notes))
+    threading.Thread(target=_outlive_nobody, args=(parent,), daemon=True).start()
+
+
+def _outlive_nobody(parent: int) -> None:
+    """End this worker when its parent was killed: nobody would collect its work."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
+def _work(key: str) -> tuple[Failure | None, list[str]]:
+    laboratory, notes = _here[0]
+    notes.clear()
+    return attempt(laboratory, key), list(notes)

@@ -1,0 +1,421 @@
+"""Run a suite: carry out each stage of its plan once and write a record for every cell."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from bench.data.images import Images, Preprocess, load
+from bench.data.manifest import Manifest, split
+from bench.models.heads import Head, SegmentationHead
+from bench.models.libraries import blank, build
+from bench.models.meter import Meter, aside, measuring, timed
+from bench.models.suspect import View
+from bench.models.vision import Architecture, VisionModel, compiling
+from bench.models.weights import load_state, weights_digest
+from bench.records.leases import Leases
+from bench.records.nouns import (
+    Access,
+    Cost,
+    Evidence,
+    Fidelity,
+    Incompatible,
+    Json,
+    Readout,
+    Shape,
+    UserError,
+    digest,
+)
+from bench.records.settings import SettingError
+from bench.records.store import Artefact, Store
+from bench.registry import ATTACKS, METHODS
+from bench.runs.machine import device_name, environment
+from bench.runs.owners import load_owner, refuse_others
+from bench.suite.graph import UNTOUCHED, Plan, Stage
+from bench.suite.owners import ClassifierSettings, OwnerSettings
+from bench.suite.plan import weights_file
+from bench.training import pretraining, probe, readout
+from bench.training.loop import Precision, passes
+from bench.training.microbatch import in_batches
+from bench.types import Context
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+FULL: Precision = "float32"
+"""The precision of a method that has no such setting."""
+
+BATCH = 64
+"""Images per inference pass where the bench itself makes it."""
+
+SLOW = 0.1
+"""Seconds of an image from which a processor's passes hide what a cold start costs."""
+
+
+@dataclass(frozen=True)
+class Laboratory:
+    """Where stages are carried out: the plan, the store, the user's data and the device.
+
+    What the user should know of on the way is told to `note`, a line at a time. With `compile`,
+    blocks are compiled, which may change the last digits of evidence. With `drop_copies`, the
+    weights of an attacked copy go as soon as no cell of the run needs them.
+    """
+
+    plan: Plan
+    store: Store
+    data_dir: Path | None
+    device: torch.device
+    note: Callable[[str], None] = print
+    compile: bool = False
+    drop_copies: bool = False
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Say what evidence depends on here beside its recipe."""
+        return {**environment(self.device), **({"compile": "yes"} if self.compile else {})}
+
+    def carry_out(self, stage: Stage) -> Artefact:
+        """Do one stage and keep what it makes; its parents must be in the store."""
+        if self.store.damaged(stage.key):
+            self.note(f"store: {stage.kind} {stage.key} was damaged and is made again")
+        before = self.store.find(stage.key)
+        work: Callable[[Stage], Made] = getattr(self, f"_{stage.kind}")
+        wanted = self.compile and stage.kind != "cohort"  # strangers train under vmap
+        with compiling(wanted), measuring(self.device) as meter:
+            made = work(stage)
+        cost = dataclasses.asdict(self._cost(meter, made.seconds, made.ideal_seconds))
+        payload = {"cost": cost, "environment": self.environment, **made.payload}
+        if meter.micro_batch is not None:
+            payload["notes"] = {**payload.get("notes", {}), "micro_batch": meter.micro_batch}
+        if before is not None and before.payload.get("digest") != payload.get("digest"):
+            self.note(
+                f"store: {stage.kind} {stage.key} came out with other weights than before (other "
+                "threads, another device?): earlier records of it do not hold against this store"
+            )
+        return self.store.put(
+            stage.key, stage.kind, dict(stage.recipe), stage.parents, payload, made.tensors
+        )
+
+    def _cost(self, meter: Meter, seconds: float | None, ideal: float | None) -> Cost:
+        return Cost(
+            seconds=meter.seconds if seconds is None else seconds,
+            ideal_seconds=ideal,
+            forward_passes=meter.forward_passes,
+            backward_passes=meter.backward_passes,
+            peak_memory_mb=meter.peak_memory_mb,
+            device=device_name(self.device),
+        )
+
+    def _owner(self, stage: Stage) -> Made:
+        owner = self.plan.owners[stage.key]
+        file = weights_file(owner, self.data_dir) if owner.from_file else None
+        return Made.of(load_owner(owner, file))
+
+    def _classifier(self, stage: Stage) -> Made:
+        with aside(self.device):
+            owner = self._model(stage.parents[0]).to(self.device)
+        images = self._pool(stage.recipe["data"], "owner_images", owner)
+        how = ClassifierSettings(**stage.recipe["classifier"])
+        rng = self._context(stage.key, (images, images)).rng
+        made = readout.with_classifier(owner, images, how, rng, self.device)
+        return Made.of(made.cpu(), dict(made.notes))
+
+    def _cohort(self, stage: Stage) -> Made:
+        number, size = stage.recipe["cohort"], stage.recipe["size"]
+        states = pretraining.cohort(number, size, self.plan.recipe, _shape(stage.recipe))
+        tensors = {f"{i}.{k}": v for i, state in enumerate(states) for k, v in state.items()}
+        return Made({"members": size}, tensors)
+
+    def _protect(self, stage: Stage) -> Made:
+        spec = stage.recipe["method"]
+        method = METHODS.build(spec["name"], spec["args"])
+        with aside(self.device):  # loading is not embedding
+            owner = self._model(stage.parents[0]).to(self.device)
+        ctx = self._context(stage.key, self._owner_pools(stage.recipe["data"], owner))
+        protected = method.protect(owner, ctx)
+        made = Made.of(protected.model.cpu(), dict(protected.notes), "model.")
+        # A fingerprint's released model is the owner's, which is there.
+        kept = made.tensors if method.marks and made.tensors else {}
+        secret = {f"secret.{k}": v for k, v in protected.secret.items()}
+        return dataclasses.replace(
+            made, tensors={**kept, **secret}, ideal_seconds=protected.ideal_seconds
+        )
+
+    def _attack(self, stage: Stage) -> Made:
+        spec = stage.recipe["step"]
+        attack = ATTACKS.build(spec["name"], spec["args"])
+        with aside(self.device):  # loading is not attacking
+            victim = self._model(stage.parents[0]).to(self.device)
+        # Not the victim's key: a twin must see the same draws.
+        draws = digest("draw", spec, stage.recipe["position"], stage.recipe["seed"])
+        images = self._pool(stage.recipe["data"], "thief_images", victim)
+        ctx = self._context(draws, (images, images.subset([])), self._stranger(stage))
+        if len(stage.parents) > 1:
+            ctx = dataclasses.replace(ctx, base=self._model(stage.parents[1]).to(self.device))
+        attacked = attack.run(victim, ctx)
+        made = Made.of(attacked.cpu(), dict(attacked.notes))
+        return dataclasses.replace(made, tensors=None) if spec["name"] == UNTOUCHED else made
+
+    def _extract(self, stage: Stage) -> Made:
+        protect = self.store.find(stage.parents[0])
+        assert protect is not None, "a parent was planned and made"
+        spec = protect.recipe["method"]
+        method = METHODS.build(spec["name"], {**spec["args"], **stage.recipe})
+        how: Readout = stage.recipe.get("readout", "native")
+        with aside(self.device):
+            secret = _part(self.store.tensors(stage.parents[0]), "secret.")
+            model = self._model(stage.parents[1]).to(self.device)
+            asks = method.needs in Access.BLACK_BOX
+            # Only a head asks for the owner's weights; the last owner serves many suspects.
+            owner = self._last_owner(stage.parents[2]) if asks else self._bare(stage.parents[2])
+            pools = self._owner_pools(protect.recipe["data"], owner)
+            head = readout.head_for(how, model, owner, pools[0], self.device) if asks else None
+            suspect = View(model, method.needs, head)
+
+        def read() -> Evidence:
+            return method.extract(secret, suspect, self._context(stage.key, pools))
+
+        precision = getattr(method, "precision", FULL)
+        most = min(BATCH, *map(len, pools))
+        evidence, seconds, ideal = self._timed_reading(read, model, precision, most)
+        return Made(
+            {"evidence": dataclasses.asdict(evidence), "queries": suspect.queries},
+            None,
+            seconds,
+            ideal,
+        )
+
+    def _timed_reading(
+        self, read: Callable[[], Evidence], model: VisionModel, precision: Precision, batch: int
+    ) -> tuple[Evidence, float, float | None]:
+        """Read the evidence; time it beside a plain forward pass of as many images, if any.
+
+        Before that a pass of `batch` images warms caches up.
+        """
+        found: list[Evidence] = []
+        with aside(self.device):  # neither is timed cold
+            one = functools.partial(_plain_pass, model, 1, self.device, precision)
+            if timed(one, self.device) < SLOW or self.device.type != "cpu":
+                # A compiled block gets its graph for any batch once it has seen two.
+                more = BATCH - 1 if self.compile else 0
+                _plain_pass(model, batch + more, self.device, precision)
+        with measuring(self.device) as meter:
+            seconds = timed(lambda: found.append(read()), self.device)
+        if not meter.images:  # weights were compared: there is no pass to compare with
+            return found[0], seconds, None
+        with aside(self.device):
+            plain = functools.partial(_plain_pass, model, meter.images, self.device, precision)
+            return found[0], seconds, timed(plain, self.device)
+
+    def _utility(self, stage: Stage) -> Made:
+        model = self._model(stage.parents[0]).to(self.device)
+        own, task = self._own_test(stage, model)
+        train, test = self._owner_pools(stage.recipe["probe"], model)
+        name = self.plan.manifest(stage.recipe["probe"]).name
+        found = probe.utility(
+            model, own, task, train, test, f"{name}, owner's held-out images", self.device
+        )
+        return Made({"utility": dataclasses.asdict(found)})
+
+    def _own_test(self, stage: Stage, model: VisionModel) -> tuple[Images | None, str]:
+        """Find the held-out images of the task the model's own head was trained for."""
+        trained_on, owner = stage.recipe["own"], stage.recipe["owner"]
+        kinds = Head | SegmentationHead
+        if trained_on and isinstance(model.architecture.head, kinds):
+            name = self.plan.manifest(trained_on).name
+            return self._pool(trained_on, "thief_held_out", model), f"{name}, thief's test images"
+        images = self.plan.manifest(owner)
+        if images.classes and not images.masked and model.classes == len(images.classes):
+            held_out = self._pool(owner, "owner_held_out", model)
+            return held_out, f"{images.name}, owner's held-out images"
+        return None, ""
+
+    def _fidelity(self, stage: Stage) -> Made:
+        owner, released = (self._model(key).to(self.device) for key in stage.parents)
+        _, held_out = self._owner_pools(stage.recipe["owner"], owner)
+        train, test = self._owner_pools(stage.recipe["probe"], owner)
+        name = self.plan.manifest(stage.recipe["probe"]).name
+        found = Fidelity(
+            feature_cosine=probe.feature_cosines(owner, released, held_out, self.device),
+            owner_probe_accuracy=probe.probe_accuracy(owner, train, test, self.device),
+            released_probe_accuracy=probe.probe_accuracy(released, train, test, self.device),
+            probe_images=len(test),
+            task=name,
+        )
+        return Made({"fidelity": dataclasses.asdict(found)})
+
+    def _model(self, key: str) -> VisionModel:
+        """Load the model a stage made, on the CPU."""
+        made = self.store.find(key)
+        assert made is not None, "a parent was planned and made"
+        if made.kind == "cohort":
+            return self._member(made, 0)
+        if not made.tensors:  # left untouched: it is kept as what it was
+            return self._model(made.parents[0])
+        model = blank(Architecture.of(made.payload["architecture"]))
+        tensors = self.store.tensors(key)
+        return load_state(model, _part(tensors, "model."), key)
+
+    @functools.cached_property
+    def _last_owner(self) -> Callable[[str], VisionModel]:
+        return functools.lru_cache(maxsize=1)(self._model)
+
+    def _bare(self, key: str) -> VisionModel:
+        """Build the model a stage made without its weights, which nobody will ask for."""
+        made = self.store.find(key)
+        assert made is not None, "a parent was planned and made"
+        with torch.device("meta"):
+            return build(Architecture.of(made.payload["architecture"]))
+
+    def _member(self, cohort: Artefact, member: int) -> VisionModel:
+        state = _part(self.store.tensors(cohort.key), f"{member}.")
+        architecture = Architecture("embedded", _shape(cohort.recipe))
+        return load_state(blank(architecture), state, cohort.key)
+
+    def _stranger(self, stage: Stage) -> Callable[[int], VisionModel] | None:
+        found = self.store.find(stage.parents[0])
+        if found is None or found.kind != "cohort":
+            return None
+        first, size = found.recipe["cohort"] * found.recipe["size"], found.recipe["size"]
+
+        def stranger(index: int) -> VisionModel:
+            if not first <= index < first + size:
+                raise UserError(
+                    f"expected a stranger of {first} to {first + size - 1}, got {index}; "
+                    "a control names its stranger in the setting `index`"
+                )
+            return self._member(found, index - first).to(self.device)
+
+        return stranger
+
+    def _context(
+        self,
+        seed: str,
+        pools: tuple[Images, Images],
+        stranger: Callable[[int], VisionModel] | None = None,
+    ) -> Context:
+        """Give a stage its own randomness, fixed by a key and by nothing that ran before it."""
+        rng = torch.Generator().manual_seed(int(seed, 16) >> 1)
+        return Context(self.device, rng, *pools, stranger)
+
+    def _owner_pools(self, name: str, model: VisionModel) -> tuple[Images, Images]:
+        with aside(self.device):
+            return (
+                self._pool(name, "owner_images", model),
+                self._pool(name, "owner_held_out", model),
+            )
+
+    def _pool(self, name: str, pool: str, model: VisionModel) -> Images:
+        with aside(self.device):
+            return self._decoded(name, pool, model.preprocess)
+
+    @functools.cached_property
+    def _decoded(self) -> Callable[[str, str, Preprocess], Images]:
+        @functools.lru_cache(maxsize=16)
+        def decoded(name: str, pool: str, preprocess: Preprocess) -> Images:
+            found: Manifest = self.plan.manifest(name)
+            indices: Sequence[int] = getattr(split(found), pool)
+            return load(found, indices, preprocess, self.store.pixels)
+
+        return decoded
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What one stage produced, and its own timing where the whole stage's would mislead."""
+
+    payload: Mapping[str, Json]
+    tensors: Mapping[str, Tensor] | None = None
+    seconds: float | None = None
+    ideal_seconds: float | None = None
+
+    @staticmethod
+    def of(
+        model: VisionModel, notes: Mapping[str, Json] | None = None, prefix: str = "model."
+    ) -> Made:
+        """Write a model down: its architecture, its digest and its tensors."""
+        payload = {
+            "architecture": model.architecture.json(),
+            "digest": weights_digest(model),
+            "notes": dict(notes or {}),
+        }
+        return Made(payload, {f"{prefix}{k}": v for k, v in model.state_dict().items()})
+
+
+def load_owners(laboratory: Laboratory) -> None:
+    """Load every owner that is not in the store yet, before any work starts.
+
+    Raises:
+        UserError: weights are damaged, of another architecture, not those expected, or cannot be
+            fetched.
+
+    """
+    for key, owner in laboratory.plan.owners.items():
+        if not laboratory.store.verify(key):
+            with Leases(laboratory.store.leases) as leases:
+                leases.wait_for(key)
+                if not laboratory.store.verify(key):  # no other run was quicker
+                    laboratory.carry_out(laboratory.plan.stages[key])
+        loaded = laboratory.store.find(key)
+        assert loaded is not None, "it was just loaded"
+        refuse_others(owner, loaded.payload["digest"])
+    for stage in laboratory.plan.stages.values():
+        if stage.kind == "classifier":
+            _refuse_two_heads(laboratory.plan.owners[stage.parents[0]], laboratory.store, stage)
+
+
+def _refuse_two_heads(owner: OwnerSettings, store: Store, stage: Stage) -> None:
+    loaded = store.find(stage.parents[0])
+    assert loaded is not None, "it was just loaded"
+    if loaded.payload["architecture"]["head"] is not None:
+        raise SettingError(
+            f"owner '{owner.name}': classifier: expected none, the model has its own; leave it out "
+            "and the model's own classifier is used",
+            ("classifier",),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a stage, and with it every cell that needs it, has no result."""
+
+    reason: str
+    incompatible: bool = False
+    environment: Mapping[str, str] = field(default_factory=dict)  # where; nothing if it died there
+
+    @staticmethod
+    def of(error: BaseException) -> Failure:
+        """Put an error into one line."""
+        text = " ".join(str(error).split()) or type(error).__name__
+        expected = isinstance(error, UserError | Incompatible | FloatingPointError)
+        line = text if expected else f"{type(error).__name__}: {text}"
+        return Failure(line[:400], isinstance(error, Incompatible))
+
+
+def _shape(cohort: Mapping[str, Json]) -> Shape:
+    """Return the shape of the strangers that a cohort's recipe makes."""
+    shape: Shape = cohort.get("shape", "mini")
+    return shape
+
+
+def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def _plain_pass(model: VisionModel, count: int, device: torch.device, precision: Precision) -> None:
+    size = model.preprocess.size
+
+    def look(part: slice) -> None:
+        model.forward_features(torch.zeros(part.stop - part.start, 3, *size, device=device))
+
+    with torch.inference_mode(), passes(device, precision):
+        for _ in in_batches(count, BATCH, look):
+            pass

@@ -1,0 +1,92 @@
+"""Say what this machine has: cores, memory, devices, versions."""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from bench.records.nouns import UserError
+
+
+def pin_threads(threads: int) -> None:
+    """Let this process's stages use so many threads, and no less than float32 unless they ask.
+
+    Equal counts of threads sum alike. PyTorch lets convolutions, and so a model's first layer, run
+    in TF32.
+    """
+    torch.set_num_threads(threads)
+    torch.backends.cudnn.allow_tf32 = False
+
+
+def usable_cores() -> int:
+    """Count the processor cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def available_memory_mb() -> float:
+    """Return the memory that can be had without swapping; infinity where the system cannot say."""
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.exists():
+        return float("inf")
+    lines = (line.split() for line in meminfo.read_text().splitlines())
+    return next((float(line[1]) / 1024 for line in lines if line[0] == "MemAvailable:"), 1e9)
+
+
+def device_name(device: torch.device) -> str:
+    """Name the device as tables print it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"CPU, {threads} thread{'s' * (threads > 1)} a stage"
+
+
+@functools.cache
+def environment(device: torch.device) -> Mapping[str, str]:
+    """Say what evidence depends on beside its recipe: device, threads and library versions."""
+    from importlib.metadata import version
+
+    there = {} if device.type != "cuda" else _cuda()
+    return {
+        **there,
+        "bench": version("vfm-ownership-bench"),
+        "torch": torch.__version__,
+        "timm": version("timm"),
+        "device": device_name(device),
+        "threads": str(torch.get_num_threads()),
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+    }
+
+
+def _cuda() -> dict[str, str]:
+    """Say which libraries a GPU's passes go through, and how exact they are asked to be."""
+    exact = not (torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32)
+    return {
+        "cuda": str(torch.version.cuda),
+        "cudnn": str(torch.backends.cudnn.version()),  # type: ignore[no-untyped-call]
+        "float32": "float32" if exact else "TF32",
+        "deterministic": "yes" if torch.are_deterministic_algorithms_enabled() else "not asked for",
+    }
+
+
+def find_device(name: str) -> torch.device:
+    """Return the device that `--device` names, if it can be used."""
+    import torch
+
+    torch.backends.cudnn.allow_tf32 = False  # a model's first layer is float32, like the others
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+        usable = device.type in ("cpu", "cuda")
+    except (RuntimeError, AssertionError):
+        usable = False
+    if not usable:
+        raise UserError(f"--device: expected auto, cpu or a usable GPU, got '{name}'")
+    return device

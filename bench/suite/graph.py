@@ -1,0 +1,91 @@
+"""The nouns of a plan: stages, each named by its recipe, and the questions they answer."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from bench.data.manifest import Manifest
+from bench.records.nouns import SCHEMA, Cell, Json, Readout, digest
+from bench.suite.grid import Suite
+from bench.suite.innocents import Recipe
+from bench.suite.owners import OwnerSettings
+
+Kind = Literal[
+    "owner", "classifier", "cohort", "protect", "attack", "extract", "utility", "fidelity"
+]
+
+UNTOUCHED = "control.identity"
+"""The control that stands for "nothing was done": the plan prices a mark on it."""
+
+STRANGER = "control.stranger"
+"""The control the plan makes innocents with."""
+
+READ_WITH: Mapping[Readout, str] = {
+    "graft": "owner's head grafted",
+    "relinear": "linear head fitted anew",
+    "native": "suspect's own head",
+}
+"""How tables say by what head labels were obtained."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One reusable piece of work. `recipe` holds all that decides its result, and nothing else."""
+
+    kind: Kind
+    recipe: Mapping[str, Json]
+    parents: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """Name the stage, and what it makes, by the digest of its recipe."""
+        return digest(SCHEMA, self.kind, dict(self.recipe), list(self.parents))
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A cell and the stages that answer it; `skip` says why it is not asked at all."""
+
+    cell: Cell
+    access: str
+    marks: bool
+    owner: str
+    protect: str
+    suspect: str
+    extract: str
+    utility: str
+    fidelity: str | None = None
+    skip: str = ""
+
+    @property
+    def key(self) -> str:
+        """Name the question by the cell and every stage: other data or weights, another key."""
+        stages = [self.extract, self.utility, self.fidelity]
+        cell = {k: v for k, v in dataclasses.asdict(self.cell).items() if v is not None}
+        return digest(SCHEMA, "cell", cell, stages, self.skip)
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Return the keys of the stages whose results the record holds."""
+        wanted = (self.owner, self.protect, self.suspect, self.extract, self.utility, self.fidelity)
+        return tuple(key for key in wanted if key) if not self.skip else ()
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Every question of a suite, and the stages by key, parents before children."""
+
+    suite: Suite
+    stages: Mapping[str, Stage]
+    questions: tuple[Question, ...]
+    manifests: Mapping[str, Manifest]
+    owners: Mapping[str, OwnerSettings]  # by the key of their stage, innocent models with them
+    recipe: Recipe  # of the strangers
+    warnings: tuple[str, ...]
+
+    def manifest(self, key: str) -> Manifest:
+        """Return the data set whose digest a recipe names."""
+        return next(m for m in self.manifests.values() if m.digest == key)

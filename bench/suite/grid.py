@@ -1,0 +1,138 @@
+"""The grid a suite asks for: every owner by every method by every attack by every seed."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, TypeVar
+
+from pydantic import BeforeValidator, Field, PlainValidator
+
+from bench.data.settings import DataSettings
+from bench.records.nouns import Json, Spec
+from bench.records.settings import SettingError, settings, suggestion
+from bench.registry import ATTACKS, METHODS, Registry
+from bench.suite.innocents import RECIPE, InnocentSettings
+from bench.suite.owners import Count, Owner, mapping_of
+from bench.verdicts.verdict import innocents_needed
+
+T = TypeVar("T")
+
+
+def _spec(registry: Registry[T], value: Json) -> Spec:
+    args = dict(mapping_of(value, "name: ..."))
+    name = args.pop("name", None)
+    if not isinstance(name, str):
+        raise SettingError(f"expected the name of a {registry.kind}, got {name!r}", ("name",))
+    return registry.spec(name, args)
+
+
+def _chain(value: Json) -> Json:
+    return tuple(value) if isinstance(value, list) else (value,)
+
+
+def _named_loaders(value: Json) -> Json:
+    return {
+        name: {"loader": name, **entry} if isinstance(entry, Mapping) else entry
+        for name, entry in mapping_of(value, "digits: {}").items()
+    }
+
+
+def _no_parts(value: Json) -> tuple[Suite, ...]:
+    assert not value, "a suite of parts is loaded part by part"
+    return ()
+
+
+Method = Annotated[Spec, PlainValidator(lambda value: _spec(METHODS, value))]
+
+Step = Annotated[Spec, PlainValidator(lambda value: _spec(ATTACKS, value))]
+
+Chain = Annotated[tuple[Step, ...], Field(min_length=1), BeforeValidator(_chain)]
+
+Data = Annotated[DataSettings, PlainValidator(functools.partial(settings, DataSettings))]
+
+Innocents = Annotated[
+    InnocentSettings, PlainValidator(functools.partial(settings, InnocentSettings))
+]
+
+NotEmpty = Field(min_length=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Suite:
+    """A grid: every owner by every method by every attack chain by every seed.
+
+    `owner_images` and `probe` name data sets: what the owner marks and reads with, and the labelled
+    images on which models without a head of their own are probed. `reductions` says, for reading,
+    what this suite does more cheaply than the paper. A suite of `parts` asks what they ask, each
+    its own grid; its other fields then hold what those of the parts come to.
+    """
+
+    name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
+    owners: Annotated[tuple[Owner, ...], NotEmpty]
+    methods: Annotated[tuple[Method, ...], NotEmpty]
+    attacks: Annotated[tuple[Chain, ...], NotEmpty]
+    data: Annotated[Mapping[str, Data], NotEmpty, BeforeValidator(_named_loaders)]
+    owner_images: str
+    probe: str
+    title: str = ""
+    seeds: Annotated[tuple[Count, ...], NotEmpty] = (0,)
+    innocents: Innocents = field(default_factory=InnocentSettings)
+    alpha: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    reductions: tuple[str, ...] = ()
+    parts: Annotated[tuple[Suite, ...], PlainValidator(_no_parts)] = ()
+
+    def __post_init__(self) -> None:
+        self._require("owner_images", self.owner_images, ("owner_images",))
+        self._require("probe", self.probe, ("probe",))
+        for i, owner in enumerate(self.owners):
+            if owner.classifier is not None:
+                self._require_labels(owner.classifier.data, ("owners", i, "classifier", "data"))
+        for i, chain in enumerate(self.attacks):
+            for j, step in enumerate(chain):
+                if step.args.get("data"):
+                    where = ("attacks", i, j, "data")
+                    self._require(f"attack '{step.name}': data", step.args["data"], where)
+
+    def _require(self, reader: str, name: str, where: tuple[str | int, ...]) -> None:
+        if name not in self.data:
+            message = f"{reader}: no data set '{name}'{suggestion(name, self.data)}"
+            raise SettingError(message, where)
+
+    def _require_labels(self, name: str, where: tuple[str | int, ...]) -> None:
+        self._require("classifier: data", name, where)
+        data = self.data[name]
+        if data.masked or data.loader == "photos":  # a folder's labels are not known so early
+            found = f"'{name}' (loader '{data.loader}')"
+            raise SettingError(f"classifier: data: expected labelled images, got {found}", where)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Say, in sentences, what this suite cannot decide however it turns out."""
+        if self.parts:
+            return tuple(f"{part.name}: {said}" for part in self.parts for said in part.warnings)
+        found = []
+        needed, asked = innocents_needed(self.alpha), self.innocents.independent
+        if asked < needed:
+            found.append(
+                f"alpha = {self.alpha:g} needs {needed} strangers, the suite asks for {asked}: "
+                "verdicts will be undecided"
+            )
+        steps = self.innocents.pretraining_steps
+        if asked and steps != RECIPE.steps:
+            found.append(
+                f"strangers are trained for {steps} steps, the embedded owner for {RECIPE.steps}: "
+                "they are weaker models than the owner's peers would be"
+            )
+        return tuple(found)
+
+
+@dataclass(frozen=True, slots=True)
+class Composed:
+    """What a suite of parts says of itself; everything else is theirs."""
+
+    name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
+    parts: Annotated[tuple[str, ...], NotEmpty]
+    title: str = ""
+    reductions: tuple[str, ...] = ()

@@ -1,0 +1,160 @@
+"""What a suite may say of a model somebody owns, and of its classifier."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Annotated, Literal, get_args
+
+from pydantic import Field, PlainValidator
+
+from bench.records.nouns import Json, Spec
+from bench.records.settings import SettingError, settings, suggestion
+
+Library = Literal["embedded", "timm", "open_clip"]
+
+Count = Annotated[int, Field(ge=0)]
+
+Positive = Annotated[int, Field(gt=0)]
+
+EMBEDDED = ("mini",)
+
+WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin")
+
+
+@dataclass(frozen=True, slots=True)
+class ClassifierSettings:
+    """The owner's classifier: [CLS; mean patch], norm, dropout, linear (ActiveMark, section 5.1).
+
+    It is trained on the owner's images of `data`, with AdamW, on the `backbone` as it is or through
+    it; the paper gives no number and finetunes. `lr` is by default 1e-2, or 1e-4 through the
+    backbone.
+    """
+
+    data: str
+    backbone: Literal["frozen", "finetuned"] = "frozen"
+    epochs: Positive = 30
+    lr: Annotated[float, Field(ge=0)] | None = None
+    batch: Positive = 32
+    schedule: Literal["constant", "cosine", "linear"] = "cosine"
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+
+    def __post_init__(self) -> None:
+        if self.lr is None:
+            object.__setattr__(self, "lr", 1e-2 if self.backbone == "frozen" else 1e-4)
+
+
+Classifier = Annotated[
+    ClassifierSettings | None,
+    PlainValidator(lambda v: None if v is None else settings(ClassifierSettings, v)),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class OwnerSettings:
+    """A model somebody owns: which library builds it, and where its weights come from.
+
+    `weights` is "hub" (what the library publishes or embeds), "random" (drawn from `seed`) or a
+    file, relative to the data root or absolute. `revision` pins weights from the hub to one of its
+    commits. `digest` is what the weights must be, as records name them (`owner_digest`): others are
+    refused. `classifier` gives a model without one of its own the label space that methods asking
+    for labels need.
+    """
+
+    library: Library
+    name: str
+    weights: str = "hub"
+    pretrained: str | None = None  # open_clip's tag, for weights from the hub
+    revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = None
+    digest: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")] | None = None
+    image_size: Annotated[int, Field(gt=0)] | None = None
+    seed: Count = 0
+    classifier: Classifier = None
+
+    def __post_init__(self) -> None:
+        if self.library == "embedded" and self.name not in EMBEDDED:
+            hint = suggestion(self.name, EMBEDDED)
+            raise SettingError(f"no embedded model '{self.name}'{hint}", ("name",))
+        if self.from_file and PurePath(self.weights).suffix not in WEIGHT_FILES:
+            known = f"hub, random or a file ending in {', '.join(WEIGHT_FILES)}"
+            raise SettingError(f"weights: expected {known}, got '{self.weights}'", ("weights",))
+        if self.library == "embedded" and self.image_size is not None:
+            raise SettingError("image_size: expected none, mini has its own", ("image_size",))
+        if self.seed and self.weights != "random":
+            raise SettingError("seed: expected none unless weights is random", ("seed",))
+        tagged = self.library == "open_clip" and self.weights == "hub"
+        if tagged and self.pretrained is None:
+            hint = "expected open_clip's tag of the weights, such as openai"
+            raise SettingError(f"pretrained: {hint}, got none")
+        if self.pretrained is not None and not tagged:
+            message = "pretrained: expected none unless open_clip takes its weights from the hub"
+            raise SettingError(message, ("pretrained",))
+        if self.revision is not None and not self.from_hub:
+            message = "revision: expected none unless the weights come from the hub"
+            raise SettingError(message, ("revision",))
+
+    @property
+    def from_file(self) -> bool:
+        """Say whether the weights lie in a file of the user's."""
+        return self.weights not in ("hub", "random")
+
+    @property
+    def from_hub(self) -> bool:
+        """Say whether the weights are fetched by a library from where it publishes them."""
+        return self.weights == "hub" and self.library != "embedded"
+
+    def spec(self) -> Spec:
+        """Return the owner as cells name it: without a path, which its weights' digest replaces."""
+        args = dataclasses.asdict(self) | {"weights": "file" if self.from_file else self.weights}
+        del args["name"], args["digest"]  # what is expected does not change what is there
+        for name in ("classifier", "revision"):
+            if args[name] is None:
+                del args[name]
+        return Spec(self.name, args)
+
+
+def mapping_of(value: Json, example: str) -> Mapping[str, Json]:
+    """Return a mapping that a user wrote."""
+    if not isinstance(value, Mapping):
+        raise SettingError(f"expected a mapping such as {{{example}}}, got {value!r}")
+    return value
+
+
+def owner_from(value: Json) -> OwnerSettings:
+    """Read a model somebody owns: its library is the key of its name."""
+    entry = dict(mapping_of(value, "timm: vit_base_patch16_224"))
+    own = [f.name for f in dataclasses.fields(OwnerSettings) if f.name not in ("library", "name")]
+    known = [*get_args(Library), *own]
+    for key in entry:
+        if key not in known:
+            raise SettingError(f"no setting '{key}'{suggestion(key, known)}", (key,))
+    found = [key for key in get_args(Library) if key in entry]
+    if len(found) != 1:
+        wanted = ", ".join(get_args(Library))
+        raise SettingError(f"expected one of {wanted}, got {' and '.join(found) or 'none'}")
+    named = {"library": found[0], "name": entry.pop(found[0])}
+    try:
+        return settings(OwnerSettings, {**named, **entry})
+    except SettingError as error:
+        where = tuple(found) if error.where == ("name",) else error.where
+        raise SettingError(str(error), where) from None
+
+
+def model_from(value: Json) -> OwnerSettings:
+    """Read a model that never met the owner."""
+    model = owner_from(value)
+    if model.weights == "random":
+        hint = "expected hub or a file, got random; an untrained network is nobody's model"
+        raise SettingError(f"weights: {hint}", ("weights",))
+    if model.classifier is not None:
+        hint = "expected none, the model is read as it comes"
+        raise SettingError(f"classifier: {hint}", ("classifier",))
+    return model
+
+
+Owner = Annotated[OwnerSettings, PlainValidator(owner_from)]
+
+Model = Annotated[OwnerSettings, PlainValidator(model_from)]

@@ -1,0 +1,424 @@
+"""Lay out a suite as a graph of stages, each named by its recipe and made at most once.
+
+The plan makes the innocents: for every attacked copy of a marked model its twin, the same attack
+with the same seed on the unmarked owner; the strangers, plain and attacked alike, of the owner's
+shape and of others; copies of the owner marked with another key; models that never met the owner.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import operator
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import get_args
+
+from bench.data import embedded, manifest
+from bench.data.manifest import Manifest
+from bench.records.files import file_digest
+from bench.records.nouns import Access, Cell, Json, Lineage, Readout, Shape, Spec, UserError
+from bench.registry import ATTACKS, METHODS
+from bench.suite.graph import READ_WITH, STRANGER, UNTOUCHED, Kind, Plan, Question, Stage
+from bench.suite.grid import Suite
+from bench.suite.innocents import RECIPE, recipe_digest
+from bench.suite.owners import ClassifierSettings, OwnerSettings
+from bench.verdicts.verdict import innocents_needed
+
+COHORT = 10
+"""Strangers trained in one batched run; the i-th belongs to cohort i // 10 whatever is asked."""
+
+SMALL_COHORT = 2
+"""The same for strangers of another shape than `mini`, of which a suite asks for few."""
+
+
+def make(suite: Suite, data_dir: Path | None, assume: bool = False) -> Plan:
+    """Resolve weights and data to their digests and lay out the stages of every part.
+
+    `assume` takes published data sets that are not there, and weights in files, as if they were:
+    enough to count with, and said among the warnings, but not to run.
+
+    Raises:
+        UserError: a weights file or a data folder is missing.
+
+    """
+    manifests, assumed = _manifests(suite, data_dir, assume)
+    builder = _Builder(suite, manifests)
+    for part in suite.parts or (suite,):
+        builder.begin(part)
+        for model in part.innocents.models:
+            builder.add_model(model, weights_identity(model, data_dir, assume))
+        for owner in part.owners:
+            builder.add_owner(owner, weights_identity(owner, data_dir, assume))
+    found = (*assumed, *suite.warnings, *builder.warnings, *_shared(manifests))
+    warnings = tuple(dict.fromkeys(found))
+    return Plan(
+        suite,
+        builder.stages,
+        tuple(builder.questions.values()),
+        manifests,
+        builder.owners,
+        builder.recipe,
+        warnings,
+    )
+
+
+def _manifests(
+    suite: Suite, data_dir: Path | None, assume: bool
+) -> tuple[dict[str, Manifest], list[str]]:
+    """Read the data sets, and say which of them had to be assumed."""
+    found, said = dict[str, Manifest](), list[str]()
+    for name, settings in suite.data.items():
+        made = None
+        if assume and not manifest.is_there(name, settings, data_dir):
+            made = manifest.assumed(name, settings)
+        if made is None:
+            made = manifest.read(name, settings, data_dir)
+        else:
+            size = f"{len(made.items)} images, {len(made.classes)} classes"
+            said.append(f"data {name} is not there: counted with its published size, {size}")
+        found[name] = made
+    return found, said
+
+
+def _shared(manifests: Mapping[str, Manifest]) -> Iterator[str]:
+    """Warn of images that one data set gives the owner and another gives the thief."""
+    for (ours, one), (theirs, other) in itertools.permutations(manifests.items(), 2):
+        if {i.source for i in one.items}.isdisjoint(i.source for i in other.items):
+            continue
+        mine, yours = manifest.split(one), manifest.split(other)
+        owner = {one.items[i].source for i in mine.owner_images + mine.owner_held_out}
+        thief = {other.items[i].source for i in yours.thief_images + yours.thief_held_out}
+        if both := len(owner & thief):
+            yield (
+                f"data {ours} gives the owner {both} images that data {theirs} gives the thief: "
+                "the two share what they must not"
+            )
+
+
+def weights_identity(owner: OwnerSettings, data_dir: Path | None, assume: bool = False) -> str:
+    """Name an owner's weights by content: a file by its bytes, a draw by its seed.
+
+    Weights from a hub are named "hub": their digest is recorded when they are first loaded, and the
+    loaded copy is kept, so later runs need no network. `assume` gives a file that is not there a
+    name too.
+    """
+    if owner.library == "embedded" and owner.weights == "hub":
+        return file_digest(embedded.WEIGHTS / f"{owner.name}.safetensors")[:16]
+    if owner.from_file:
+        try:
+            return file_digest(weights_file(owner, data_dir))[:16]
+        except UserError:
+            if not assume:
+                raise
+            return f"not there: {owner.weights}"
+    return f"random {owner.seed}" if owner.weights == "random" else "hub"
+
+
+def weights_file(owner: OwnerSettings, data_dir: Path | None) -> Path:
+    """Find the file an owner's weights lie in."""
+    path = Path(owner.weights).expanduser()
+    found = path if data_dir is None else data_dir / path
+    if not found.is_file():
+        raise UserError(
+            f"owner '{owner.name}': expected weights at {found}, found no such file; "
+            "--data DIR or BENCH_DATA sets where relative paths start"
+        )
+    return found
+
+
+class _Builder:
+    """Grow the graph owner by owner; equal recipes meet in one stage."""
+
+    def __init__(self, suite: Suite, manifests: Mapping[str, Manifest]) -> None:
+        self.suite, self.manifests = suite, manifests
+        self.stages: dict[str, Stage] = {}
+        self.questions: dict[str, Question] = {}
+        self.owners: dict[str, OwnerSettings] = {}
+        self.models: list[Spec] = []
+        self.public: tuple[Spec, str] | None = None  # what the owner's backbone was finetuned from
+        self.warnings: list[str] = []
+        self.recipe = dataclasses.replace(RECIPE, steps=suite.innocents.pretraining_steps)
+
+    def begin(self, part: Suite) -> None:
+        """Ask what one part of the suite asks from here on."""
+        self.suite, self.models = part, []
+
+    def add_model(self, model: OwnerSettings, weights: str) -> None:
+        self.models.append(self._loaded(model, weights)[0])
+
+    def add_owner(self, owner: OwnerSettings, weights: str) -> None:
+        spec, key = self._loaded(dataclasses.replace(owner, classifier=None), weights)
+        strangers = self._strangers(owner, len(self._others(spec)))
+        self.public = None
+        if owner.classifier is not None:
+            self.public = (spec, key) if owner.classifier.backbone == "finetuned" else None
+            spec, key = self._classified(spec, owner.classifier, key)
+        for method in self.suite.methods:
+            for seed in self.suite.seeds:
+                for cell in self._cells(spec, method, seed, strangers):
+                    self._ask(cell, key)
+
+    def _loaded(self, model: OwnerSettings, weights: str) -> tuple[Spec, str]:
+        spec = Spec(model.name, {**model.spec().args, "digest": weights})
+        key = self._add("owner", {"owner": spec.json()})
+        self.owners[key] = model
+        return spec, key
+
+    def _classified(
+        self, owner: Spec, classifier: ClassifierSettings, key: str
+    ) -> tuple[Spec, str]:
+        """Add the training of an owner's classifier; what follows starts from its result."""
+        images = self.manifests[classifier.data]
+        if not _labelled(images):
+            raise UserError(
+                f"owner '{owner.name}': classifier: data: expected labelled images, got "
+                f"'{images.name}'; put them in class folders"
+            )
+        how = dataclasses.asdict(classifier)
+        key = self._add("classifier", {"classifier": how, "data": images.digest}, (key,))
+        return Spec(owner.name, {**owner.args, "classifier": how}), key
+
+    def _strangers(self, owner: OwnerSettings, others: int) -> int:
+        innocents = self.suite.innocents
+        if owner.library == "embedded":
+            self._check_shares(owner)
+            return innocents.strangers
+        if innocents.strangers or innocents.other_shapes:
+            listed = ", the models listed as innocents" if others else ""
+            short = others < innocents_needed(self.suite.alpha)
+            undecided = "; verdicts against strangers stay undecided" if short else ""
+            self.warnings.append(
+                f"{owner.name}: strangers: n = {others}{listed}, nobody trained models of this "
+                f"shape independently here{undecided}"
+            )
+        return 0
+
+    def _others(self, owner: Spec) -> list[Spec]:
+        """List the models that never met the owner: its own weights, at whatever size, did."""
+
+        def weights(spec: Spec) -> Json:
+            by_name = [spec.name, spec.args["library"], spec.args["pretrained"]]
+            return by_name if spec.args["digest"] == "hub" else spec.args["digest"]
+
+        return [model for model in self.models if weights(model) != weights(owner)]
+
+    def _check_shares(self, owner: OwnerSettings) -> None:
+        """Warn where the suite would test on images the embedded models were trained on."""
+        for name, data in self.suite.data.items():
+            for settings in (RECIPE.digits, RECIPE.photos):
+                apart = (data.owner_share, data.held_out) != (
+                    settings.owner_share,
+                    settings.held_out,
+                )
+                if data.loader in (settings.loader, "digit-scenes") and apart:
+                    self.warnings.append(
+                        f"data {name}: {owner.name} was trained on other shares of these images "
+                        f"(owner_share {settings.owner_share}, held_out {settings.held_out}): "
+                        "what this suite holds out it may have seen"
+                    )
+
+    def _cells(self, owner: Spec, method: Spec, seed: int, strangers: int) -> Iterator[Cell]:
+        """Yield the cells of one claim: per attack the marked copy, its twins and strangers."""
+        marks = METHODS.get(method.name).marks
+        innocents = self.suite.innocents
+        for chain in self.suite.attacks:
+            random = any(ATTACKS.get(step.name).random for step in chain)
+            own = seed if random else 0
+            ask = functools.partial(Cell, owner, method, seed)
+            if not _derived(chain):
+                yield ask("owner", chain, own, "stranger")
+                continue
+            yield ask("released", chain, own, "released")
+            seeds = sorted({*range(innocents.twin_seeds), own}) if random else [0]
+            if marks:
+                yield from (ask("owner", chain, one, "owner") for one in seeds)
+            untouched = all(step.name == UNTOUCHED for step in chain)
+            count = strangers if untouched else min(innocents.attacked_strangers, strangers)
+            if any(getattr(ATTACKS.get(step.name), "uses_base", False) for step in chain):
+                count = 0  # mixed with the owner's base, a stranger is none
+            for i in range(count):
+                start = ATTACKS.spec(STRANGER, {"index": i})
+                steps = (start,) if untouched else (start, *chain)
+                yield ask("owner", steps, own, "stranger")
+        yield from self._untouched_innocents(owner, method, seed, marks)
+
+    def _untouched_innocents(
+        self, owner: Spec, method: Spec, seed: int, marks: bool
+    ) -> Iterator[Cell]:
+        """Yield what is read as it comes: other keys' marks, other models, other shapes.
+
+        The public model that an owner finetuned its own from is innocent of the mark as the clean
+        owner is; to a fingerprint of the finetuned model it is a stranger.
+        """
+        innocents = self.suite.innocents
+        ask = functools.partial(Cell, owner, method, seed)
+        as_it_is = (ATTACKS.spec(UNTOUCHED, {}),)
+        # The suite's other seeds cost nothing: their marks are there.
+        known = [other for other in self.suite.seeds if other != seed]
+        seeds = itertools.chain(known, itertools.count(max(self.suite.seeds) + 1))
+        for other in itertools.islice(seeds, innocents.other_keys if marks else 0):
+            yield ask("other key", as_it_is, 0, "owner", other_seed=other)
+        for model in self._others(owner):
+            yield ask("other model", as_it_is, 0, "stranger", other_model=model)
+        if self.public is not None:
+            lineage: Lineage = "owner" if marks else "stranger"
+            yield ask("other model", as_it_is, 0, lineage, other_model=self.public[0])
+        embedded = owner.args["library"] == "embedded"
+        others = [shape for shape in get_args(Shape) if shape != owner.name] if embedded else []
+        for shape, i in itertools.product(others, range(innocents.other_shapes)):
+            start = ATTACKS.spec(STRANGER, {"index": i, "shape": shape})
+            yield ask("owner", (start,), 0, "stranger")
+
+    def _ask(self, cell: Cell, owner: str) -> None:
+        method, readout = METHODS.get(cell.method.name), _readout(cell.method)
+        access = f"{method.needs.text} ({READ_WITH[readout]})" if readout else method.needs.text
+        task = self._task(cell.owner)
+        images = task if _asks_only(cell.method) else self.manifests[self.suite.owner_images]
+        owner_data = images.digest
+        recipe = {"method": _made_by(cell.method), "seed": cell.method_seed, "data": owner_data}
+        if skip := _unobtainable(cell, images):
+            empty = Question(cell, access, method.marks, owner, "", "", "", "", None, skip)
+            self.questions.setdefault(empty.key, empty)
+            return
+        protect = self._add("protect", recipe, (owner,))
+        start = protect if cell.base == "released" and method.marks else owner
+        if cell.other_seed is not None:
+            start = self._add("protect", {**recipe, "seed": cell.other_seed}, (owner,))
+        if cell.other_model is not None:
+            start = self._add("owner", {"owner": cell.other_model.json()})  # loaded before
+        suspect, data = self._attacked(cell, owner, start)
+        how = {"readout": readout} if readout else {}
+        extract = self._add("extract", how, (protect, suspect, owner))
+        probe = self.manifests[self.suite.probe].digest
+        tests = {"own": data, "owner": task.digest, "probe": probe}
+        utility = self._add("utility", tests, (suspect,))
+        fidelity = None
+        if method.marks and cell.lineage == "released" and _untouched(cell.attack):
+            tests = {"owner": owner_data, "probe": probe}
+            fidelity = self._add("fidelity", tests, (owner, protect))
+        question = Question(
+            cell, access, method.marks, owner, protect, suspect, extract, utility, fidelity
+        )
+        self.questions.setdefault(question.key, question)
+
+    def _task(self, owner: Spec) -> Manifest:
+        """Return the images on which an owner's own head is tested."""
+        classifier = owner.args.get("classifier")
+        return self.manifests[classifier["data"] if classifier else self.suite.owner_images]
+
+    def _attacked(self, cell: Cell, owner: str, key: str) -> tuple[str, str | None]:
+        """Add the steps of a chain; return the suspect's key and the data last trained on."""
+        data = None
+        for position, step in enumerate(cell.attack):
+            attack = ATTACKS.get(step.name)
+            parents: tuple[str, ...] = (key,)
+            if not attack.derived and cell.owner.args["library"] == "embedded":
+                # It owes the victim nothing, so the victim is not in its key.
+                shape = step.args.get("shape", "mini")
+                parents = (self._cohort(int(step.args.get("index", 0)), shape),)
+            if getattr(attack, "uses_base", False):
+                parents = (*parents, self.public[1] if self.public else owner)
+            named = step.args.get("data")
+            used = self.manifests[named or self.suite.probe].digest
+            if named and Access.LABELS not in attack.offers:
+                data = used  # a head of a label space of its own: this is now the suspect's task
+            key = self._add(
+                "attack",
+                {
+                    "step": step.json(),
+                    "position": position,
+                    "seed": cell.attack_seed if attack.random else None,
+                    "data": used,
+                },
+                parents,
+            )
+        return key, data
+
+    def _cohort(self, index: int, shape: Shape) -> str:
+        # Without its shape, the key of a cohort of `mini` is what it was before there were others.
+        size, other = (COHORT, {}) if shape == "mini" else (SMALL_COHORT, {"shape": shape})
+        recipe = {"pretraining": _recipe_digest(self.recipe), "cohort": index // size}
+        return self._add("cohort", {**recipe, "size": size, **other})
+
+    def _add(self, kind: Kind, recipe: Mapping[str, Json], parents: tuple[str, ...] = ()) -> str:
+        stage = Stage(kind, recipe, parents)
+        self.stages.setdefault(stage.key, stage)
+        return stage.key
+
+
+_recipe_digest = functools.cache(recipe_digest)
+
+
+def _asks_only(method: Spec) -> bool:
+    """Say whether a method needs no more than answers in the owner's label space."""
+    return METHODS.get(method.name).needs in Access.BLACK_BOX
+
+
+def _readout(method: Spec) -> Readout | None:
+    """Return how a method says that its answers are got; None leaves it to the suspect's head."""
+    return method.args.get("readout") if _asks_only(method) else None
+
+
+def _made_by(method: Spec) -> Json:
+    """Name what makes the secret: how a suspect is read later has no part in it."""
+    args = dict(method.args)
+    if _readout(method):
+        del args["readout"]
+    return Spec(method.name, args, method.version).json()
+
+
+def _unobtainable(cell: Cell, images: Manifest) -> str:
+    """Say why this suspect cannot be read at all; empty if it can."""
+    needs, readout = METHODS.get(cell.method.name).needs, _readout(cell.method)
+    library, classifier = cell.owner.args["library"], cell.owner.args.get("classifier")
+    if _asks_only(cell.method) and not classifier and library != "timm":
+        return f"needs {needs.text}, {cell.owner.name} has no `classifier`"
+    if readout == "relinear" and not _labelled(images):
+        return f"relinear needs labelled images, {images.name} has none"
+    offered = functools.reduce(
+        operator.and_, (ATTACKS.get(step.name).offers for step in cell.attack)
+    )
+    # A head can be put on whatever gives features.
+    wanted = Access.FEATURES if readout in ("graft", "relinear") else needs
+    if wanted in offered:
+        return ""
+    who = f"{readout} needs" if readout else "needs"
+    return f"{who} {wanted.text}, the suspect offers {offered.text or 'nothing'}"
+
+
+def _labelled(images: Manifest) -> bool:
+    return bool(images.classes) and not images.masked
+
+
+def _derived(chain: Iterable[Spec]) -> bool:
+    return all(ATTACKS.get(step.name).derived for step in chain)
+
+
+def _untouched(chain: Iterable[Spec]) -> bool:
+    return all(step.name == UNTOUCHED for step in chain)
+
+
+def departures(suite: Suite) -> tuple[str, ...]:
+    """List the numbers in which plug-ins of a suite differ from their defaults, the papers' own.
+
+    Words choose a variant, so the defaults compared with are those under the same words.
+    """
+    steps = [(ATTACKS, step) for chain in suite.attacks for step in chain]
+    lines: dict[str, None] = {}
+    for registry, spec in [*((METHODS, m) for m in suite.methods), *steps]:
+        words = {k: v for k, v in spec.args.items() if isinstance(v, str)}
+        usual = registry.spec(spec.name, words).args  # type: ignore[attr-defined]
+        changed = [
+            f"{name} {value:g} (default {usual[name]:g})"
+            for name, value in spec.args.items()
+            if type(value) in (int, float) and type(usual[name]) in (int, float)
+            if value != usual[name]
+        ]
+        if changed:
+            label = " ".join(
+                [spec.name, *(words[k] for k in ("variant", "schedule") if k in words)]
+            )
+            lines[f"{label}: {', '.join(changed)}"] = None
+    return tuple(lines)

@@ -1,0 +1,215 @@
+"""Turn a YAML file into the grid of questions it asks, or into one line that says what is wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+from pathlib import Path
+from typing import TypeVar
+
+import yaml
+from yaml import MappingNode, Mark, Node, ScalarNode, SequenceNode
+
+from bench.records.nouns import UserError
+from bench.records.settings import SettingError, settings, suggestion
+from bench.suite.grid import Composed, Suite
+
+T = TypeVar("T")
+
+
+def load(path: Path) -> Suite:
+    """Read one suite file and all it includes, checked; every error begins with its file:line."""
+    return _load(path, ())
+
+
+def _load(path: Path, above: tuple[Path, ...]) -> Suite:
+    node = _read(path, ())
+    try:
+        value = _Loader("").construct_document(node)
+        if "parts" in value:
+            return _joined(settings(Composed, value), path, (*above, path))
+        suite = settings(Suite, value)
+    except yaml.YAMLError as error:
+        raise _syntax(path, error) from None
+    except SettingError as error:
+        raise UserError(f"{_place(node, error.where)}: {error}") from None
+    return dataclasses.replace(  # an include may bring what another one, or the file, lists too
+        suite,
+        owners=_distinct(suite.owners),
+        methods=_distinct(suite.methods),
+        attacks=_distinct(suite.attacks),
+        seeds=_distinct(suite.seeds),
+        reductions=_distinct(suite.reductions),
+    )
+
+
+def _joined(cover: Composed, path: Path, above: tuple[Path, ...]) -> Suite:
+    """Lay the parts a suite names beside each other: a grid each, but one set of data for all.
+
+    Including them would make one grid of all their lists, every mark of a sweep by every attack.
+    """
+    parts = list[Suite]()
+    for i, name in enumerate(cover.parts):
+        file, where = path.parent / name, ("parts", i)
+        if file.resolve() in [p.resolve() for p in above]:
+            raise SettingError(f"expected parts without a circle, got '{name}' in itself", where)
+        if not file.is_file():
+            raise SettingError(f"no file '{name}'{_neighbours(file)}", where)
+        part = _load(file, above)
+        _refuse_strife([*parts, part], where)
+        parts.append(part)
+    first = parts[0]
+    models = _distinct(tuple(m for part in parts for m in part.innocents.models))
+    return dataclasses.replace(
+        first,
+        name=cover.name,
+        title=cover.title,
+        owners=_distinct(tuple(owner for part in parts for owner in part.owners)),
+        methods=_distinct(tuple(method for part in parts for method in part.methods)),
+        attacks=_distinct(tuple(chain for part in parts for chain in part.attacks)),
+        data={name: data for part in parts for name, data in part.data.items()},
+        innocents=dataclasses.replace(first.innocents, models=models),
+        reductions=_distinct((*cover.reductions, *(r for part in parts for r in part.reductions))),
+        parts=tuple(grid for part in parts for grid in part.parts or (part,)),
+    )
+
+
+def _refuse_strife(parts: list[Suite], where: tuple[str | int, ...]) -> None:
+    """Refuse a part that is at odds with the first about what one suite has one of."""
+    first, last = parts[0], parts[-1]
+    said: dict[str, tuple[object, object]] = {
+        "alpha": (first.alpha, last.alpha),
+        "innocents: pretraining_steps": (
+            first.innocents.pretraining_steps,
+            last.innocents.pretraining_steps,
+        ),
+    }
+    for part in parts[:-1]:
+        for name in part.data.keys() & last.data.keys():
+            said[f"data '{name}'"] = (part.data[name], last.data[name])
+    for what, (one, other) in said.items():
+        if one != other:
+            raise SettingError(f"{what}: expected the same in all parts, it is another here", where)
+
+
+def _distinct(values: tuple[T, ...]) -> tuple[T, ...]:
+    return tuple(value for i, value in enumerate(values) if value not in values[:i])
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which 1e-3 is a number, as everybody expects, and a date is text."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 - the shape PyYAML wants
+        first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
+
+
+def _read(path: Path, stack: tuple[Path, ...]) -> Node:
+    """Parse a file and put what it includes beneath it, lines remembered."""
+    try:
+        with path.open("rb") as file:
+            node = _Loader(file).get_single_node()
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}{_neighbours(path)}") from None
+    except yaml.YAMLError as error:
+        raise _syntax(path, error) from None
+    if not isinstance(node, MappingNode):
+        raise UserError(f"{path}:1: expected a mapping that begins like 'name: demo'")
+    _check(node)
+    known = [f.name for f in dataclasses.fields(Suite)] + ["include"]
+    for key, _ in node.value:
+        if key.value not in known:
+            hint = suggestion(key.value, known)
+            raise UserError(f"{_at(key.start_mark)}: no setting '{key.value}'{hint}")
+    own = MappingNode(node.tag, [], node.start_mark)
+    own.value = [(key, value) for key, value in node.value if key.value != "include"]
+    included = [value for key, value in node.value if key.value == "include"]
+    base = [_include(item, path, (*stack, path)) for value in included for item in _items(value)]
+    return functools.reduce(_merge, [*base, own])
+
+
+def _items(node: Node) -> list[ScalarNode]:
+    items = node.value if isinstance(node, SequenceNode) else [None]
+    if not all(isinstance(item, ScalarNode) for item in items):
+        raise UserError(f"{_at(node.start_mark)}: expected a list of files such as [other.yaml]")
+    return list(items)
+
+
+def _include(item: ScalarNode, path: Path, stack: tuple[Path, ...]) -> Node:
+    target = path.parent / item.value
+    place = _at(item.start_mark)
+    if target.resolve() in [p.resolve() for p in stack]:
+        ring = " -> ".join(p.name for p in (*stack, target))
+        raise UserError(f"{place}: expected includes without a circle, got {ring}")
+    if not target.is_file():
+        raise UserError(f"{place}: no file '{item.value}' to include{_neighbours(target)}")
+    return _read(target, stack)
+
+
+def _neighbours(path: Path) -> str:
+    return suggestion(path.name, sorted(p.name for p in path.parent.glob("*.yaml")))
+
+
+def _check(node: Node, above: tuple[Node, ...] = ()) -> None:
+    """Refuse keys given twice, keys that are not words, and anchors that contain themselves."""
+    if node in above:
+        raise UserError(f"{_at(node.start_mark)}: an anchor that contains itself")
+    if isinstance(node, SequenceNode):
+        for item in node.value:
+            _check(item, (*above, node))
+    if isinstance(node, MappingNode):
+        lines: dict[str, int] = {}
+        for key, value in node.value:
+            place = _at(key.start_mark)
+            if not isinstance(key, ScalarNode):
+                raise UserError(f"{place}: expected a word as key, got a list or a mapping")
+            if key.value in lines:
+                raise UserError(f"{place}: '{key.value}' already stands on line {lines[key.value]}")
+            lines[key.value] = key.start_mark.line + 1
+            _check(value, (*above, node))
+
+
+def _merge(base: Node, own: Node) -> Node:
+    """Lay one tree over another: lists join, mappings merge, of two scalars `own` stays."""
+    if isinstance(base, MappingNode) and isinstance(own, MappingNode):
+        pairs = {key.value: (key, value) for key, value in base.value}
+        for key, value in own.value:
+            _, under = pairs.get(key.value, (key, value))
+            pairs[key.value] = (key, value if under is value else _merge(under, value))
+        return MappingNode(own.tag, list(pairs.values()), own.start_mark)
+    if isinstance(base, SequenceNode) and isinstance(own, SequenceNode):
+        return SequenceNode(own.tag, base.value + own.value, own.start_mark)
+    return own
+
+
+def _place(node: Node, where: tuple[str | int, ...]) -> str:
+    """Follow a path of keys and positions as far as the text goes, and return its file:line."""
+    mark = node.start_mark
+    for part in where:
+        if isinstance(node, MappingNode):
+            found = [(k.start_mark, v) for k, v in node.value if k.value == part]
+            mark, node = found[-1] if found else (mark, node)
+        elif isinstance(node, SequenceNode) and part in range(len(node.value)):
+            node = node.value[part]
+            mark = node.start_mark
+    return _at(mark)
+
+
+def _at(mark: Mark) -> str:
+    return f"{mark.name}:{mark.line + 1}"
+
+
+def _syntax(path: Path, error: yaml.YAMLError) -> UserError:
+    if isinstance(error, yaml.MarkedYAMLError) and (mark := error.problem_mark):
+        return UserError(f"{_at(mark)}: this is not YAML: {error.problem}")
+    line = path.read_bytes()[: getattr(error, "position", 0)].count(b"\n") + 1
+    return UserError(f"{path}:{line}: this is not text in UTF-8")

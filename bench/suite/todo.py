@@ -1,0 +1,108 @@
+"""Say what of a plan is left to do, what its copies are still needed for, and what it will cost."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable, Iterator, Mapping
+from typing import Any
+
+from bench.records.nouns import digest
+from bench.records.store import Artefact, Store
+from bench.suite.graph import UNTOUCHED, Plan, Question, Stage
+
+
+def missing(plan: Plan, store: Store, questions: Iterable[Question]) -> tuple[str, ...]:
+    """List the stages that must run to answer `questions`, parents first.
+
+    An artefact that is there is used; one that a missing stage would have to load is checked byte
+    by byte first, and made again if it is damaged.
+    """
+    wanted: dict[str, bool] = {}
+
+    def want(key: str, loaded: bool) -> bool:
+        if key not in wanted or (loaded and not wanted[key]):
+            there = store.verify(key) if loaded else store.find(key) is not None
+            wanted[key] = not there
+            if not there or (loaded and _stands_for_its_parent(store, key)):
+                for parent in plan.stages[key].parents:
+                    want(parent, True)
+        return wanted[key]
+
+    for question in questions:
+        for key in question.stages:
+            want(key, False)
+    return tuple(key for key in plan.stages if wanted.get(key))
+
+
+def spare_copies(plan: Plan, left: Container[str]) -> Iterator[str]:
+    """Yield the attacked copies that none of the stages `left` makes or loads.
+
+    Owners, marks and keys are never spare: they are few, and any later suite starts from them.
+    """
+    needed = set[str]()
+    for key, stage in plan.stages.items():
+        if key in left:
+            needed.add(key)
+            for parent in stage.parents:
+                needed.add(parent)
+                while _is_untouched(plan.stages[parent]):
+                    parent = plan.stages[parent].parents[0]
+                    needed.add(parent)
+    yield from (k for k, s in plan.stages.items() if s.kind == "attack" and k not in needed)
+
+
+def _is_untouched(stage: Stage) -> bool:
+    """Say whether a stage makes a model left untouched, which is kept as its parent alone."""
+    return stage.kind == "attack" and stage.recipe["step"]["name"] == UNTOUCHED
+
+
+def _stands_for_its_parent(store: Store, key: str) -> bool:
+    """Say whether an artefact is a model left untouched, which is kept as its parent alone."""
+    found = store.find(key)
+    return found is not None and found.kind == "attack" and not found.tensors
+
+
+def guesses(plan: Plan, store: Store) -> dict[str, tuple[float, int]]:
+    """Guess seconds and bytes of every stage of whose like the store holds any, by key."""
+    return {key: _middle(found) for key, found in alike(plan, store).items()}
+
+
+def alike(plan: Plan, store: Store) -> dict[str, list[Artefact]]:
+    """List by key what the store holds of every stage's like, where it holds any.
+
+    Alike are stages of one kind, plug-in and settings on a model of one name and size, any seed.
+    """
+    made = {artefact.key: artefact for artefact in store}
+    past: dict[str, list[Artefact]] = {}
+    for artefact in made.values():
+        past.setdefault(_likeness(artefact, made), []).append(artefact)
+    found = {key: past.get(_likeness(stage, plan.stages)) for key, stage in plan.stages.items()}
+    return {key: artefacts for key, artefacts in found.items() if artefacts}
+
+
+def start(stage: Stage | Artefact, known: Mapping[str, Stage] | Mapping[str, Artefact]) -> Any:
+    """Return the stage, or the artefact, that a line of descent began with; None if it is gone.
+
+    That of an extraction is its suspect's.
+    """
+    found: Stage | Artefact | None = stage
+    while found is not None and found.parents:
+        found = known.get(found.parents[found.kind == "extract"])
+    return found
+
+
+def _likeness(stage: Stage | Artefact, known: Mapping[str, Stage] | Mapping[str, Artefact]) -> str:
+    recipe, origin = stage.recipe, start(stage, known)
+    model = None
+    if origin is not None and origin.kind == "cohort":
+        model = [origin.recipe.get("shape", "mini"), None]
+    elif origin is not None and "owner" in origin.recipe:
+        owner = origin.recipe["owner"]
+        model = [owner["name"], owner["args"].get("image_size")]
+    plugin = recipe.get("method") or recipe.get("step") or recipe.get("shape")
+    return digest(stage.kind, plugin, model)
+
+
+def _middle(alike: list[Artefact]) -> tuple[float, int]:
+    seconds = sorted(float(a.payload["cost"]["seconds"]) for a in alike)
+    sizes = sorted(a.bytes for a in alike)
+    return seconds[len(seconds) // 2], sizes[len(sizes) // 2]

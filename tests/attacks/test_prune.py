@@ -1,0 +1,307 @@
+import copy
+import json
+
+import pytest
+import torch
+from timm.layers.attention import Attention
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+from torch.nn.utils import prune
+
+from attacks.finetune import FinetuneClassify
+from attacks.prune import L1Prune, StructuredPrune, _weights, sparsity
+from bench.models.heads import Head
+from bench.models.libraries import MINI, build
+from bench.models.surgery import segmentation_head, with_head
+from bench.models.suspect import View
+from bench.models.vision import Architecture
+from bench.models.weights import load_state
+from bench.records.nouns import Access, Incompatible, UserError
+from bench.testing import ATTACK_CHECKS, CPU, context, owner
+from methods.activemark import ActiveMark
+
+
+def pytorchs_own(model, amount, scope):
+    made = copy.deepcopy(model)
+    layers = [m for m in made.trunk.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    if scope == "global":
+        pairs = [(layer, "weight") for layer in layers]
+        prune.global_unstructured(pairs, prune.L1Unstructured, amount=amount)
+    else:
+        for layer in layers:
+            prune.l1_unstructured(layer, "weight", amount)
+    for layer in layers:
+        prune.remove(layer, "weight")
+    return made
+
+
+@pytest.mark.parametrize("scope", ["global", "layer"])
+@pytest.mark.parametrize("amount", [0.1, 0.2, 0.4, 0.9])
+def test_it_zeroes_the_very_weights_pytorchs_own_pruning_does(amount, scope):
+    victim = owner()
+    made = L1Prune(amount, scope).run(victim, context())
+    expected = pytorchs_own(victim, amount, scope).state_dict()
+    for name, value in made.state_dict().items():
+        assert torch.equal(value, expected[name]), name
+
+
+@pytest.mark.parametrize("scope", ["global", "layer"])
+def test_of_equal_magnitudes_the_first_go_and_no_more_than_asked_for(scope):
+    victim = owner()
+    for weight in _weights(victim):
+        weight.data.copy_(torch.tensor([0.5, -0.25, 0.25, -0.5]).repeat(weight.numel() // 4)
+                          .view_as(weight))  # fmt: skip
+    made = L1Prune(0.3, scope).run(victim, context())
+    layers = [[w] for w in _weights(made)] if scope == "layer" else [_weights(made)]
+    for ranked in layers:
+        flat = torch.cat([weight.flatten() for weight in ranked])
+        gone = (flat == 0).nonzero().flatten()
+        candidates = torch.arange(len(flat))[torch.arange(len(flat)) % 4 % 3 != 0]  # the smaller
+        assert torch.equal(gone, candidates[: round(0.3 * len(flat))])
+
+
+def test_pruning_nothing_changes_nothing():
+    victim = owner()
+    made = L1Prune(0.0).run(victim, context())
+    assert all(torch.equal(v, victim.state_dict()[n]) for n, v in made.state_dict().items())
+
+
+def test_the_sparsity_reached_is_counted_and_noted():
+    assert sparsity(owner()) < 1e-4
+    made = L1Prune(0.2).run(owner(), context())
+    weights = [m.weight for m in made.trunk.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    counted = sum(float((w == 0).sum()) for w in weights) / sum(w.numel() for w in weights)
+    assert sparsity(made) == made.notes["sparsity"] == pytest.approx(counted)
+    assert counted == pytest.approx(0.2, abs=1e-5)
+
+
+def test_a_layers_own_ranking_prunes_every_layer_alike():
+    made = L1Prune(0.4, "layer").run(owner(), context())
+    for name, module in made.trunk.named_modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            share = float((module.weight == 0).float().mean())
+            assert share == pytest.approx(0.4, abs=1 / module.weight.numel()), name
+
+
+def test_norms_biases_embeddings_and_the_thiefs_head_are_left_alone():
+    victim = with_head(owner(), Head(10), torch.Generator().manual_seed(0))
+    made = L1Prune(0.9).run(victim, context())
+    before, after = victim.state_dict(), made.state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {n for n in before if n.startswith("trunk.") and n.endswith(
+        ("proj.weight", "qkv.weight", "fc1.weight", "fc2.weight"))}  # fmt: skip
+
+
+def test_pruned_weights_are_zeros_without_a_sign():
+    made = L1Prune(0.5).run(owner(), context())
+    for value in made.trunk.state_dict().values():
+        assert not torch.signbit(value[value == 0]).any()
+
+
+def test_a_pruned_model_can_be_trained_on():
+    made = L1Prune(0.2).run(owner(), context())
+    assert all(p.requires_grad and p.is_leaf for p in made.parameters())
+
+
+@pytest.mark.parametrize("amount", [1.0, 1.5, -0.1, float("nan")])
+def test_amounts_out_of_range_are_refused(amount):
+    with pytest.raises(ValueError, match=r"amount: expected a share in \[0, 1\), got"):
+        L1Prune(amount)
+
+
+PARTS = ("mlp", "heads", "width")
+
+
+def shaken(model):
+    """Draw every weight, so that no layer scale or bias hides what is cut."""
+    rng = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(torch.randn(weight.shape, generator=rng) * 0.05)
+    return model
+
+
+def headed(model=None):
+    return with_head(model or owner(), Head(10), torch.Generator().manual_seed(0)).eval()
+
+
+def victims():
+    return {
+        "mini": owner(),
+        "mini with a head": shaken(headed()),
+        "its own classifier": shaken(build(Architecture("timm", "test_vit", 64, "own"))),
+        "layer scale, average": shaken(build(Architecture("timm", "test_vit2", 64))),
+        "attention pooling": shaken(build(Architecture("timm", "test_vit3", 64))),
+        "registers": shaken(build(Architecture("timm", "vit_wee_patch16_reg1_gap_256", 64))),
+    }
+
+
+def answers(model):
+    with torch.no_grad():
+        return model(context().images.batch(slice(0, 8), CPU))
+
+
+def stored_and_loaded(model):
+    described = Architecture.of(json.loads(json.dumps(model.architecture.json())))
+    assert described == model.architecture
+    return load_state(build(described), model.state_dict(), "the stored weights")
+
+
+def weakest(worth, count):
+    return worth.argsort()[:count].sort().values
+
+
+def squares(weight, dim):
+    return weight.detach().square().sum(dim)
+
+
+@pytest.mark.parametrize("name", victims())
+@pytest.mark.parametrize("amount", [0.25, 0.5])
+def test_cutting_neurons_equals_zeroing_the_weakest_in_the_dense_model(name, amount):
+    dense = victims()[name]
+    made = StructuredPrune("mlp", amount).run(dense, context())
+    units = dense.blocks[0].mlp.fc1.out_features
+    for block in dense.blocks:
+        worth = squares(block.mlp.fc1.weight, 1) + squares(block.mlp.fc2.weight, 0)
+        with torch.no_grad():
+            block.mlp.fc2.weight[:, weakest(worth, round(amount * units))] = 0
+    assert torch.allclose(answers(made), answers(dense), atol=1e-5)
+    assert made.blocks[-1].mlp.fc1.weight.shape[0] == units - round(amount * units)
+    assert made.width == dense.width
+
+
+@pytest.mark.parametrize("name", victims())
+def test_cutting_heads_equals_zeroing_the_weakest_in_the_dense_model(name):
+    dense = victims()[name]
+    made = StructuredPrune("heads", 0.4).run(dense, context())
+    heads, size = dense.blocks[0].attn.num_heads, dense.blocks[0].attn.head_dim
+    for block in dense.blocks:
+        inward = squares(block.attn.qkv.weight, 1).view(3, heads, size).sum((0, 2))
+        outward = squares(block.attn.proj.weight, 0).view(heads, size).sum(1)
+        lost = weakest(inward + outward, round(0.4 * heads))
+        with torch.no_grad():
+            block.attn.proj.weight.view(-1, heads, size)[:, lost] = 0
+    assert torch.allclose(answers(made), answers(dense), atol=1e-5)
+    left = heads - round(0.4 * heads)
+    assert made.notes == {"units": heads, "left": left}
+    assert {block.attn.num_heads for block in made.blocks} == {left}
+    assert made.width == dense.width
+
+
+def test_cutting_the_width_takes_the_weakest_channels_out_of_every_layer():
+    victim = owner()
+    made = StructuredPrune("width", 0.25).run(victim, context())
+    old, new = victim.trunk.vit.state_dict(), made.trunk.vit.state_dict()
+    axes = {"qkv": 1, "fc1": 1, "fc2": 0}  # where the residual stream enters or leaves
+    worth = torch.zeros(48)
+    for name, value in old.items():
+        layer = name.split(".")[-2] if "." in name else name
+        axis = 0 if "attn.proj" in name else axes.get(layer, value.ndim - 1)
+        if name.endswith(".weight"):
+            axis = 0 if layer.startswith("norm") or "patch_embed" in name else axis
+            others = [d for d in range(value.ndim) if d != axis]
+            worth += squares(value, others) if others else value.square()
+    kept = worth.argsort()[12:].sort().values
+    assert torch.equal(new["patch_embed.proj.weight"], old["patch_embed.proj.weight"][kept])
+    assert torch.equal(new["pos_embed"], old["pos_embed"][..., kept])
+    assert torch.equal(new["blocks.3.attn.qkv.weight"], old["blocks.3.attn.qkv.weight"][:, kept])
+    assert torch.equal(new["blocks.5.mlp.fc2.bias"], old["blocks.5.mlp.fc2.bias"][kept])
+    assert made.width == made.features(torch.zeros(1, 3, 32, 32)).shape[1] == 36
+
+
+class HeadsOf16(Attention):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs, attn_head_dim=16)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_what_is_left_is_timms_own_transformer_of_that_size(part):
+    victim = owner()
+    made = StructuredPrune(part, 0.5).run(victim, context())
+    size = made.architecture.pruned
+    shape = {"embed_dim": size.width, "num_heads": size.heads, "attn_layer": HeadsOf16}
+    shape["mlp_ratio"] = (size.mlp + 0.5) / size.width  # timm rounds down
+    library = VisionTransformer(**{**MINI, **shape}).eval()
+    library.load_state_dict(made.trunk.vit.state_dict())
+    asked = context().images.batch(slice(0, 8), CPU)
+    with torch.no_grad():
+        ours, theirs = made.features(asked), library(made.normalise(asked))
+    assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["mini", "mini with a head", "its own classifier", "registers"])
+@pytest.mark.parametrize("part", PARTS)
+def test_a_cut_model_is_rebuilt_from_json_and_its_weights(part, name):
+    made = StructuredPrune(part, 0.3).run(victims()[name], context())
+    assert torch.equal(answers(stored_and_loaded(made)), answers(made))
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_cut_model_is_cut_again_and_trained_on(part):
+    made = owner()
+    for step in (
+        StructuredPrune("mlp", 0.3),
+        StructuredPrune(part, 0.4),
+        FinetuneClassify(epochs=1),
+        StructuredPrune("heads", 0.3),
+    ):
+        made = step.run(made, context())
+    assert made.logits(context().images.batch(slice(0, 4), CPU)).shape == (4, 10)
+    assert torch.equal(answers(stored_and_loaded(made)), answers(made))
+    masks = with_head(made, segmentation_head(made, "linear", 5), torch.Generator())
+    assert torch.equal(answers(stored_and_loaded(masks)), answers(masks))
+
+
+@pytest.mark.parametrize("check", ATTACK_CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("part", ["heads", "width"])
+def test_every_part_keeps_an_attacks_promises(part, check):
+    check(StructuredPrune(part))
+
+
+def test_a_mark_in_the_residual_stream_reads_a_cut_block_but_no_other_width():
+    quick = {"images": 8, "steps": 3, "batch": 4, "block": 2}
+    method = ActiveMark(**quick, encoder_hidden=32, decoder_hidden=16)
+    made = method.protect(owner(), context(0, "owner"))
+
+    def read(part):
+        suspect = StructuredPrune(part).run(made.model, context())
+        return method.extract(made.secret, View(suspect, Access.WEIGHTS), context(1, "owner"))
+
+    assert len(read("mlp").agreement) == len(read("heads").agreement) > 0
+    with pytest.raises(Incompatible, match="expected the owner's width 48, got 38"):
+        read("width")
+
+
+@pytest.mark.parametrize(("amount", "left"), [(0.01, 2), (0.4, 2), (0.5, 1), (0.99, 1)])
+def test_at_least_one_unit_goes_and_one_stays(amount, left):
+    assert StructuredPrune("heads", amount).run(owner(), context()).notes["left"] == left
+
+
+def test_the_last_head_is_not_cut():
+    alone = StructuredPrune("heads", 0.99).run(owner(), context())
+    with pytest.raises(UserError, match=r"^prune\.structured: expected 2 or more heads.*got 1$"):
+        StructuredPrune("heads").run(alone, context())
+
+
+@pytest.mark.parametrize("amount", [0.0, 1.0, 1.5, -0.1, float("nan")])
+def test_cutting_nothing_or_everything_is_refused(amount):
+    with pytest.raises(ValueError, match=r"^amount: expected a share in \(0, 1\), got [^\n]*$"):
+        StructuredPrune(amount=amount)
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "words"),
+    [
+        (
+            "test_resnet",
+            "mlp",
+            "expected a plain vision transformer of timm's, .* got test_resnet; choose",
+        ),
+        ("test_vit3", "width", "without attention pooling .* got test_vit3; cut 'mlp' or 'heads'"),
+        ("test_vit4", "width", "with layer norms, .* got test_vit4; cut 'mlp' or 'heads'"),
+    ],
+)
+def test_what_cannot_be_cut_is_refused_in_one_line(name, part, words):
+    with pytest.raises(UserError, match=words) as found:
+        StructuredPrune(part).run(build(Architecture("timm", name)), context())
+    assert "\n" not in str(found.value)

@@ -1,0 +1,454 @@
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+from commands import SUITE, bench
+from PIL import Image
+from safetensors.torch import save_file
+
+from bench.models.vision import clone
+from bench.records import ledger
+from bench.records.leases import Leases
+from bench.records.nouns import Access
+from bench.records.store import Store
+from bench.registry import ATTACKS
+
+ALONE = ("strangers: 1", "strangers: 0")  # training them is the slow part
+CELLS = 5  # two marked copies, two twins, a stranger
+
+
+def write(folder, *edits):
+    text = SUITE
+    for old, new in edits:
+        assert old in text
+        text = text.replace(old, new)
+    (folder / "suite.yaml").write_text(text)
+    return folder / "suite.yaml"
+
+
+def run(folder, *more):
+    return bench("run", folder / "suite.yaml", "--results", folder / "results",
+                 "--data", folder, "--device", "cpu", "--workers", 1, *more)  # fmt: skip
+
+
+def snapshot(folder):
+    return {p: p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def records(folder, name="tiny"):
+    return list(ledger.latest(ledger.read(folder / "results" / name)).values())
+
+
+def tables(said):
+    return said.out[said.out.index("Table 2") :]
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory):
+    """A suite that was run once: its folder and what the run said."""
+    folder = tmp_path_factory.mktemp("first")
+    write(folder)
+    return folder, run(folder)
+
+
+@pytest.fixture
+def folder(first, tmp_path):
+    """A copy of what that run left, to do with as a test pleases."""
+    shutil.copytree(first[0], tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+@pytest.fixture
+def no_hub(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+
+
+def test_a_run_answers_every_cell_and_prints_its_tables(first):
+    folder, said = first
+    assert (said.status, said.err) == (0, "")
+    assert f"{CELLS} of {CELLS} cells to answer" in said.out
+    assert [r.status for r in records(folder)] == ["ok"] * CELLS
+    assert "Table 2" in said.out
+    assert (folder / "results" / "tiny" / "table2.csv").is_file()
+
+
+def test_the_second_run_does_no_work_and_prints_the_same(first, folder):
+    before = snapshot(folder)
+    said = run(folder)
+    assert said.status == 0
+    assert tables(said) == tables(first[1])
+    assert snapshot(folder) == before
+
+
+def test_a_killed_runs_last_half_line_is_asked_again(folder):
+    (file,) = (folder / "results" / "tiny" / "records").iterdir()
+    file.write_bytes(file.read_bytes()[:-10])
+    said = run(folder)
+    assert said.status == 0
+    assert f"1 of {CELLS} cells to answer" in said.out
+
+
+def test_a_report_needs_the_records_alone(first, folder):
+    home = folder / "results" / "tiny"
+    for said in (
+        bench("report", home),
+        bench("report", folder / "suite.yaml", "--results", folder / "results"),
+    ):
+        assert (said.status, tables(said)) == (0, tables(first[1]))
+    shutil.rmtree(folder / "results" / ".store")
+    assert "Table 2" in bench("report", home).out
+    assert (home / "table2.csv").read_text().strip() in bench("report", home, "--format", "csv").out
+    assert "| " in bench("report", home, "--format", "markdown").out
+    assert "Level and power" in bench("report", home, "--calibration").out
+    assert (home / "levelandpower.csv").is_file()
+
+
+def test_a_report_is_read_without_torch(folder):
+    code = (
+        "import sys; from bench.cli import main; main(sys.argv[1:]); "
+        "sys.exit('torch' in sys.modules)"
+    )
+    home = str(folder / "results" / "tiny")
+    command = [sys.executable, "-c", code, "report", home]
+    assert subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode == 0
+
+
+def test_the_plan_says_what_is_done_and_what_is_not(folder):
+    said = bench("plan", folder / "suite.yaml", "--results", folder / "results")
+    assert (said.status, said.err) == (0, "")
+    assert f"tiny: {CELLS} cells, {CELLS} answered" in said.out
+    more = write(folder, ("amount: 0.4", "amount: 0.5"))
+    said = bench("plan", more, "--results", folder / "results")
+    assert f"tiny: {CELLS} cells, {CELLS - 2} answered" in said.out
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("methods", ("activemark", "vfm-ownership-bench")),
+        ("attacks", ("control.identity", "control.stranger", "finetune.classify", "prune.l1")),
+        ("models", ("mini", "timm", "open_clip")),
+        ("data", ("digits", "1797", "photos", "folder")),
+    ],
+)
+def test_everything_known_is_listed(what, words):
+    said = bench("list", what)
+    assert (said.status, said.err) == (0, "")
+    assert all(word in said.out for word in words)
+
+
+def test_the_store_is_listed_and_collected(folder):
+    store = folder / "results" / ".store"
+    (store / "ab").mkdir(exist_ok=True)
+    (store / "ab" / ".tmp-torn").write_bytes(b"half")
+    listed = bench("store", "--results", folder / "results")
+    assert (listed.status, "protect" in listed.out, "fidelity" in listed.out) == (0, True, True)
+    arguments = ("store", "--results", folder / "results", "--collect")
+    assert "removed 0 artefacts" in bench(*arguments, folder / "suite.yaml").out
+    assert not (store / "ab" / ".tmp-torn").exists()
+    fewer = write(folder, ("  - {name: prune.l1, amount: 0.4}\n", ""))
+    assert "removed 6 artefacts" in bench(*arguments, fewer).out  # of two suspects: 3 each
+    assert run(folder).status == 0
+
+
+def copies(folder):
+    store = Store(folder / "results" / ".store")
+    return [a.dropped for a in store if a.kind == "attack" and a.tensors]
+
+
+def test_copies_are_dropped_on_request_and_by_no_run_while_another_is_there(folder):
+    with Leases(folder / "results" / ".store" / "leases"):  # another run, which may need them
+        assert run(folder, "--drop-copies").status == 0
+        assert copies(folder)
+        assert not any(copies(folder))
+    before = tables(run(folder))
+    said = run(folder, "--drop-copies")  # all is answered: what an earlier run kept goes, too
+    assert (said.status, tables(said)) == (0, before)
+    assert all(copies(folder))
+    listed = bench("store", "--results", folder / "results").out
+    (row,) = [line.split() for line in listed.splitlines() if " attack " in line]
+    assert row[1::2] == ["attack", "5", str(len(copies(folder))), "0.0"]  # 2 of 5: left untouched
+
+
+def test_what_is_made_side_by_side_is_dropped_as_well(folder):
+    assert run(folder, "--drop-copies").status == 0
+    before = len(copies(folder))
+    write(folder, ("steps: 2", "steps: 1"))
+    assert run(folder, "--drop-copies", "--workers", 2).status == 0
+    assert len(copies(folder)) > before
+    assert all(copies(folder))
+
+
+def test_nothing_is_collected_while_a_run_is_there(folder):
+    store = folder / "results" / ".store"
+    (store / "ab").mkdir(exist_ok=True)
+    (store / "ab" / ".tmp-torn").write_bytes(b"half")
+    fewer = write(folder, ("  - {name: prune.l1, amount: 0.4}\n", ""))
+    with Leases(store / "leases"):
+        before = snapshot(folder)
+        said = bench("store", "--results", folder / "results", "--collect", fewer)
+        assert (said.status, said.out, said.err.count("\n")) == (2, "", 1)
+        assert "expected no run on this store" in said.err
+        assert snapshot(folder) == before
+
+
+def test_a_dropped_copy_is_made_again_for_a_cell_that_is_new(folder):
+    assert run(folder, "--drop-copies").status == 0
+    write(folder, ("steps: 2", "steps: 1"))
+    with Leases(folder / "results" / ".store" / "leases"):
+        assert run(folder, "--drop-copies").status == 0
+    assert sorted(set(copies(folder))) == [False, True]
+    assert run(folder, "--drop-copies").status == 0
+    assert all(copies(folder))
+
+
+def test_a_check_says_line_by_line_what_is_there(folder):
+    said = bench("check", folder / "suite.yaml")
+    assert said.status == 0
+    assert [line.split()[0] for line in said.out.splitlines()][:4] == ["ok"] * 4
+
+
+def test_a_check_names_the_path_of_what_is_missing(tmp_path):
+    suite = write(
+        tmp_path,
+        ("{embedded: mini}", "{timm: test_vit, weights: gone.pth}"),
+        ("photos: {max_images: 24}", "photos: {loader: folder, path: nowhere}"),
+    )
+    said = bench("check", suite, "--data", tmp_path)
+    assert said.status == 2
+    missing = [line for line in said.out.splitlines() if line.startswith("missing")]
+    assert len(missing) == 2
+    assert str(tmp_path / "gone.pth") in missing[0]
+    assert str(tmp_path / "nowhere") in missing[1]
+
+
+def test_a_profile_has_a_row_a_block_and_both_rules(tmp_path):
+    said = bench("profile", "mini", "--count", "4", "--device", "cpu", "-o", tmp_path)
+    assert (said.status, said.err) == (0, "")
+    assert "first_massive: block " in said.out
+    assert "largest_jump: block " in said.out
+    rows = (tmp_path / "figure2.csv").read_text().splitlines()[1:]
+    assert [row.partition(",")[0] for row in rows] == [str(block) for block in range(6)]
+
+
+# Bad input: one line, nothing lost.
+
+
+def weights(folder):
+    """Write down weights nobody can use."""
+    whole = folder / "whole.safetensors"
+    save_file({"w": torch.ones(64)}, whole)
+    (folder / "torn.safetensors").write_bytes(whole.read_bytes()[:-40])
+    (folder / "evil.pth").write_bytes(pickle.dumps(Bomb(folder / "trace")))
+    torch.save({"w": torch.ones(4)}, folder / "other.pth")
+
+
+class Bomb:
+    def __init__(self, trace):
+        self.trace = trace
+
+    def __reduce__(self):
+        return Path.touch, (self.trace,)
+
+
+def owner(text):
+    return ("{embedded: mini}", text)
+
+
+BAD = {
+    "an unknown method": (("activemark", "activemrk"), "did you mean 'activemark'"),
+    "an unknown attack": (("prune.l1", "prune.l2"), "did you mean 'prune.l1'"),
+    "a misspelt setting": (("steps: 2", "stpes: 2"), "no setting 'stpes'; did you mean 'steps'"),
+    "a setting of the wrong type": (("steps: 2", "steps: two"), "steps: expected a whole number"),
+    "a share beyond one": (("amount: 0.4", "amount: 1.4"), "amount: expected a share"),
+    "a key given twice": (("probe: digits", "probe: digits\nprobe: photos"), "already stands on"),
+    "no YAML": (("data:", "data: ]"), "this is not YAML"),
+    "missing weights": (owner("{timm: test_vit, weights: gone.pth}"), "gone.pth, found no such"),
+    "torn weights": (owner("{timm: test_vit, weights: torn.safetensors}"), "got a damaged one"),
+    "pickled code": (owner("{timm: test_vit, weights: evil.pth}"), "expected a PyTorch checkpoint"),
+    "other weights": (owner("{timm: test_vit, weights: other.pth}"), "another architecture"),
+    "an unknown model": (owner("{timm: test_vitt}"), "did you mean 'test_vit'"),
+    "timm's hub down": (owner("{timm: test_vit}"), "the hub does not answer"),
+    "open_clip's hub down": (
+        owner("{open_clip: ViT-B-32-quickgelu, pretrained: openai}"), "the hub does not answer"),
+    "a missing folder": (("photos: {max_images: 24}", "photos: {loader: folder, path: nowhere}"),
+                         "expected a folder, found none at"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("edit", "words"), BAD.values(), ids=BAD.keys())
+def test_bad_input_is_one_line_and_nothing_is_lost(folder, no_hub, edit, words):
+    weights(folder)
+    before = snapshot(folder / "results")
+    write(folder, edit)
+    said = run(folder)
+    assert said.status == 2
+    assert said.err.count("\n") == 1
+    assert said.err.startswith("bench: ")
+    assert words in said.err
+    assert snapshot(folder / "results") == before
+    assert not (folder / "trace").exists()
+    write(folder)
+    assert run(folder).status == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run", "no.yaml"], "no.yaml: No such file"),
+        (["report", "nowhere"], "`bench run` writes it"),
+        (["profile", "maxi"], "no embedded model 'maxi'"),
+        (["profile", "timm:test_resnet", "--weights", "random"], "transformer blocks"),
+        (["profile", "mini", "--count", "0"], "--count: expected at least 1, got 0"),
+        (["profile", "mini", "--device", "tpu"], "--device: expected auto, cpu or"),
+        (["profile", "mini", "--device", "meta"], "--device: expected auto, cpu or"),
+        (["profile", "mini", "--images", "/nowhere"], "expected a folder, found none"),
+        (["profile", "open_clip:ViT-B-32"], "expected open_clip's tag"),
+        (["store", "--collect", "no.yaml"], "no.yaml: No such file"),
+    ],
+)
+def test_a_wrong_argument_is_one_line(arguments, words):
+    said = bench(*arguments)
+    assert (said.status, said.err.count("\n")) == (2, 1)
+    assert words in said.err
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_nobody_may_write_to_is_one_line(tmp_path):
+    write(tmp_path, ALONE)
+    (tmp_path / "results").mkdir(mode=0o500)
+    said = run(tmp_path)
+    assert (said.status, said.err.count("\n")) == (2, 1)
+
+
+def test_results_that_are_a_file_are_one_line(tmp_path):
+    write(tmp_path, ALONE)
+    (tmp_path / "results").write_text("")
+    said = run(tmp_path)
+    assert (said.status, said.err.count("\n")) == (2, 1)
+    assert "results" in said.err
+
+
+SCRIPT = Path(sys.executable).with_name("bench")
+
+
+@pytest.mark.skipif(not SCRIPT.exists(), reason="the command is not beside this Python")
+@pytest.mark.parametrize("mistake", ["an unknown method", "pickled code", "timm's hub down"])
+def test_the_command_itself_says_one_line_and_exits_with_2(tmp_path, mistake):
+    weights(tmp_path)
+    suite = write(tmp_path, BAD[mistake][0], ALONE)
+    arguments = [SCRIPT, "run", suite, "--results", tmp_path / "results", "--device", "cpu"]
+    done = subprocess.run(
+        [*map(str, arguments), "--data", str(tmp_path)],
+        env={**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert BAD[mistake][1] in done.stderr
+
+
+def pictures(folder, count=12):
+    rng = np.random.default_rng(0)
+    for i in range(count):
+        path = folder / "pics" / "ab"[i % 2] / f"{i}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(path)
+    return sorted((folder / "pics").rglob("*.jpg"))
+
+
+def test_a_broken_picture_fails_the_cells_that_need_it_and_no_other(tmp_path):
+    for file in pictures(tmp_path):
+        file.write_bytes(file.read_bytes()[:150] + file.name.encode())  # no two alike
+    write(tmp_path, ALONE,
+          ("  - {name: prune.l1, amount: 0.4}", "  - {name: finetune.classify, data: pics}"),
+          ("  photos: {", "  pics: {loader: folder, path: pics}\n  photos: {"))  # fmt: skip
+    said = run(tmp_path)
+    assert said.status == 1
+    assert said.err.count("\n") == 1
+    assert "Traceback" not in said.out
+    found = records(tmp_path)
+    failed = [r for r in found if r.status == "failed"]
+    assert {r.cell.attack[0].name for r in failed} == {"finetune.classify"}
+    assert all("expected an image, cannot decode it" in r.reason for r in failed)
+    assert {r.cell.attack[0].name for r in found if r.status == "ok"} == {"control.identity"}
+
+
+def test_a_diverging_learning_rate_is_a_record_and_the_others_go_on(tmp_path):
+    diverging = "  - {name: finetune.classify, lr: 1e20}"
+    write(tmp_path, ALONE, ("  - {name: prune.l1, amount: 0.4}", diverging))
+    said = run(tmp_path)
+    assert said.status == 1
+    found = records(tmp_path)
+    failed = [r for r in found if r.status == "failed"]
+    assert {r.cell.attack[0].name for r in failed} == {"finetune.classify"}
+    assert all(r.reason.startswith("diverged: loss is not finite at epoch") for r in failed)
+    assert all(r.reason.endswith("lower lr") for r in failed)
+    assert {r.cell.attack[0].name for r in found if r.status == "ok"} == {"control.identity"}
+
+
+@dataclass(frozen=True)
+class Fragile:
+    """Break, or prune nothing."""
+
+    offers: ClassVar[Access] = Access.ALL
+    derived: ClassVar[bool] = True
+    random: ClassVar[bool] = False
+    broken: ClassVar[bool] = True
+
+    def run(self, victim, ctx):
+        if self.broken:
+            raise RuntimeError("out of\nluck")
+        return clone(victim)
+
+
+def test_a_failing_attack_costs_its_own_cells_and_a_rerun_retries_them_alone(tmp_path, monkeypatch):
+    monkeypatch.setitem(ATTACKS._plugins, "test.fragile", (Fragile, 1))
+    write(tmp_path, ALONE, ("prune.l1, amount: 0.4", "test.fragile"))
+    said = run(tmp_path)
+    assert said.status == 1
+    assert said.err.count("\n") == 1
+    assert "2 of 4 cells failed, first: RuntimeError: out of luck" in said.err
+    assert sorted(r.status for r in records(tmp_path)) == ["failed", "failed", "ok", "ok"]
+    assert {r.reason for r in records(tmp_path)} == {"", "RuntimeError: out of luck"}
+    plan = bench("plan", tmp_path / "suite.yaml", "--results", tmp_path / "results")
+    assert "4 cells, 2 answered" in plan.out
+
+    known = snapshot(tmp_path / "results" / "tiny" / "records")
+    monkeypatch.setattr(Fragile, "broken", False)
+    said = run(tmp_path)
+    assert (said.status, said.err) == (0, "")
+    assert "2 of 4 cells to answer" in said.out
+    files = snapshot(tmp_path / "results" / "tiny" / "records")
+    (new,) = files.keys() - known.keys()
+    assert {json.loads(line)["cell"]["attack"][0]["name"] for line in files[new].splitlines()} == {
+        "test.fragile"
+    }
+    assert {r.status for r in records(tmp_path)} == {"ok"}
+
+
+def test_a_suite_renamed_in_its_file_reports_under_its_own_name(tmp_path):
+    write(tmp_path, ("name: tiny", "name: other"))
+    said = bench("report", tmp_path / "suite.yaml", "--results", tmp_path / "results")
+    assert said.status == 2
+    assert str(tmp_path / "results" / "other") in said.err
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"name: [", b"3", b"title: x"])
+def test_a_report_on_what_is_no_suite_is_one_line(tmp_path, content):
+    (tmp_path / "odd.yaml").write_bytes(content)
+    said = bench("report", tmp_path / "odd.yaml")
+    assert (said.status, said.err.count("\n")) == (2, 1)
+    assert "expected a suite file with a name" in said.err

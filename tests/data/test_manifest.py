@@ -1,0 +1,308 @@
+import dataclasses
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench.data.embedded import PHOTOGRAPHS, digits_for
+from bench.data.manifest import read, split
+from bench.data.settings import DataSettings
+from bench.records.nouns import UserError
+
+
+def folder(root, names):
+    """Write files whose bytes are their own names: a manifest never looks inside."""
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(name.encode())
+    return root
+
+
+CLASSED = [f"{c}/{c}{i}.jpg" for c in ("shoe", "hat") for i in range(10)]
+PARTED = [f"{part}/{name}" for part in ("train", "test") for name in CLASSED]
+FLAT = [f"n{i:02d}.png" for i in range(12)]
+
+PAIRS = [f"{kind}/{i:02d}{end}" for kind, end in (("images", ".jpg"), ("masks", ".png"))
+         for i in range(12)]  # fmt: skip
+PARTED_PAIRS = [f"{Path(n).parent}/{part}/{part}{Path(n).name}" for n in PAIRS
+                for part in ("train", "test")]  # fmt: skip
+MASKS = DataSettings("masks", "set", classes=11, ignore_index=11)
+
+LOADERS = {
+    "digits": (DataSettings("digits"), []),
+    "photos": (DataSettings("photos", crops=3), []),
+    "digit scenes": (DataSettings("digit-scenes", crops=3), []),
+    "masks": (MASKS, PAIRS),
+    "masks in train and test": (MASKS, PARTED_PAIRS),
+    "class folders": (DataSettings("folder", "set"), CLASSED),
+    "train and test": (DataSettings("folder", "set"), PARTED),
+    "flat": (DataSettings("folder", "set", labels="sorted"), FLAT),
+}
+
+
+@pytest.fixture(params=LOADERS)
+def listed(request, tmp_path):
+    settings, names = LOADERS[request.param]
+    folder(tmp_path / "set", names)
+    return read("set", settings, tmp_path)
+
+
+def sources(listed, pool):
+    return {listed.items[i].source for i in pool}
+
+
+def four(listed):
+    return list(dataclasses.astuple(split(listed)))
+
+
+def test_no_source_is_in_two_pools_and_every_item_is_in_one(listed):
+    pools = four(listed)
+    assert all(pools)
+    assert sorted(sum(pools, ())) == list(range(len(listed.items)))
+    parts = [sources(listed, pool) for pool in pools]
+    assert sum(map(len, parts)) == len(set().union(*parts))
+
+
+def test_splitting_again_gives_the_same_pools(listed):
+    again = read(listed.name, listed.settings, listed.root.parent if listed.root else None)
+    assert split(again) == split(listed)
+    assert again.digest == listed.digest
+
+
+@pytest.mark.parametrize(("share", "owner", "thief"), [(0.5, 8, 8), (0.25, 4, 12)])
+def test_the_share_counts_photographs(share, owner, thief):
+    listed = read("photos", DataSettings("photos", owner_share=share, crops=2))
+    pools = [sources(listed, pool) for pool in four(listed)]
+    assert (len(pools[0] | pools[1]), len(pools[2] | pools[3])) == (owner, thief)
+
+
+def test_the_digits_are_those_of_scikit_learn():
+    datasets = pytest.importorskip("sklearn.datasets")
+    listed = read("digits", DataSettings("digits"))
+    assert [item.label for item in listed.items] == datasets.load_digits().target.tolist()
+    assert listed.classes == tuple("0123456789")
+
+
+def test_photographs_are_the_sixteen_known_ones_and_unlabelled():
+    listed = read("photos", DataSettings("photos", crops=5))
+    assert len(PHOTOGRAPHS) == 16
+    assert len(listed.items) == 80
+    assert {item.label for item in listed.items} == {None}
+    assert listed.classes == ()
+
+
+def test_a_digit_is_dealt_to_one_photograph_and_stays_with_its_party():
+    dealt = {photograph: digits_for(photograph, 1797) for photograph in PHOTOGRAPHS}
+    assert sorted(sum(dealt.values(), ())) == list(range(1797))
+    assert {len(digits) for digits in dealt.values()} == {112, 113}
+    scenes, digits, photos = (
+        read(loader, DataSettings(loader)) for loader in ("digit-scenes", "digits", "photos")
+    )
+    for party in ("owner", "thief"):
+        both = [f"{party}_images", f"{party}_held_out"]
+        mine, whole, single = (
+            set().union(*(sources(listed, getattr(split(listed), pool)) for pool in both))
+            for listed in (scenes, photos, digits)
+        )
+        assert mine == whole
+        assert {f"digit {i}" for photograph in mine for i in dealt[photograph]} == single
+
+
+def test_an_image_is_listed_with_its_mask(tmp_path):
+    listed = read("set", MASKS, folder(tmp_path / "set", PARTED_PAIRS).parent)
+    assert len(listed.items) == 24
+    assert listed.classes == tuple(map(str, range(11)))
+    assert listed.masked
+    for item in listed.items:
+        part, stem = Path(item.file).parts[1], Path(item.file).stem
+        assert (item.part, item.label) == (part, None)
+        assert (item.file, item.mask) == (f"images/{part}/{stem}.jpg", f"masks/{part}/{stem}.png")
+
+
+def test_the_digest_changes_with_the_masks_and_what_their_ids_mean(tmp_path):
+    root = folder(tmp_path / "set", PAIRS)
+    found = {read("set", MASKS, tmp_path).digest}
+    for change in ({"classes": 12}, {"ignore_index": None}):
+        found.add(read("set", dataclasses.replace(MASKS, **change), tmp_path).digest)
+    (root / "masks/03.png").write_bytes(b"other")
+    found.add(read("set", MASKS, tmp_path).digest)
+    assert len(found) == 4
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (PAIRS[:12], r"expected images/ and masks/ in .*, no masks/$"),
+        (PAIRS[12:], r"expected images/ and masks/ in .*, no images/$"),
+        ([*PAIRS, "images/extra.jpg"], r"no masks/extra\.png \(1 of 13 missing\)"),
+        ([f"images/hat/{i}.jpg" for i in range(4)] + PAIRS[12:], "without class folders"),
+    ],
+)
+def test_images_without_their_masks_are_refused_in_one_line(names, message, tmp_path):
+    folder(tmp_path / "set", names)
+    with pytest.raises(UserError, match=message) as raised:
+        read("set", MASKS, tmp_path)
+    assert "\n" not in str(raised.value)
+    assert "'set'" in str(raised.value)
+
+
+def test_class_folders_number_the_classes_in_sorted_order(tmp_path):
+    listed = read("x", DataSettings("folder", str(folder(tmp_path, CLASSED))))
+    assert listed.classes == ("hat", "shoe")
+    assert {(i.file.split("/")[0], i.label) for i in listed.items} == {("hat", 0), ("shoe", 1)}
+
+
+def test_a_flat_folder_has_labels_only_when_asked(tmp_path):
+    root = str(folder(tmp_path, FLAT))
+    plain = read("x", DataSettings("folder", root))
+    numbered = read("x", DataSettings("folder", root, labels="sorted"))
+    assert ({i.label for i in plain.items}, plain.classes) == ({None}, ())
+    assert [i.label for i in numbered.items] == list(range(12))
+    assert numbered.classes == tuple(name.removesuffix(".png") for name in FLAT)
+
+
+def test_train_and_test_folders_become_images_and_held_out(tmp_path):
+    listed = read("x", DataSettings("folder", str(folder(tmp_path, PARTED))))
+    pools = split(listed)
+    images, held = pools.owner_images + pools.thief_images, pools.owner_held_out
+    assert {listed.items[i].part for i in images} == {"train"}
+    assert {listed.items[i].part for i in held + pools.thief_held_out} == {"test"}
+
+
+def test_a_copy_under_another_name_stays_with_its_original(tmp_path):
+    root = folder(tmp_path, CLASSED)
+    (root / "hat" / "copy.jpg").write_bytes((root / "hat" / "hat0.jpg").read_bytes())
+    listed = read("x", DataSettings("folder", str(root)))
+    twins = {
+        i for i, item in enumerate(listed.items) if item.file in ("hat/copy.jpg", "hat/hat0.jpg")
+    }
+    assert len(twins) == 2
+    assert [twins <= set(pool) for pool in four(listed)].count(True) == 1
+
+
+def test_a_file_in_both_train_and_test_is_never_trained_on(tmp_path):
+    root = folder(tmp_path, PARTED)
+    (root / "train/hat/leak.jpg").write_bytes((root / "test/hat/hat0.jpg").read_bytes())
+    listed = read("x", DataSettings("folder", str(root)))
+    pools = split(listed)
+    leaked = {i for i, item in enumerate(listed.items) if item.file == "train/hat/leak.jpg"}
+    assert leaked & set(pools.owner_held_out + pools.thief_held_out)
+
+
+def test_a_limit_thins_every_photograph_alike():
+    full = split(read("photos", DataSettings("photos", crops=10)))
+    listed = read("photos", DataSettings("photos", crops=10, max_images=12))
+    chosen = split(listed).owner_images
+    assert chosen == full.owner_images[:12]
+    counts = [sum(listed.items[i].source == s for i in chosen) for s in sources(listed, chosen)]
+    assert counts == [2] * 6
+
+
+CHANGES = {
+    "a byte": lambda root: (root / "hat/hat0.jpg").write_bytes(b"other"),
+    "a label": lambda root: (root / "hat/hat0.jpg").rename(root / "shoe/hat0.jpg"),
+    "a class": lambda root: (root / "hat").rename(root / "cap"),
+    "a file less": lambda root: (root / "hat/hat0.jpg").unlink(),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_the_digest_changes_with_the_data(change, tmp_path):
+    root = folder(tmp_path, CLASSED)
+    before = read("x", DataSettings("folder", str(root))).digest
+    change(root)
+    assert read("x", DataSettings("folder", str(root))).digest != before
+
+
+@pytest.mark.parametrize(
+    "setting", [{"owner_share": 0.4}, {"held_out": 0.2}, {"crops": 4}, {"max_images": 5}]
+)
+def test_the_digest_changes_with_the_settings(setting):
+    assert read("x", DataSettings("photos", **{"crops": 3, **setting})).digest != (
+        read("x", DataSettings("photos", crops=3)).digest
+    )
+
+
+def test_the_digest_does_not_change_when_the_folder_moves(tmp_path):
+    there = read("a", DataSettings("folder", str(folder(tmp_path / "there", CLASSED))))
+    here = read("b", DataSettings("folder", "here"), folder(tmp_path / "here", CLASSED).parent)
+    assert here.digest == there.digest
+    assert here.items == there.items
+
+
+def test_a_source_is_named_by_its_bytes(tmp_path):
+    listed = read("x", DataSettings("folder", str(folder(tmp_path, FLAT))))
+    assert listed.items[0].source == hashlib.sha256(b"n00.png").hexdigest()[:16]
+
+
+def test_other_files_are_passed_over(tmp_path):
+    root = folder(tmp_path, [*FLAT, "notes.txt", "._n00.png", "N99.JPEG"])
+    listed = read("x", DataSettings("folder", str(root)))
+    assert [item.file for item in listed.items] == ["N99.JPEG", *FLAT]
+
+
+BROKEN_FOLDERS = {
+    "missing": (None, {}, "found none at .*--data DIR or BENCH_DATA"),
+    "empty": (["notes.txt"], {}, "expected images"),
+    "a stray image": ([*CLASSED, "stray.jpg"], {}, "'stray.jpg'"),
+    "train only": (["train/hat/a.jpg"], {}, "got train$"),
+    "train beside others": ([*PARTED, "extra/a.jpg"], {}, "got test, train, extra$"),
+    "sorted class folders": (CLASSED, {"labels": "sorted"}, "flat folder"),
+}
+
+
+@pytest.mark.parametrize(("names", "extra", "message"), BROKEN_FOLDERS.values(), ids=BROKEN_FOLDERS)
+def test_a_folder_that_cannot_be_read_is_refused_in_one_line(names, extra, message, tmp_path):
+    if names is not None:
+        folder(tmp_path / "set", names)
+    with pytest.raises(UserError, match=message) as raised:
+        read("set", DataSettings("folder", "set", **extra), tmp_path)
+    assert "\n" not in str(raised.value)
+    assert "'set'" in str(raised.value)
+
+
+def test_a_relative_folder_needs_a_data_root():
+    with pytest.raises(UserError, match="--data DIR or set BENCH_DATA"):
+        read("clothing", DataSettings("folder", "clothing"), None)
+
+
+def test_three_files_cannot_serve_four_pools(tmp_path):
+    listed = read("x", DataSettings("folder", str(folder(tmp_path, FLAT[:3]))))
+    with pytest.raises(UserError, match="two sources or more"):
+        split(listed)
+
+
+WRONG_SETTINGS = [
+    ({"loader": "digits", "owner_share": 1.0}, "owner_share: expected a share"),
+    ({"loader": "digits", "held_out": 0.0}, "held_out: expected a share"),
+    ({"loader": "photos", "crops": 0}, "crops: expected at least 1"),
+    ({"loader": "photos", "max_images": 0}, "max_images: expected at least 1"),
+    ({"loader": "folder"}, "path: expected a folder"),
+    ({"loader": "digits", "path": "x"}, "path: expected none"),
+    ({"loader": "digit-scenes", "path": "x"}, "path: expected none"),
+    ({"loader": "masks", "classes": 3}, "path: expected a folder"),
+    ({"loader": "masks", "path": "x"}, "classes: expected .*, got None"),
+    ({"loader": "masks", "path": "x", "classes": 1}, "classes: expected .*, got 1"),
+    ({"loader": "masks", "path": "x", "classes": 256}, "classes: expected .*, got 256"),
+    ({"loader": "digits", "classes": 3}, "classes: expected none without masks"),
+    ({"loader": "photos", "ignore_index": 3}, "ignore_index: expected none without masks"),
+]
+
+
+@pytest.mark.parametrize(("settings", "message"), WRONG_SETTINGS)
+def test_settings_out_of_range_are_refused(settings, message):
+    with pytest.raises(UserError, match=message):
+        DataSettings(**settings)
+
+
+def test_listing_the_embedded_data_imports_neither_torch_nor_their_packages():
+    code = (
+        "import sys; from bench.data.settings import *; from bench.data.manifest import *; "
+        "split(read('d', DataSettings('digits'))); "
+        "read('p', DataSettings('photos')); "
+        "sys.exit(any(m in sys.modules for m in ('torch', 'sklearn', 'skimage')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

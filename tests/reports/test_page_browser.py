@@ -1,0 +1,245 @@
+"""The page in a real browser, driven over Chromium's debugging pipe."""
+
+import base64
+import contextlib
+import fcntl
+import json
+import os
+import select
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from bench.records import ledger
+from bench.reports import page, tables
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+
+DEMO = Path(__file__).parents[2] / "results" / "published" / "demo"
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+
+FLAGS = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+)
+
+SECONDS = 60
+
+
+class Tab:
+    """One page in a browser of its own; speaks the DevTools protocol over two pipes."""
+
+    def __init__(self, profile):
+        to_browser, self._out = os.pipe()
+        self._in, from_browser = os.pipe()
+        # Chromium wants to read from 3 and write to 4: keep ours out of their way.
+        theirs = [fcntl.fcntl(fd, fcntl.F_DUPFD, 10) for fd in (to_browser, from_browser)]
+        command = f'exec "$@" 3<&{theirs[0]} 4>&{theirs[1]}'
+        self._process = subprocess.Popen(
+            [
+                *("bash", "-c", command, "-", CHROMIUM, *FLAGS),
+                *(f"--user-data-dir={profile}", "--remote-debugging-pipe", "about:blank"),
+            ],
+            pass_fds=theirs,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        for fd in (to_browser, from_browser, *theirs):
+            os.close(fd)
+        self._buffer, self._number, self._session, self.events = b"", 0, None, []
+        (target, *_) = [
+            t for t in self.call("Target.getTargets")["targetInfos"] if t["type"] == "page"
+        ]
+        attached = self.call("Target.attachToTarget", targetId=target["targetId"], flatten=True)
+        self._session = attached["sessionId"]
+        for domain in ("Page", "Runtime", "Network", "Log"):
+            self.call(f"{domain}.enable")
+
+    def call(self, method, **params):
+        self._number += 1
+        message = {"id": self._number, "method": method, "params": params}
+        if self._session:
+            message["sessionId"] = self._session
+        os.write(self._out, json.dumps(message).encode() + b"\0")
+        while (answer := self._read()).get("id") != self._number:
+            self.events.append(answer)
+        assert "error" not in answer, answer
+        return answer["result"]
+
+    def wait_for(self, event):
+        while not any(seen.get("method") == event for seen in self.events):
+            self.events.append(self._read())
+
+    def _read(self):
+        deadline = time.monotonic() + SECONDS
+        while b"\0" not in self._buffer:
+            ready, _, _ = select.select([self._in], [], [], max(0, deadline - time.monotonic()))
+            read = os.read(self._in, 1 << 20) if ready else b""
+            assert read, "the browser says nothing"
+            self._buffer += read
+        line, self._buffer = self._buffer.split(b"\0", 1)
+        return json.loads(line)
+
+    def open(self, url, width=1280, height=900, scheme="light", media=""):
+        self.call(
+            "Emulation.setDeviceMetricsOverride",
+            **{"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600},
+        )
+        scheme = {"name": "prefers-color-scheme", "value": scheme}
+        self.call("Emulation.setEmulatedMedia", media=media, features=[scheme])
+        self.events.clear()
+        self.call("Page.navigate", url=url)
+        self.wait_for("Page.loadEventFired")
+
+    def run(self, expression):
+        """Return what an expression of JavaScript is worth."""
+        answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
+        assert "exceptionDetails" not in answer, answer
+        return answer["result"].get("value")
+
+    def picture(self, path, whole=False):
+        shot = self.call("Page.captureScreenshot", captureBeyondViewport=whole)
+        path.write_bytes(base64.b64decode(shot["data"]))
+
+    def seen(self, *methods):
+        """Return the events of these kinds since the page was opened."""
+        self.run("0")  # whatever was under way has been told by now
+        return [event["params"] for event in self.events if event.get("method") in methods]
+
+    def close(self):
+        with contextlib.suppress(OSError, AssertionError):
+            self._session = None
+            self.call("Browser.close")
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        os.close(self._out)
+        os.close(self._in)
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory):
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    outline, records = ledger.read_outline(DEMO / "suite.json"), ledger.latest(ledger.read(DEMO))
+    path.write_text(page.html(outline, records, tables.tables(outline, records)), "utf-8")
+    return path.as_uri()
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    tab = Tab(tmp_path_factory.mktemp("profile"))
+    yield tab
+    tab.close()
+
+
+def column(tab, table, number):
+    rows = f"[...document.querySelectorAll('{table} tbody')[0].rows]"
+    return tab.run(f"{rows}.map(row => row.cells[{number}].textContent)")
+
+
+def click(tab, selector):
+    tab.run(f"document.querySelector({json.dumps(selector)}).click()")
+
+
+def sorted_by(tab, table, number):
+    header = f"{table} th:nth-child({number + 1})"
+    return header, lambda: tab.run(f"document.querySelector('{header}').ariaSort")
+
+
+def test_a_click_on_a_header_sorts_by_number_and_a_third_restores(browser, url):
+    browser.open(url)
+    header, order = sorted_by(browser, "#t1", 1)
+    before = column(browser, "#t1", 1)
+    assert order() is None
+
+    click(browser, f"{header} button")
+    assert order() == "ascending"
+    up = [text for text in column(browser, "#t1", 1) if text != "—"]
+    assert [float(text.split()[0]) for text in up] == sorted(float(t.split()[0]) for t in up)
+    assert up != [text for text in before if text != "—"]
+
+    click(browser, f"{header} button")
+    assert order() == "descending"
+    assert [text for text in column(browser, "#t1", 1) if text != "—"] == up[::-1]
+    assert column(browser, "#t1", 1)[-1] == "—"  # what is missing stays at the end
+
+    click(browser, f"{header} button")
+    assert order() is None
+    assert column(browser, "#t1", 1) == before
+
+
+def test_a_key_opens_the_record_and_closes_it(browser, url):
+    browser.open(url)
+    assert browser.run("document.querySelectorAll('tr.record').length") == 0
+    click(browser, "#cells .key")
+    text = browser.run("document.querySelector('tr.record').textContent")
+    assert browser.run("document.querySelector('#cells .key').textContent") in text
+    for word in ("suspect digest", "environment", "cost of protect", "notes of protect", "timm"):
+        assert word in text
+    click(browser, "#cells .key")
+    assert browser.run("document.querySelectorAll('tr.record').length") == 0
+
+
+def test_an_address_with_a_key_leads_to_its_record(browser, url):
+    outline = ledger.read_outline(DEMO / "suite.json")
+    key = outline.cells[-1][0]
+    browser.open("about:blank")
+    browser.open(f"{url}#k-{key}")
+    assert key in browser.run("document.querySelector('tr.record').textContent")
+
+
+def test_the_filter_leaves_the_cells_that_match(browser, url):
+    browser.open(url)
+    browser.run(
+        "const f = document.getElementById('filter'); f.value = 'paper prune twin';"
+        "f.dispatchEvent(new Event('input'))"
+    )
+    shown = "[...document.querySelectorAll('#cells tbody tr')].filter(r => !r.hidden)"
+    texts = browser.run(f"{shown}.map(r => r.textContent)")
+    assert texts
+    assert all("prune" in text and "twin" in text for text in texts)
+    assert browser.run("document.getElementById('shown').textContent") == f"{len(texts)} shown"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_page_fits_its_window_and_says_nothing_to_console_or_network(
+    browser, url, width, scheme, tmp_path
+):
+    browser.open(url, width, scheme=scheme)
+    click(browser, "#cells .key")
+    click(browser, "#t1 th button")
+    assert browser.run("document.documentElement.scrollWidth") <= width
+    assert browser.run("matchMedia('(prefers-color-scheme: dark)').matches") == (scheme == "dark")
+    assert not browser.seen("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded")
+    asked = {sent["request"]["url"] for sent in browser.seen("Network.requestWillBeSent")}
+    assert asked <= {url, "data:,"}
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_stands_out_from_what_is_behind_it(browser, url, scheme):
+    browser.open(url, scheme=scheme)
+    colours = browser.run(
+        "['--paper', '--raised', '--ink', '--muted', '--accent'].map(name => {"
+        "  document.body.style.color = `var(${name})`;"
+        "  return getComputedStyle(document.body).color.match(/\\d+/g).map(Number) })"
+    )
+    paper, raised, *inks = map(luminance, colours)
+    ratios = [contrast(ink, behind) for ink in inks for behind in (paper, raised)]
+    assert min(ratios) >= 4.5  # WCAG 2.2, 1.4.3
+
+
+def luminance(rgb):
+    linear = [c / 3294.6 if c <= 10 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in rgb]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one, other):
+    high, low = max(one, other), min(one, other)
+    return (high + 0.05) / (low + 0.05)

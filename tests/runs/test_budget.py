@@ -1,0 +1,208 @@
+import math
+from typing import get_args
+
+import pytest
+import torch
+
+from bench.models.vision import Architecture
+from bench.records.nouns import Passes, Sizes, UserError
+from bench.records.store import Store
+from bench.registry import ATTACKS, METHODS
+from bench.runs import budget, engines
+from bench.runs.budget import shape
+from bench.runs.laboratory import Laboratory, load_owners
+from bench.suite import plan, reader
+from bench.suite.graph import Kind
+from bench.suite.todo import guesses, missing
+
+SUITE = """
+name: tiny
+owners:
+  - {embedded: mini, classifier: {data: digits, epochs: 1}}
+methods:
+  - {name: activemark, variant: expressprint, block: 2, steps: 3, batch: 4, images: 6}
+  - {name: activemark, variant: paper, block: 1, steps: 3, batch: 4, images: 6,
+     fidelity_under: plain}
+  - {name: ipguard, points: 4, iterations: 3}
+  - {name: akh, queries: 5, readout: relinear}
+  - {name: adv_tra, mode: fast, trajectories: 2, classes: 3}
+  - {name: oracle.weights}
+attacks:
+  - {name: control.identity}
+  - {name: finetune.classify, data: digits, epochs: 2}
+  - {name: finetune.classify, data: digits, mode: last}
+  - {name: finetune.segment, data: scenes, epochs: 1, decoder: dpt}
+  - {name: distill.features, data: digits, epochs: 1}
+  - [{name: prune.l1, amount: 0.2}, {name: noise.weights}]
+data:
+  digits: {max_images: 40}
+  photos: {max_images: 24}
+  scenes: {loader: digit-scenes, crops: 4, max_images: 8}
+owner_images: photos
+probe: digits
+innocents: {strangers: 0, twin_seeds: 1}
+"""
+
+
+def planned(folder, text=SUITE, data=None):
+    (folder / "suite.yaml").write_text(text)
+    return plan.make(reader.load(folder / "suite.yaml"), data, assume=True)
+
+
+def priced(made, store, device=None):
+    todo = missing(made, store, made.questions)
+    return {row.kind: row for row in budget.budget(made, store, todo, device).rows}
+
+
+@pytest.fixture(scope="module")
+def run_once(tmp_path_factory):
+    """A suite with its passes as they were foreseen, and the store after it was run."""
+    folder = tmp_path_factory.mktemp("budget")
+    made, store = planned(folder), Store(folder / "store")
+    clerk = budget._Clerk(made, store, None)
+    foreseen = {key: clerk.passes(stage) for key, stage in made.stages.items()}
+    laboratory = Laboratory(made, store, None, torch.device("cpu"))
+    load_owners(laboratory)
+    failed = [reason for _, reason in engines.serial(laboratory, made.questions) if reason]
+    assert not failed
+    return made, store, foreseen
+
+
+def test_passes_are_foreseen_to_the_last_image(run_once):
+    made, store, foreseen = run_once
+    checked = set()
+    for key, stage in made.stages.items():
+        cost, passes = store.find(key).payload["cost"], foreseen[key]
+        found = cost["forward_passes"], cost["backward_passes"]
+        expected = passes.forward, passes.backward
+        who = stage.recipe.get("method") or stage.recipe.get("step") or {"name": stage.kind}
+        if passes.bound == "exact":
+            assert found == pytest.approx(expected), who
+        elif passes.bound == "at most":
+            assert all(a <= b + 1e-9 for a, b in zip(found, expected, strict=True)), who
+        elif passes.bound == "at least":
+            assert all(a >= b - 1e-9 for a, b in zip(found, expected, strict=True)), who
+        checked.add((stage.kind, who["name"], passes.bound))
+    assert ("protect", "activemark", "exact") in checked
+    assert ("protect", "ipguard", "at most") in checked
+    assert ("protect", "adv_tra", "at least") in checked
+    assert {kind for kind, _, _ in checked} == set(get_args(Kind)) - {"cohort"}
+
+
+def test_what_was_measured_prices_stages_alike_and_the_rest_by_their_passes(run_once, tmp_path):
+    _, store, _ = run_once
+    alike = planned(tmp_path, SUITE.replace("twin_seeds: 1", "twin_seeds: 2"))
+    row = priced(alike, store)["attack"]
+    assert row.stages
+    assert row.seconds > 0
+    other = SUITE.replace("epochs: 2}", "epochs: 50}")
+    few, many = priced(alike, store)["attack"], priced(planned(tmp_path, other), store)["attack"]
+    assert many.seconds > few.seconds
+    assert many.forward > few.forward
+
+
+@pytest.fixture(scope="module")
+def dropped(run_once, tmp_path_factory):
+    """The same suite run with copies dropped: its store, and the bytes in it after every stage."""
+    made, _, _ = run_once
+    store, sizes = Store(tmp_path_factory.mktemp("dropped")), []
+
+    class Watched(Laboratory):
+        def carry_out(self, stage):
+            artefact = super().carry_out(stage)
+            sizes.append(sum(path.stat().st_size for path in store.root.glob("??/*.safetensors")))
+            return artefact
+
+    laboratory = Watched(made, store, None, torch.device("cpu"), drop_copies=True)
+    load_owners(laboratory)
+    answered = list(engines.serial(laboratory, made.questions))
+    assert not [reason for _, reason in answered if reason]
+    assert len(answered) == len(made.questions)
+    return store, sizes
+
+
+def test_the_disk_that_copies_take_at_once_is_foreseen(run_once, dropped):
+    made, known, _ = run_once
+    there = guesses(made, known)
+    foreseen = budget._at_once(made, {key: there[key][1] for key in made.stages})
+    assert foreseen == max(dropped[1])
+    assert foreseen < sum(size for _, size in there.values())
+
+
+def test_copies_that_are_dropped_cost_no_evidence(run_once, dropped):
+    made, known, _ = run_once
+    for key, stage in made.stages.items():
+        mine, other = dropped[0].find(key), known.find(key)
+        assert mine.dropped == (stage.kind == "attack" and bool(other.tensors))
+        for name in ("evidence", "utility", "fidelity", "digest"):
+            assert mine.payload.get(name) == other.payload.get(name)
+
+
+def test_nothing_measured_leaves_time_open_and_passes_known(tmp_path):
+    rows = priced(planned(tmp_path), Store(tmp_path / "empty"))
+    assert rows["attack"].seconds is None
+    assert rows["attack"].forward > 0
+    assert rows["protect"].bound == "~"
+
+
+def test_a_declared_device_takes_operations_over_speed(tmp_path):
+    made, empty = planned(tmp_path), Store(tmp_path / "empty")
+    row = priced(made, empty, "a100-80gb")["attack"]
+    mini = shape(Architecture("embedded", "mini"))
+    speed = budget.BFLOAT16_PEAKS["a100-80gb"] * budget.UTILISATION
+    work = row.forward + 2 * row.backward
+    assert row.seconds == pytest.approx(work * mini.operations / speed)
+    with pytest.raises(UserError, match=r"no device 'a100'.*known: a100-80gb, h100, h200"):
+        priced(made, empty, "a100")
+
+
+def test_a_transformers_operations_are_those_of_its_matrices():
+    made = shape(Architecture("timm", "vit_tiny_patch16_224"))
+    d, n, depth = 192, 197, 12
+    matrices = 2 * n * (4 * d * d + 8 * d * d) + 2 * 2 * n * n * d
+    stem = 2 * (n - 1) * 3 * 16 * 16 * d
+    assert made.operations == depth * matrices + stem
+    assert (made.blocks, made.tokens, made.width, made.pixels) == (depth, n, d, 3 * 224**2)
+
+
+def test_a_shape_draws_no_weights_and_leaves_the_generator_alone():
+    before = torch.get_rng_state()
+    shape.__wrapped__(Architecture("timm", "vit_small_patch16_224"))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_plug_in_that_counts_nothing_is_unknown_not_free(tmp_path, monkeypatch):
+    monkeypatch.delattr(ATTACKS.get("prune.l1"), "passes")
+    monkeypatch.delattr(METHODS.get("ipguard"), "protect_passes")
+    rows = priced(planned(tmp_path), Store(tmp_path / "empty"), "h100")
+    for kind in ("attack", "protect"):
+        assert (rows[kind].forward, rows[kind].seconds) == (None, None)
+    assert rows["utility"].seconds > 0
+
+
+@pytest.mark.parametrize("name", METHODS.names())
+def test_every_method_of_ours_says_what_it_costs(name):
+    sizes = Sizes(images=100, held_out=50, blocks=12, tokens=197, width=192)
+    method = METHODS.build(name, {})
+    for ask in (method.protect_passes, method.extract_passes):
+        found = ask(sizes)
+        assert isinstance(found, Passes)
+        assert math.isfinite(found.work)
+
+
+def test_a_suite_on_a_machine_that_has_nothing_can_be_planned(tmp_path):
+    text = SUITE.replace(
+        "  digits: {max_images: 40}",
+        "  digits: {max_images: 40}\n  food: {loader: foodseg103, path: FoodSeg103}",
+    ).replace("{embedded: mini, classifier: {data: digits, epochs: 1}}", "{timm: test_vit, "
+              "weights: gone.pth, classifier: {data: digits}}").replace(
+        "finetune.segment, data: scenes", "finetune.segment, data: food")  # fmt: skip
+    made = planned(tmp_path, text, tmp_path)
+    assert (
+        "data food is not there: counted with its published size, 7118 images" in made.warnings[0]
+    )
+    rows = priced(made, Store(tmp_path / "empty"), "h200")
+    assert rows["attack"].forward > 2000
+    assert all(row.seconds is not None for row in rows.values())
+    with pytest.raises(UserError, match="expected a folder"):
+        plan.make(made.suite, tmp_path)

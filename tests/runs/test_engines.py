@@ -1,0 +1,124 @@
+"""Walks through a plan whose stages take no time: what is dropped when, and who has failed."""
+
+import dataclasses
+from collections import Counter
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
+
+import pytest
+import torch
+from commands import SUITE
+
+from bench.records.leases import KEPT, Leases
+from bench.records.nouns import Incompatible
+from bench.records.store import Store
+from bench.runs import engines
+from bench.runs.laboratory import Failure, Laboratory
+from bench.suite import plan
+from bench.suite.reader import load
+
+TWO_STEPS = SUITE.replace(
+    "  - {name: prune.l1, amount: 0.4}\n",
+    "  - [{name: prune.l1, amount: 0.4}, {name: quantize}]\n  - {name: prune.l1, amount: 0.2}\n",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stub(Laboratory):
+    """Makes a number of every stage; a copy that was dropped cannot be read."""
+
+    error: Exception | None = None
+
+    def carry_out(self, stage):
+        for parent in stage.parents if stage.kind == "extract" else stage.parents[:1]:
+            assert self.store.verify(parent), f"{stage.kind} needs what was dropped"
+        if self.error is not None and stage.kind == "extract":
+            raise self.error
+        tensors = {"w": torch.ones(1)} if stage.kind in ("owner", "protect", "attack") else None
+        return self.store.put(stage.key, stage.kind, dict(stage.recipe), stage.parents, {}, tensors)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    path = tmp_path_factory.mktemp("suite") / "tiny.yaml"
+    path.write_text(TWO_STEPS.replace("strangers: 1", "strangers: 0"))
+    return plan.make(load(path), None)
+
+
+@pytest.fixture
+def laboratory(made, tmp_path):
+    return Stub(made, Store(tmp_path), None, torch.device("cpu"), [].append, drop_copies=True)
+
+
+def answered(laboratory):
+    return list(engines.serial(laboratory, laboratory.plan.questions))
+
+
+def copies(laboratory):
+    found = map(laboratory.store.find, laboratory.plan.stages)
+    return [a.dropped for a in found if a is not None and a.kind == "attack"]
+
+
+def test_a_copy_goes_once_nobody_needs_it_and_is_looked_at_once(laboratory, monkeypatch):
+    looked, drop = Counter(), Store.drop
+    monkeypatch.setattr(Store, "drop", lambda s, key: (looked.update([key]), drop(s, key)))
+    assert not [why for _, why in answered(laboratory) if why]
+    assert all(copies(laboratory))
+    assert looked == dict.fromkeys(looked, 1)
+    assert len(looked) == len(copies(laboratory)) > 4
+
+
+@pytest.mark.parametrize(
+    ("error", "kept"), [(RuntimeError("a full disk"), True), (Incompatible("no head"), False)]
+)
+def test_what_a_retry_would_read_stays(laboratory, error, kept, monkeypatch):
+    failing = dataclasses.replace(laboratory, error=error)
+    assert all(why for _, why in answered(failing))
+    assert (False in copies(failing)) == kept
+    assert True in copies(failing)  # the first of two steps is nobody's suspect
+    if kept:
+        monkeypatch.setattr(Store, "drop", lambda store, key: None)
+        before = {p: p.stat().st_mtime_ns for p in failing.store.root.glob("??/*.safetensors")}
+        assert not any(why for _, why in answered(dataclasses.replace(failing, error=None)))
+        assert {p: p.stat().st_mtime_ns for p in before} == before
+
+
+def test_copies_that_had_to_stay_are_spoken_of_once(laboratory):
+    with Leases(laboratory.store.leases):
+        answered(laboratory)
+    assert not any(copies(laboratory))
+    assert laboratory.note.__self__ == [KEPT]
+
+
+class Idle(engines._Alone):
+    """A crew that must not be waited for."""
+
+    def finished(self, patience=None):
+        raise AssertionError("nothing is left to wait for")
+
+
+def test_where_all_is_there_copies_go_and_nobody_is_waited_for(laboratory):
+    answered(dataclasses.replace(laboratory, drop_copies=False))
+    assert not any(copies(laboratory))
+    questions = laboratory.plan.questions
+    found = list(engines.walk(laboratory, questions, Idle(laboratory)))
+    assert [question for question, _ in found] == list(questions)
+    assert all(copies(laboratory))
+
+
+def test_a_worker_that_dies_takes_no_stage_with_it_that_had_ended(laboratory, monkeypatch):
+    monkeypatch.setattr(engines._Crew, "__enter__", lambda self: self)
+    monkeypatch.setattr(engines._Crew, "__exit__", lambda self, *_: None)
+    crew = engines._Crew(laboratory, 3, 1)
+    for key in ("made", "failed", "lost"):
+        crew._running[Future()] = key
+    made, failed, lost = crew._running
+    lost.set_exception(BrokenProcessPool())
+    made.set_result((None, ["a note"]))
+    failed.set_result((Failure("its own reason"), []))
+    found = dict(crew.finished())
+    assert found["made"] is None
+    assert found["failed"].reason == "its own reason"
+    assert found["lost"].reason.startswith("the worker process died")
+    assert not crew.busy
+    assert laboratory.note.__self__ == ["a note"]

@@ -1,0 +1,399 @@
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import pytest
+import yaml
+
+from bench.records.nouns import Access, Spec, UserError
+from bench.registry import Registry
+from bench.suite import grid
+from bench.suite.innocents import InnocentSettings
+from bench.suite.owners import OwnerSettings
+from bench.suite.reader import load
+from bench.types import Attack, Method
+
+SUITE = """\
+name: demo
+owners:
+  - embedded: mini
+  - timm: deit_tiny_patch16_224
+    weights: weights/deit.safetensors
+methods:
+  - {name: stamp, steps: 400}
+attacks:
+  - {name: control.none}
+  - - {name: prune.some, amount: 0.4}
+    - {name: tune, data: digits, schedule: cosine}
+data:
+  digits: {}
+  photos: {crops: 8}
+  clothing: {loader: folder, path: clothing}
+owner_images: photos
+probe: digits
+"""
+
+
+@pytest.fixture(autouse=True)
+def plugins(monkeypatch):
+    methods, attacks = Registry("method", Method), Registry("attack", Attack)
+
+    @methods.register("stamp", version=3)
+    @dataclass(frozen=True)
+    class Stamp:
+        """Stamp it."""
+
+        needs: ClassVar[Access] = Access.ALL
+        marks: ClassVar[bool] = True
+        steps: int = 2500
+        rate: float = 1e-4
+        layers: tuple[int, ...] = (1,)
+        span: tuple[int, int] = (0, 4)
+
+        def protect(self, owner, ctx): ...
+        def extract(self, secret, suspect, ctx): ...
+
+    class Base:
+        offers: ClassVar[Access] = Access.ALL
+        derived: ClassVar[bool] = True
+        random: ClassVar[bool] = True
+
+        def run(self, victim, ctx): ...
+
+    @attacks.register("control.none")
+    @dataclass(frozen=True)
+    class Nothing(Base):
+        """Do nothing."""
+
+    @attacks.register("prune.some")
+    @dataclass(frozen=True)
+    class Prune(Base):
+        """Prune some."""
+
+        amount: float = 0.2
+        rounds: int = 1
+
+        def __post_init__(self):
+            if not 0 < self.amount < 1:
+                raise ValueError(f"expected amount in (0, 1), got {self.amount}")
+
+    @attacks.register("tune")
+    @dataclass(frozen=True)
+    class Tune(Base):
+        """Tune it."""
+
+        data: str = "digits"
+        schedule: Literal["cosine", "linear"] = "linear"
+
+    monkeypatch.setattr(grid, "METHODS", methods)
+    monkeypatch.setattr(grid, "ATTACKS", attacks)
+
+
+@pytest.fixture
+def write(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def write(text, name="x.yaml"):
+        path = tmp_path / name
+        path.write_text(textwrap.dedent(text))
+        return path.relative_to(tmp_path)
+
+    return write
+
+
+def test_a_suite_holds_its_specs_with_every_default_spelled_out(write):
+    found = load(write(SUITE))
+    assert found.methods == (
+        Spec("stamp", {"steps": 400, "rate": 1e-4, "layers": [1], "span": [0, 4]}, 3),
+    )
+    assert [[step.name for step in chain] for chain in found.attacks] == [
+        ["control.none"],
+        ["prune.some", "tune"],
+    ]
+    assert found.attacks[1][1].args == {"data": "digits", "schedule": "cosine"}
+    assert found.data["digits"].loader == "digits"
+    assert found.data["clothing"].path == "clothing"
+    assert (found.seeds, found.alpha, found.innocents) == ((0,), 0.05, InnocentSettings(19, 6, 0))
+
+
+def test_an_owner_is_named_without_the_path_of_its_weights(write):
+    mini, deit = load(write(SUITE)).owners
+    assert mini == OwnerSettings("embedded", "mini")
+    assert deit.from_file
+    assert deit.weights == "weights/deit.safetensors"
+    assert deit.spec().name == "deit_tiny_patch16_224"
+    assert deit.spec().args["weights"] == "file"
+    assert "deit.safetensors" not in str(deit.spec())
+
+
+def test_a_classifier_is_part_of_its_owner_and_an_owner_without_one_is_named_as_ever(write):
+    line = "embedded: mini"
+    mini, _ = load(write(SUITE.replace(line, f"{line}\n    classifier: {{data: digits}}"))).owners
+    assert mini.spec().args["classifier"] == {
+        "data": "digits",
+        "backbone": "frozen",
+        "epochs": 30,
+        "lr": 0.01,
+        "batch": 32,
+        "schedule": "cosine",
+        "weight_decay": 0.01,
+        "dropout": 0.1,
+    }
+    assert "classifier" not in load(write(SUITE)).owners[0].spec().args
+
+
+def test_numbers_may_be_written_as_everybody_writes_them(write):
+    text = SUITE.replace("steps: 400", "rate: 1e-3, layers: [2, 3]")
+    args = load(write(text)).methods[0].args
+    assert (args["rate"], args["layers"]) == (0.001, [2, 3])
+
+
+ERRORS = [
+    # what the file says instead of what; the line that is blamed; what the error must say
+    ("name: demo\n", "", 1, "expected a value for 'name', got none"),
+    ("name: demo", "name: de/mo", 1, "name: expected letters, digits"),
+    ("name: demo", "name: demo\nsedes: [1]", 2, "no setting 'sedes'; did you mean 'seeds'?"),
+    ("name: demo", "name: demo\ninculde: [y]", 2, "no setting 'inculde'; did you mean 'include'"),
+    ("name: demo", "name: demo\nalpha: 1.5", 2, "alpha: expected a number less than 1, got 1.5"),
+    ("name: demo", "name: demo\nalpha: '0.1'", 2, "alpha: expected a number, got '0.1'"),
+    ("name: demo", "name: demo\nalpha: .nan", 2, "alpha: expected a finite number, got nan"),
+    ("name: demo", "name: demo\nseeds: [0, 1.5]", 2, "seeds: expected a whole number, got 1.5"),
+    ("name: demo", "name: demo\nseeds: []", 2, "seeds: expected at least 1, got none"),
+    ("name: demo", "name: demo\ninnocents: 19", 2, "expected a mapping, got 19"),
+    (
+        "name: demo",
+        "name: demo\ninnocents:\n  strangers: 19\n  twins: 6",
+        4,
+        "no setting 'twins'; did you mean 'twin_seeds'?",
+    ),
+    ("name: demo", "name: demo\ninnocents:\n  other_keys: -1", 3, "other_keys: expected a number"),
+    ("name: demo", "name: demo\ninnocents:\n  other_shapes: -1", 3, "expected a number greater th"),
+    ("name: demo", "name: demo\ninnocents:\n  models: mini", 3, "models: expected a list, got 'mi"),
+    (
+        "name: demo",
+        "name: demo\ninnocents:\n  models:\n    - embedded: mini\n    - embedded: mimi",
+        5,
+        "no embedded model 'mimi'; did you mean 'mini'",
+    ),
+    (
+        "name: demo",
+        "name: demo\ninnocents:\n  models:\n    - timm: vit\n      weights: random",
+        5,
+        "weights: expected hub or a file, got random; an untrained network is nobody's model",
+    ),
+    (
+        "name: demo",
+        "name: demo\ninnocents:\n  models:\n    - timm: vit\n      classifier: {data: digits}",
+        5,
+        "classifier: expected none, the model is read as it comes",
+    ),
+    ("  - embedded: mini", "  - embeded: mini", 3, "no setting 'embeded'; did you mean 'embedded'"),
+    ("  - embedded: mini", "  - weights: random", 3, "expected one of embedded, timm, open_clip"),
+    ("  - embedded: mini", "  - {embedded: a, timm: b}", 3, "got embedded and timm"),
+    ("  - embedded: mini", "  - mini", 3, "expected a mapping such as {timm: "),
+    (
+        "  - embedded: mini",
+        "  - embedded: mimi",
+        3,
+        "no embedded model 'mimi'; did you mean 'mini'",
+    ),
+    ("  - embedded: mini", "  - embedded: 5", 3, "name: expected text, got 5"),
+    ("  - embedded: mini", "  - open_clip: ViT-B-32", 3, "pretrained: expected open_clip's tag"),
+    ("weights/deit.safetensors", "hbu", 5, "weights: expected hub, random or a file ending in"),
+    ("weights/deit.safetensors", "hub\n    seed: 4", 6, "seed: expected none unless weights is"),
+    (
+        "  - embedded: mini",
+        "  - embedded: mini\n    image_size: 64",
+        4,
+        "image_size: expected none",
+    ),
+    ("weights/deit.safetensors", "hub\n    image_size: 0", 6, "image_size: expected a number gre"),
+    ("{name: stamp, steps: 400}", "{name: stmp}", 7, "no method named 'stmp'; did you mean 'stamp"),
+    ("{name: stamp, steps: 400}", "stamp", 7, "expected a mapping such as {name: ...}"),
+    ("{name: stamp, steps: 400}", "{steps: 400}", 7, "expected the name of a method, got None"),
+    ("steps: 400}", "\n     stepz: 4}", 8, "no setting 'stepz'; did you mean 'steps'?"),
+    ("steps: 400}", "\n     steps: '4'}", 8, "steps: expected a whole number, got '4'"),
+    (
+        "steps: 400}",
+        "steps: 1,\n     layers: [1,\n       a]}",
+        9,
+        "layers: expected a whole number",
+    ),
+    ("steps: 400}", "\n     span: [1]}", 8, "expected a value for 'span.1', got none"),
+    ("methods:\n  - {name: stamp, steps: 400}", "methods: []", 6, "methods: expected at least 1"),
+    ("control.none", "control.nome", 9, "no attack named 'control.nome'; did you mean 'control.n"),
+    ("amount: 0.4", "rounds: 2,\n       amount: 4", 11, "expected amount in (0, 1), got 4"),
+    ("schedule: cosine", "schedule: cosin", 11, "did you mean 'cosine'?"),
+    ("data: digits, s", "data: digit, s", 11, "no data set 'digit'; did you mean 'digits'?"),
+    ("  - {name: control.none}", "  - []", 9, "expected at least 1, got none"),
+    (
+        "  photos: {crops: 8}",
+        "  photos:\n    crop: 8",
+        15,
+        "no setting 'crop'; did you mean 'crops",
+    ),
+    ("  photos: {crops: 8}", "  photos:\n    crops: 0", 15, "crops: expected at least 1, got 0"),
+    ("  photos: {crops: 8}", "  photos:", 14, "expected a mapping, got nothing"),
+    (
+        "loader: folder, ",
+        "",
+        15,
+        "loader: expected 'digits', 'photos', 'digit-scenes', 'folder', 'masks', 'oxford-pets' or "
+        "'foodseg103', got 'clothing'",
+    ),
+    (
+        "  - embedded: mini",
+        "  - embedded: mini\n    classifier: {epochs: 5,\n      data: digit}",
+        5,
+        "classifier: data: no data set 'digit'; did you mean 'digits'?",
+    ),
+    (
+        "  - embedded: mini",
+        "  - embedded: mini\n    classifier: {data: photos}",
+        4,
+        "classifier: data: expected labelled images, got 'photos' (loader 'photos')",
+    ),
+    (
+        "  - embedded: mini",
+        "  - embedded: mini\n    classifier: {data: digits, epoch: 5}",
+        4,
+        "no setting 'epoch'; did you mean 'epochs'?",
+    ),
+    (
+        "  - embedded: mini",
+        "  - embedded: mini\n    classifier: {data: digits,\n      backbone: frosen}",
+        5,
+        "backbone: expected 'frozen' or 'finetuned', got 'frosen'; did you mean 'frozen'?",
+    ),
+    (
+        "  - embedded: mini",
+        "  - embedded: mini\n    classifier: {}",
+        4,
+        "expected a value for 'data'",
+    ),
+    ("  - embedded: mini", "  - embedded: mini\n    classifier: digits", 4, "expected a mapping"),
+    ("owner_images: photos", "owner_images: photo", 16, "no data set 'photo'; did you mean 'phot"),
+    ("probe: digits", "probe: digit", 17, "probe: no data set 'digit'"),
+    ("probe: digits", "probe: digits\nname: again", 18, "'name' already stands on line 1"),
+    ("{name: stamp, steps: 400}", "{name: stamp, name: stamp}", 7, "'name' already stands on line"),
+    ("probe: digits", "probe: [digits", 18, "this is not YAML: expected ',' or ']'"),
+    ("probe: digits", "probe: !!python/name:os.system", 17, "this is not YAML: could not"),
+    ("probe: digits", "probe: &a [*a]", 17, "an anchor that contains itself"),
+    ("probe: digits", "? [a]\n: b", 17, "expected a word as key"),
+    ("probe: digits", "include: other.yaml", 17, "expected a list of files"),
+    ("probe: digits", "include:\n  - y.yaml", 18, "no file 'y.yaml' to include; did you mean 'x.y"),
+    ("probe: digits", "include: [x.yaml]", 17, "without a circle, got x.yaml -> x.yaml"),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "line", "message"), ERRORS, ids=[e[3] for e in ERRORS])
+def test_an_error_is_one_line_that_names_the_line_and_the_way_out(write, old, new, line, message):
+    assert SUITE.count(old) == 1 or old == "name: demo"
+    with pytest.raises(UserError) as caught:
+        load(write(SUITE.replace(old, new, 1)))
+    text = str(caught.value)
+    assert text.startswith(f"x.yaml:{line}: ")
+    assert message in text
+    assert "\n" not in text
+
+
+@pytest.mark.parametrize("text", ["", "- a\n", "just words\n"])
+def test_a_file_that_is_no_mapping_is_refused(write, text):
+    with pytest.raises(UserError, match=r"^x\.yaml:1: expected a mapping"):
+        load(write(text))
+
+
+def test_bytes_that_are_no_text_are_refused_with_their_line(write):
+    path = write("")
+    path.write_bytes(b"name: demo\ntitle: \xff\n")
+    with pytest.raises(UserError, match=r"^x\.yaml:2: this is not text"):
+        load(path)
+
+
+def test_a_missing_file_is_named_beside_its_nearest_neighbour(write):
+    neighbour = write(SUITE, "demo.yaml")
+    with pytest.raises(UserError, match=r"^demos\.yaml: No such file.*did you mean 'demo\.yaml'"):
+        load(neighbour.with_name("demos.yaml"))
+    with pytest.raises(UserError, match=r"^nowhere/demo\.yaml: No such file"):
+        load(Path("nowhere/demo.yaml"))
+
+
+def test_an_include_lies_beneath_the_file_that_names_it(write):
+    write(SUITE, "base.yaml")
+    found = load(
+        write("""\
+            name: more
+            include: [base.yaml]
+            attacks:
+              - {name: prune.some, amount: 0.9}
+              - {name: control.none}
+            data:
+              photos: {crops: 16}
+        """)
+    )
+    assert found.name == "more"
+    assert [chain[-1].name for chain in found.attacks] == ["control.none", "tune", "prune.some"]
+    assert (found.data["photos"].crops, found.data["digits"].loader) == (16, "digits")
+
+
+def test_two_includes_may_share_a_third_without_asking_anything_twice(write):
+    write(SUITE, "base.yaml")
+    write("include: [base.yaml]\nseeds: [1]", "left.yaml")
+    write("include: [base.yaml]\nseeds: [1, 2]", "right.yaml")
+    found = load(write("include: [left.yaml, right.yaml]"))
+    assert found.seeds == (1, 2)
+    assert (found.owners, found.methods) == (load(write(SUITE)).owners, load(write(SUITE)).methods)
+
+
+def test_an_error_in_an_include_names_the_file_it_stands_in(write):
+    write(SUITE.replace("stamp", "stmp"), "base.yaml")
+    with pytest.raises(UserError, match=r"^base\.yaml:7: no method named 'stmp'"):
+        load(write("include: [base.yaml]\nname: x"))
+
+
+def test_includes_in_a_circle_are_refused_where_the_circle_closes(write):
+    write("name: y\ninclude: [x.yaml]", "y.yaml")
+    with pytest.raises(UserError, match=r"^y\.yaml:2: .* got x\.yaml -> y\.yaml -> x\.yaml"):
+        load(write("include: [y.yaml]"))
+
+
+def test_anchors_and_merge_keys_keep_their_lines(write):
+    text = SUITE.replace("{crops: 8}", "&photos {crops: 8}").replace(
+        "loader: folder", "<<: *photos, held_out: 0.2, loader: folder"
+    )
+    clothing = load(write(text)).data["clothing"]
+    assert (clothing.crops, clothing.held_out) == (8, 0.2)
+    with pytest.raises(UserError, match=r"^x\.yaml:15: held_out: expected a share"):
+        load(write(text.replace("held_out: 0.2", "held_out: 2")))
+
+
+@pytest.mark.parametrize(
+    ("alpha", "strangers", "needed"),
+    [(0.05, 19, None), (0.05, 18, 19), (0.01, 99, None), (0.01, 19, 99), (0.05, 0, 19)],
+)
+def test_a_suite_says_when_its_alpha_is_out_of_reach(write, alpha, strangers, needed):
+    text = f"{SUITE}alpha: {alpha}\ninnocents: {{strangers: {strangers}}}\n"
+    expected = f"alpha = {alpha} needs {needed} strangers, the suite asks for {strangers}: "
+    assert load(write(text)).warnings == (
+        (expected + "verdicts will be undecided",) if needed else ()
+    )
+
+
+def test_models_and_other_shapes_count_towards_the_strangers_that_alpha_needs(write):
+    models = "[{timm: a}, {open_clip: ViT-B-32, pretrained: openai}]"
+    text = f"{SUITE}innocents: {{strangers: 14, other_shapes: 1, models: {models}}}\n"
+    found = load(write(text))
+    assert [model.name for model in found.innocents.models] == ["a", "ViT-B-32"]
+    assert [w.split(": ")[0] for w in found.warnings] == [
+        "alpha = 0.05 needs 19 strangers, the suite asks for 18"
+    ]
+    assert load(write(text.replace("shapes: 1", "shapes: 2"))).warnings == ()
+
+
+def test_a_suite_is_its_content_not_its_spelling(write):
+    turned = yaml.dump(dict(reversed(yaml.safe_load(SUITE).items())), sort_keys=False)
+    spelled = SUITE.replace("- {name: control.none}", "- [{name: control.none}]").replace(
+        "amount: 0.4", "rounds: 1, amount: 4e-1"
+    )
+    assert load(write(turned)) == load(write(spelled)) == load(write(SUITE))

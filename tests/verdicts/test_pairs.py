@@ -1,0 +1,91 @@
+import dataclasses
+import random
+
+from bench.records.nouns import Cell, Evidence, Outline, Record, Rule, Spec, digest
+from bench.verdicts import pairs
+
+OWNER = Spec("mini", {})
+OUTLINE = Outline("compared", "", 0.05, ())
+RULE = Rule("match", ">=", 1)
+KEYS = 8
+
+
+def record(method, score, attack, seed, lineage="released"):
+    control = (Spec("control.stranger", {"index": attack}),)
+    chain = control if lineage == "stranger" else (Spec("prune.l1", {"amount": attack / 10}),)
+    base = "owner" if lineage == "stranger" else "released"
+    cell = Cell(OWNER, Spec(method, {}), seed, base, chain, 0, lineage)
+    found = Evidence((score,), (score,), RULE, "point", None)
+    suspect = digest(lineage, attack, seed if lineage == "released" else 0)
+    return Record(digest(dataclasses.asdict(cell)), "compared", cell, "ok", marks=False,
+                  suspect_digest=suspect, owner_digest="clean", evidence=found)  # fmt: skip
+
+
+def read(method, score, keys=KEYS, strangers=19):
+    """Three attacked copies under each key, and strangers read with each."""
+    copies = [record(method, score, attack, key) for key in range(keys) for attack in range(3)]
+    lone = [
+        record(method, 0.1, i, key, "stranger") for key in range(keys) for i in range(strangers)
+    ]
+    return [*copies, *lone]
+
+
+def lines(groups):
+    made = pairs.pairs_table(OUTLINE, groups)
+    return [dict(zip(made.columns, row, strict=True)) for row in made.rows]
+
+
+def test_a_method_that_always_recognises_beats_one_that_never_does():
+    (line,) = lines([("mini", "a", read("a", 0.9)), ("mini", "b", read("b", 0.1))])
+    assert (line["first"], line["second"], line["copies"]) == ("a", "b", "24 of 24")
+    assert (line["only first"], line["only second"], line["difference"]) == ("24", "0", "+1.000")
+    # All 8 keys speak for one side: 2 of the 2 ** 8 swaps are as far from none.
+    assert (line["keys"], line["p"], line["least p"]) == ("8", "0.00781", "0.00781")
+    assert (line["Holm p"], line["outcome"]) == ("0.00781", "first detects more")
+
+
+def test_copies_are_said_to_share_recipes_and_p_to_hold_for_these_models():
+    table = pairs.pairs_table(OUTLINE, [("mini", name, read(name, 0.9)) for name in "ab"])
+    assert "on copies made by the same recipes" in table.caption
+    assert "conditional on this owner and these strangers" in "\n".join(table.notes)
+
+
+def test_all_comparisons_are_passed_together_and_say_how_many_keys_that_takes():
+    groups = [
+        ("mini", name, read(name, score)) for name, score in (("a", 0.9), ("b", 0.1), ("c", 0.9))
+    ]
+    found = {(line["first"], line["second"]): line for line in lines(groups)}
+    assert [*found] == [("a", "b"), ("a", "c"), ("b", "c")]
+    assert found["a", "b"]["Holm p"] == found["b", "c"]["Holm p"] == "0.0234"  # 3 / 128
+    assert found["b", "c"]["outcome"] == "second detects more"
+    assert (found["a", "c"]["Holm p"], found["a", "c"]["outcome"]) == ("1", "no difference")
+    few = [(o, m, [r for r in rs if r.cell.method_seed < 6]) for o, m, rs in groups]
+    (short, *_) = lines(few)
+    # Six keys reach 2 / 2 ** 6 = 0.031, enough for one comparison and not for three.
+    assert (short["p"], short["outcome"]) == ("0.0312", "undecided, 7 keys needed")
+
+
+def test_what_was_not_judged_by_both_is_counted_and_not_compared():
+    unread = [
+        dataclasses.replace(r, status="incompatible", evidence=None)
+        if r.cell.lineage == "released" and r.cell.attack[0].args["amount"] == 0
+        else r
+        for r in read("b", 0.9)
+    ]
+    (line,) = lines([("mini", "a", read("a", 0.9)), ("mini", "b", unread)])
+    assert line["copies"] == "16 of 24"
+    (line,) = lines([("mini", "a", read("a", 0.9)), ("mini", "b", read("b", 0.9, strangers=18))])
+    assert (line["copies"], line["difference"], line["p"]) == ("0 of 24", "—", "—")
+    assert line["outcome"].startswith("undecided")
+
+
+def test_only_methods_of_one_owner_are_compared():
+    assert lines([("mini", "a", read("a", 0.9)), ("other", "b", read("b", 0.1))]) == []
+
+
+def test_the_order_of_records_changes_nothing():
+    groups = [("mini", name, read(name, score)) for name, score in (("a", 0.9), ("b", 0.1))]
+    expected = lines(groups)
+    for _, _, records in groups:
+        random.Random(0).shuffle(records)
+    assert lines(groups) == expected

@@ -1,0 +1,375 @@
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from bench.records.nouns import Cell, Evidence, Record, Rule, Spec, UserError
+from bench.verdicts import intervals
+from bench.verdicts.innocents import Innocents, innocents, lineage, secret_of
+from bench.verdicts.intervals import difference_interval, mean_interval, means_agree
+from bench.verdicts.verdict import (
+    FalsePositives,
+    decide,
+    detection_curve,
+    false_positives,
+    innocents_needed,
+    rank_p_value,
+)
+
+ALPHA = 0.05
+BITS = Rule("bit errors", "<=", 5)
+
+
+def record(attack, base="owner", lineage="owner", score=0.5, weights="w", seed=0, **changes):
+    cell = Cell(Spec("mini"), Spec("mark"), seed, base, attack, 0, lineage)
+    evidence = Evidence((score,), (1.0,), BITS, "image", 0.5)
+    defaults = {"suspect_digest": weights, "owner_digest": "clean", "evidence": evidence}
+    return Record(f"{attack}{weights}", "demo", cell, "ok", **(defaults | changes))
+
+
+def stranger(index, *attack, score):
+    chain = (Spec("control.stranger", {"index": index}), *attack)
+    return record(chain, "released", "stranger", score, f"stranger {index} {attack}")
+
+
+PRUNE, TUNE = Spec("prune.l1", {"amount": 0.4}), Spec("finetune.classify")
+
+
+@pytest.mark.parametrize(
+    ("score", "innocent", "expected"),
+    [
+        (0.9, [0.1, 0.2, 0.3], 1 / 4),
+        (0.2, [0.1, 0.2, 0.3], 3 / 4),  # a tie counts against ownership
+        (0.0, [0.1, 0.2, 0.3], 4 / 4),
+        (0.1, [0.0] * 19, 1 / 20),
+        (0.0, [0.0] * 19, 1.0),
+    ],
+)
+def test_a_p_value_is_a_rank_among_innocents(score, innocent, expected):
+    assert rank_p_value(score, innocent) == expected
+
+
+def test_a_p_value_agrees_with_the_one_sided_mann_whitney_test_of_one_suspect():
+    innocent = list(np.random.default_rng(0).beta(2, 5, 30))
+    for score in (0.05, 0.3, 0.9):
+        other = stats.mannwhitneyu([score], innocent, alternative="greater", method="exact")
+        assert rank_p_value(score, innocent) == pytest.approx(other.pvalue)
+
+
+@pytest.mark.parametrize(
+    ("alpha", "needed"), [(0.5, 1), (0.2, 4), (0.05, 19), (0.01, 99), (0.001, 999), (0.03, 33)]
+)
+def test_the_number_of_innocents_needed_is_known(alpha, needed):
+    assert innocents_needed(alpha) == needed
+
+
+def test_the_number_needed_is_the_least_that_reaches_alpha_for_every_reciprocal():
+    for k in range(2, 1000):
+        assert innocents_needed(1 / k) == k - 1
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0, 5.0, math.nan])
+def test_an_impossible_alpha_is_refused(alpha):
+    with pytest.raises(UserError, match="expected alpha between 0 and 1, got"):
+        innocents_needed(alpha)
+
+
+LOW = [0.1] * 19
+
+
+@pytest.mark.parametrize(
+    ("strangers", "descendants", "outcome", "p_value", "attainable"),
+    [
+        (LOW, LOW, "owned", 0.05, 0.05),
+        (LOW, None, "owned", 0.05, 0.05),
+        (LOW, [0.9] * 19, "not owned", 1.0, 0.05),  # read off models nobody marked
+        ([0.9] * 19, LOW, "not owned", 1.0, 0.05),
+        (LOW, [0.9, *LOW], "not owned", 2 / 21, 0.05),
+        (LOW, LOW[:18], "undecided", 1 / 19, 1 / 19),
+        (LOW[:5], None, "undecided", 1 / 6, 1 / 6),
+        (LOW, [], "undecided", None, 1.0),
+        ([], None, "undecided", None, 1.0),
+        ([], LOW, "undecided", None, 1.0),
+    ],
+)
+def test_a_mark_must_beat_both_nulls_and_a_fingerprint_its_strangers(
+    strangers, descendants, outcome, p_value, attainable
+):
+    verdict = decide(0.9, strangers, descendants, ALPHA)
+    assert (verdict.outcome, verdict.p_value, verdict.attainable) == (outcome, p_value, attainable)
+    assert verdict.n_strangers == len(strangers)
+    assert verdict.n_descendants == (None if descendants is None else len(descendants))
+    assert verdict.needed == 19
+
+
+@pytest.mark.parametrize(
+    ("score", "p_value", "outcome"),
+    [(0.85, 1.0, "not owned"), (0.9, 1.0, "not owned"), (0.91, 1 / 62, "owned")],
+)
+def test_many_twins_of_strong_attacks_do_not_hide_the_clean_owner(score, p_value, outcome):
+    twins = [0.2] * 60 + [0.9]  # the clean owner, which 60 attacked twins fall short of
+    assert rank_p_value(0.85, twins) < ALPHA  # the rank alone would call it owned
+    verdict = decide(score, LOW, twins, ALPHA, bar=0.9)
+    assert (verdict.p_descendant, verdict.outcome) == (p_value, outcome)
+    assert verdict.p_stranger == 0.05
+
+
+def test_known_innocents_say_nothing_about_a_fingerprint_or_an_empty_null():
+    assert decide(0.5, LOW, None, ALPHA, bar=0.9).outcome == "owned"
+    assert decide(0.5, LOW, [], ALPHA, bar=0.9).p_descendant is None
+
+
+@pytest.mark.parametrize(
+    ("clean", "other_keys", "bar"),
+    [(None, (), None), (0.4, (), 0.4), (None, (0.3, 0.7), 0.7), (0.4, (0.3,), 0.4)],
+)
+def test_the_bar_is_the_highest_of_the_clean_owner_and_other_keys(clean, other_keys, bar):
+    assert Innocents((), (), clean, other_keys).bar == bar
+
+
+SKEWED = {
+    "beta": lambda rng, n: rng.beta(0.3, 4, n),
+    "all zero": lambda rng, n: np.zeros(n),
+    "tied": lambda rng, n: rng.integers(0, 3, n) / 2,
+    "coarse binomial": lambda rng, n: rng.binomial(8, 0.1, n) / 8,
+}
+
+
+@pytest.mark.parametrize("draw", SKEWED.values(), ids=SKEWED)
+@pytest.mark.parametrize(("n", "alpha"), [(5, 0.05), (5, 0.2), (19, 0.05), (99, 0.05)])
+def test_decide_holds_its_error_rate_on_innocents(draw, n, alpha):
+    rng, trials, owned = np.random.default_rng(n), 2000, 0
+    for _ in range(trials):
+        *innocent, suspect = draw(rng, n + 1).tolist()
+        owned += decide(suspect, innocent, None, alpha).outcome == "owned"
+    # 3.3 standard errors: the exact level passes by chance alone in all but 1 of 2,000 runs.
+    assert owned / trials <= alpha + 3.3 * math.sqrt(alpha * (1 - alpha) / trials)
+
+
+@pytest.mark.parametrize("n", [19, 99])
+def test_decide_uses_all_of_its_error_rate_when_scores_never_tie(n):
+    rng, trials = np.random.default_rng(n), 4000
+    draws = rng.beta(0.3, 4, (trials, n + 1)).tolist()
+    owned = sum(decide(s, rest, None, ALPHA).outcome == "owned" for s, *rest in draws)
+    assert abs(owned / trials - ALPHA) < 3.3 * math.sqrt(ALPHA * (1 - ALPHA) / trials)
+
+
+@pytest.mark.parametrize("innocent_as", ["stranger", "descendant"])
+def test_a_mark_holds_its_error_rate_on_either_kind_of_innocent(innocent_as):
+    rng, trials, owned = np.random.default_rng(1), 2000, 0
+    for _ in range(trials):
+        strangers, twins = rng.beta(1, 9, 19).tolist(), rng.beta(2, 5, 19).tolist()
+        suspect = float(rng.beta(1, 9) if innocent_as == "stranger" else rng.beta(2, 5))
+        owned += decide(suspect, strangers, twins, ALPHA).outcome == "owned"
+    assert owned / trials <= ALPHA + 3.3 * math.sqrt(ALPHA * (1 - ALPHA) / trials)
+
+
+def test_innocents_are_counted_as_models():
+    records = [
+        stranger(0, score=0.2),
+        stranger(0, PRUNE, score=0.6),  # the same stranger, attacked: its highest score counts
+        stranger(0, TUNE, score=0.4),
+        stranger(1, score=0.3),
+        record((PRUNE,), weights="pruned", score=0.45),
+        record((PRUNE, PRUNE), weights="pruned", score=0.45),  # pruned twice is pruned once
+        record((TUNE,), weights="tuned", score=0.5),
+        record((TUNE,), "released", "released", weights="marked", score=0.99),
+    ]
+    (null,) = innocents(records).values()
+    assert null == Innocents((0.3, 0.6), (0.45, 0.5))
+
+
+def other_model(name, *attack, score, weights):
+    found = record((*attack, Spec("control.identity")), lineage="stranger", score=score)
+    cell = dataclasses.replace(found.cell, base="other model", other_model=Spec(name))
+    return dataclasses.replace(found, cell=cell, suspect_digest=weights)
+
+
+def test_a_model_under_two_names_is_one_stranger():
+    records = [
+        stranger(0, score=0.2),
+        other_model("vit", score=0.3, weights="vit"),
+        other_model("vit.tag", score=0.3, weights="vit"),
+        other_model("clip", score=0.4, weights="clip"),
+        other_model("mini again", score=0.9, weights="clean"),  # the owner is nobody's stranger
+    ]
+    (null,) = innocents(records).values()
+    assert null == Innocents((0.2, 0.3, 0.4), (0.9,), 0.9)
+
+
+def test_a_stranger_under_two_names_is_one_however_it_was_attacked():
+    named = Spec("control.peer", {"index": 7})
+    twin = record((named,), lineage="stranger", score=0.3, weights=f"stranger 0 {()}")
+    attacked = record((named, PRUNE), lineage="stranger", score=0.5, weights="pruned")
+    (null,) = innocents([attacked, stranger(0, score=0.2), twin]).values()
+    assert null.strangers == (0.5,)
+
+
+def other_key(number, score, **changes):
+    same = (Spec("control.identity"),)
+    return record(same, "other key", "owner", score, f"marked with key {number}", **changes)
+
+
+def test_a_copy_marked_with_another_key_is_known_and_ranked_among_nobody():
+    own = record((Spec("control.identity"),), "released", "released", 0.9, "marked with key 0")
+    read = [own, other_key(1, 0.4), other_key(2, 0.3), record((TUNE,), weights="tuned", score=0.2)]
+    (null,) = innocents(read).values()
+    assert null == Innocents((), (0.2,), other_keys=(0.3, 0.4))
+    prints = [dataclasses.replace(r, marks=False) for r in read]
+    (null,) = innocents(prints).values()
+    assert null == Innocents((), None)
+
+
+def test_another_key_that_changed_nothing_is_the_clean_owner():
+    undone = other_key(1, 0.4, suspect_digest="clean")
+    (null,) = innocents([undone]).values()
+    assert null == Innocents((), (0.4,), clean=0.4)
+
+
+def test_the_public_model_an_owner_came_from_is_known_and_a_descendant_like_any():
+    base = record((Spec("control.identity"),), "other model", "owner", 0.7, "public")
+    base = dataclasses.replace(base, cell=dataclasses.replace(base.cell, other_model=Spec("vit")))
+    clean = record((Spec("control.identity"),), weights="clean", score=0.3)
+    (null,) = innocents([base, clean]).values()
+    assert null == Innocents((), (0.3, 0.7), clean=0.3, public=0.7)
+    assert null.bar == 0.7
+
+
+def test_many_twins_do_not_hide_a_copy_marked_with_another_key():
+    read = [
+        *(stranger(i, score=0.1) for i in range(19)),
+        *(record((TUNE,), weights=f"tuned {i}", score=0.2) for i in range(60)),
+        record((Spec("control.identity"),), weights="clean", score=0.3),
+        other_key(1, 0.8),
+    ]
+    (null,) = innocents(read).values()
+    for score, outcome in ((0.8, "not owned"), (0.81, "owned")):
+        verdict = decide(score, null.strangers, null.descendants, ALPHA, bar=null.bar)
+        assert (verdict.outcome, verdict.n_descendants) == (outcome, 61)
+
+
+def test_the_clean_owner_is_known_by_its_weights_and_counts_at_its_highest():
+    records = [
+        record((PRUNE,), weights="clean", score=0.3),  # pruned of nothing
+        record((TUNE,), weights="clean", score=0.35),  # a new head on it
+        record((TUNE,), weights="tuned", score=0.8),
+    ]
+    (null,) = innocents(records).values()
+    assert (null.descendants, null.clean) == ((0.35, 0.8), 0.35)
+    prints = [dataclasses.replace(r, marks=False) for r in records]
+    (null,) = innocents(prints).values()
+    assert (null.descendants, null.clean) == (None, None)
+
+
+def test_weights_come_first_and_lineage_second():
+    copy = record((TUNE,), "released", "released", weights="clean")
+    assert lineage(copy) == "owner"  # innocent of a mark, whatever made it
+    assert lineage(dataclasses.replace(copy, marks=False)) == "released"
+    assert lineage(record((TUNE,), "released", "released")) == "released"
+    unknown = dataclasses.replace(copy, suspect_digest="", owner_digest="")
+    assert lineage(unknown) == "released"
+    (null,) = innocents([copy]).values()
+    assert (null.descendants, null.clean) == ((0.5,), 0.5)
+
+
+def test_a_fingerprint_has_no_innocent_descendants():
+    (null,) = innocents([record((TUNE,), marks=False)]).values()
+    assert null == Innocents((), None)
+
+
+def test_innocents_read_with_another_secret_do_not_count():
+    records = [record((TUNE,), score=0.1), record((TUNE,), score=0.9, seed=1)]
+    nulls = innocents(records)
+    assert [nulls[secret_of(r.cell)].descendants for r in records] == [(0.1,), (0.9,)]
+
+
+def test_cells_without_evidence_are_no_innocents():
+    failed = dataclasses.replace(record((TUNE,)), status="failed", evidence=None)
+    assert list(innocents([failed]).values()) == [Innocents((), ())]
+
+
+def test_false_positives_are_found_by_leaving_one_out():
+    twins = (0.5,) * 20  # nothing in the twins' own range is ever called
+    odd = Innocents((0.9, *(0.1,) * 20), twins)
+    found = false_positives(odd, ALPHA)
+    strangers, descendants = found["strangers"], found["descendants"]
+    assert (strangers.called, strangers.decided, strangers.innocents) == (1, 21, 21)
+    assert strangers.upper == pytest.approx(stats.beta.ppf(0.95, 2, 20))
+    # Pooled, the twins would halve the bound on strangers.
+    assert (descendants.called, descendants.decided) == (0, 20)
+    assert descendants.upper == pytest.approx(1 - 0.05 ** (1 / 20))
+    assert found["other keys"] == FalsePositives(0, 0, 0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("other_keys", "called"),
+    [((0.8,), 1), ((0.8, 0.7), 1), ((0.8, 0.8), 0), ((0.3,), 0), ((0.5, 0.05), 1)],
+)
+def test_a_copy_of_another_key_is_judged_by_the_clean_owner_and_the_other_copies(
+    other_keys, called
+):
+    null = Innocents((0.1,) * 20, (0.4,) + (0.1,) * 20, 0.4, other_keys)
+    found = false_positives(null, ALPHA)["other keys"]
+    assert (found.called, found.decided) == (called, len(other_keys))
+
+
+def test_innocents_that_the_clean_owner_outdoes_are_never_called():
+    twins = (0.9,) + (0.1,) * 60
+    odd = Innocents((0.8,) + (0.05,) * 20, twins)
+    called = {kind: f.called for kind, f in false_positives(odd, ALPHA).items()}
+    assert called == {"strangers": 1, "descendants": 1, "other keys": 0}  # one the owner itself
+    clean = dataclasses.replace(odd, clean=0.9)
+    assert not any(f.called for f in false_positives(clean, ALPHA).values())
+
+
+def test_too_few_innocents_cannot_judge_each_other():
+    found = false_positives(Innocents((0.1,) * 19, None), ALPHA)
+    assert found == {"strangers": FalsePositives(0, 0, 19, 1.0)}
+
+
+def test_the_detection_curve_counts_queries_up_to_tau():
+    evidence = Evidence((1.0,) * 4, (0.0, 2.0, 2.0, 9.0), BITS, "image", 0.5)
+    expected = (0.25, 0.25, 0.75, 0.75, 0.75, 0.75, 0.75, 0.75)
+    assert detection_curve(evidence) == expected
+    assert detection_curve(evidence)[5] == evidence.rate
+    mutation = dataclasses.replace(evidence, rule=Rule("mutation", "<", 0.5))
+    with pytest.raises(UserError, match=r"got 'mutation < 0\.5'"):
+        detection_curve(mutation)
+
+
+def test_intervals_agree_with_scipy():
+    wilson = stats.binomtest(18, 20).proportion_ci(method="wilson")
+    assert intervals.wilson(0.9, 20) == pytest.approx((wilson.low, wilson.high))
+    values = [0.9, 0.95, 0.97, 0.99]
+    student = stats.ttest_1samp(values, 0).confidence_interval()
+    assert mean_interval(values) == pytest.approx((student.low, student.high))
+    assert mean_interval([0.9]) is None
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.08, 0.085, 0.2])
+def test_means_agree_where_welchs_test_does_not_tell_them_apart(shift):
+    ones, others = [0.2, 0.25, 0.31, 0.22], [x + shift for x in (0.21, 0.28, 0.24)]
+    expected = stats.ttest_ind(ones, others, equal_var=False).pvalue >= 0.05
+    assert means_agree(ones, others) == expected == (shift < 0.0825)
+
+
+def test_means_without_any_spread_agree_if_they_are_equal():
+    assert means_agree([0.2, 0.2], [0.2, 0.2, 0.2])
+    assert not means_agree([0.2, 0.2], [0.3, 0.3])
+
+
+def test_two_accuracies_differ_by_newcombes_interval():
+    low, high = difference_interval(before=48 / 80, after=56 / 80, n=80)
+    first, second = (stats.binomtest(k, 80).proportion_ci(method="wilson") for k in (56, 48))
+    change = 0.7 - 0.6  # Newcombe (1998), method 10, by hand
+    assert low == pytest.approx(change - math.hypot(0.7 - first.low, second.high - 0.6))
+    assert high == pytest.approx(change + math.hypot(first.high - 0.7, 0.6 - second.low))
+
+
+def test_the_two_kinds_of_spread_are_kept_apart():
+    spread = intervals.spread([0.8, 1.0], queries=20)
+    assert (spread.mean, spread.between, spread.models) == (0.9, (0.8, 1.0), 2)
+    assert spread.within == intervals.wilson(0.9, 20)
+    assert intervals.spread([0.8], queries=20).between is None  # one model has no spread
