@@ -1,5 +1,4 @@
 import dataclasses
-import statistics
 import time
 
 import pytest
@@ -14,6 +13,9 @@ from bench.models.surgery import with_head
 from bench.models.vision import Architecture
 from bench.testing import context
 
+IMAGES, BATCH, ROUNDS = 16, 8, 5
+"""Two batches: what an epoch costs beside its passes weighs more on few images than on many."""
+
 
 def bare_epoch(model, images, labels, batch, half=False):
     """Forward, backward and step over tensors that lie ready."""
@@ -27,21 +29,28 @@ def bare_epoch(model, images, labels, batch, half=False):
 
 
 @pytest.mark.perf
-def test_an_epoch_of_deit_tiny_costs_its_passes():
+@pytest.mark.parametrize(
+    "precision", ["float32", pytest.param("bfloat16", marks=pytest.mark.bfloat16)]
+)
+def test_an_epoch_of_deit_tiny_costs_its_passes(precision):
     victim = build(Architecture("timm", "deit_tiny_patch16_224", None, "own"))
     rng = torch.Generator().manual_seed(0)
-    pixels = torch.randint(256, (64, 3, 224, 224), dtype=torch.uint8, generator=rng)
-    labels = torch.randint(10, (64,), generator=rng)
-    images = Images(pixels, labels, 10, tuple(map(str, range(64))))
-    settings, ratios = FinetuneClassify(epochs=1, batch=16, precision="bfloat16"), []
+    pixels = torch.randint(256, (IMAGES, 3, 224, 224), dtype=torch.uint8, generator=rng)
+    labels = torch.randint(10, (IMAGES,), generator=rng)
+    images = Images(pixels, labels, 10, tuple(map(str, range(IMAGES))))
+    settings = FinetuneClassify(epochs=1, batch=BATCH, precision=precision)
     ctx = dataclasses.replace(context(), images=images)
-    for _ in range(4):  # the first round warms up
+    ours, bare = [], []
+    for _ in range(1 + ROUNDS):  # the first warms up
         model = with_head(victim, Head(10), torch.Generator().manual_seed(0))
         ready = pixels.float() / 255
-        start = time.process_time()
-        bare_epoch(model, ready, labels, settings.batch, half=True)
-        bare = time.process_time()
+        began = time.process_time()
+        bare_epoch(model, ready, labels, settings.batch, half=precision == "bfloat16")
+        between = time.process_time()
         settings.run(victim, ctx)
-        ratios.append((time.process_time() - bare) / (bare - start))
-    print(f"fine-tuning DeiT-Tiny / bare loop: {statistics.median(ratios[1:]):.2f}")
-    assert statistics.median(ratios[1:]) < 1.1
+        bare.append(between - began)
+        ours.append(time.process_time() - between)
+    # Other work on this machine only ever adds, so the least of either is nearest the truth.
+    ratio = min(ours[1:]) / min(bare[1:])
+    print(f"fine-tuning DeiT-Tiny in {precision} / bare loop: {ratio:.2f}")
+    assert ratio < 1.1
