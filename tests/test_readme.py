@@ -1,29 +1,15 @@
-"""What the README shows works: its commands parse, its Python compiles, its files exist."""
+"""What the README alone promises: the two commands of the gate, and a table out of the records."""
 
 import re
-import shlex
-from pathlib import Path
 
-import pytest
+from commands import bench
+from documents import ROOT
 
 from bench.cli import main
-from bench.cli.parser import parser
-from bench.cli.program import COMMANDS
 
-ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
-BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 CI_BLOCK = re.compile(r"^<!-- ci: (\w+) -->\n```\w*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-
-# A command ends with its line, or where a comment, another command or a redirection begins.
-COMMAND = re.compile(r"(?:^|[/\s])bench ((?:[^\n#&|;>\\]|\\\n)+)")
-
-
-def bench_commands() -> list[str]:
-    shell = [text for language, text in BLOCK.findall(README) if language in ("", "bash", "sh")]
-    inline = re.findall(r"`((?:\.venv/bin/)?bench \w+ [^`\n]+)`", README)
-    return [found.strip() for text in (*shell, *inline) for found in COMMAND.findall(text)]
 
 
 def test_the_readme_holds_the_two_commands_that_the_gate_runs():
@@ -34,47 +20,32 @@ def test_the_readme_holds_the_two_commands_that_the_gate_runs():
     }
 
 
-@pytest.mark.parametrize("command", bench_commands())
-def test_every_command_the_readme_shows_is_one_the_program_knows(command):
-    parser(COMMANDS).parse_args(shlex.split(command.replace("\\\n", " ")))
+def rows(text):
+    """The first table of a text, by row and column."""
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    header, _, *body = ([cell.strip() for cell in line.strip("| ").split(" | ")] for line in lines)
+    return {row[0]: dict(zip(header[1:], row[1:], strict=True)) for row in body}
 
 
-@pytest.mark.parametrize(
-    "code", [t for language, t in BLOCK.findall(README) if language == "python"]
-)
-def test_every_python_example_compiles(code):
-    compile(code, "README.md", "exec")
+def section(text, heading):
+    return text.partition(heading)[2].partition("\n#")[0]
 
 
-@pytest.mark.parametrize("path", sorted({*re.findall(r"\bsuites/[\w./-]+\.yaml", README)}))
-def test_every_suite_the_readme_names_exists(path):
-    assert (ROOT / path).is_file()
-
-
-def test_the_readme_opens_with_the_published_table():
-    published = (ROOT / "results/published/demo/table2sidebyside.md").read_text()
-    shown = README.partition("<!-- table 2 -->")[2].partition("<!-- end -->")[0]
-    rows = [line for line in published.splitlines() if line.startswith("|")]
-    assert [line for line in shown.splitlines() if line.startswith("|")] == rows
-    assert "@@" not in README
+def test_the_readmes_table_is_what_the_published_records_say():
+    said = bench("report", ROOT / "results/published/demo", "--format", "markdown").out
+    beside = said.partition("# Table 2 side by side")[2]
+    marked, twins = rows(section(beside, ", positive:")), rows(section(beside, ", negative:"))
+    shown = rows(README.partition("<!-- table 2 -->")[2].partition("<!-- end -->")[0])
+    for attack, cells in shown.items():
+        for method, cell in cells.items():
+            rate, verdict = marked[attack][method].split(" ", 1)
+            owned = re.search(r"(?<!not )owned (\d/\d)", verdict)
+            copies = owned[1] if owned else "0/" + verdict[-1]
+            twin = twins[attack][method].partition(" ")[0]
+            assert cell == f"{rate} / {twin}, owned {copies}"
+    assert (len(shown), len(cells)) == (4, 3)
 
 
 def test_the_list_of_attacks_is_the_one_the_command_prints(capsys):
     assert main(["list", "attacks", "--format", "markdown"]) == 0
     assert capsys.readouterr().out == (ROOT / "attacks/README.md").read_text()
-
-
-SHOWN = [text for _, text in BLOCK.findall(README) if text.startswith("$ bench ")]
-
-
-@pytest.mark.parametrize("shown", SHOWN, ids=lambda text: text.splitlines()[0])
-def test_what_the_readme_shows_of_a_command_is_what_it_prints(shown, tmp_path, monkeypatch, capsys):
-    command, _, text = shown.partition("\n")
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setenv("COLUMNS", "118")
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))  # a machine that has nothing
-    main([*shlex.split(command)[2:], "--results", str(tmp_path)])
-    printed = " ".join(capsys.readouterr().out.split())
-    # "..." stands for what is left out, and what follows it in brackets says what that was.
-    for part in re.split(r"\.\.\.(?:\s+\([^)]*\))?", text):
-        assert " ".join(part.split()) in printed
