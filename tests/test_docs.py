@@ -128,9 +128,11 @@ def outputs() -> list[str]:
     return [text for text in found if text.startswith("$ bench ")]
 
 
-@pytest.mark.parametrize("shown", outputs(), ids=lambda text: text.splitlines()[0])
-def test_what_a_document_shows_of_a_command_is_what_it_prints(shown, tmp_path, monkeypatch, capsys):
-    command, _, text = shown.partition("\n")
+@pytest.mark.parametrize("output", outputs(), ids=lambda text: text.splitlines()[0])
+def test_what_a_document_shows_of_a_command_is_what_it_prints(
+    output, tmp_path, monkeypatch, capsys
+):
+    command, _, text = output.partition("\n")
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("COLUMNS", "118")
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))  # a machine that has nothing
