@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
-from bench.arguments import parser
-from bench.cli import COMMANDS
+from bench.cli.parser import parser
+from bench.cli.program import COMMANDS
 
 ROOT = Path(__file__).parent.parent
 

@@ -22,10 +22,12 @@ from documents import (
     suites,
 )
 
-from bench import suite
 from bench.cli import main
-from bench.manifest import DataSettings
-from bench.suite import ClassifierSettings, InnocentSettings, OwnerSettings, Suite
+from bench.data.settings import DataSettings
+from bench.suite import reader
+from bench.suite.grid import Suite
+from bench.suite.innocents import InnocentSettings
+from bench.suite.owners import ClassifierSettings, OwnerSettings
 
 everywhere = pytest.mark.parametrize("document", documents(), ids=name)
 
@@ -55,7 +57,7 @@ def test_every_file_a_command_names_is_there_or_made_above_it(document):
 def test_every_suite_a_document_shows_loads(document, tmp_path):
     for file, text in suites(document).items():
         (tmp_path / file).write_text(text)
-        suite.load(tmp_path / file)
+        reader.load(tmp_path / file)
 
 
 def test_the_smallest_suite_runs_on_a_machine_that_has_nothing_else(tmp_path, capsys):

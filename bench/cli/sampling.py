@@ -141,7 +141,7 @@ def _save(image: Image.Image, path: Path) -> None:
 
 def main() -> None:
     """Write the sample where the command line says."""
-    parser = argparse.ArgumentParser(prog="python -m bench.samples", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m bench.cli.sampling", description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--image-size", type=int, default=112, help="of the models (default 112)")
     parser.add_argument(
