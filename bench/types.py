@@ -20,6 +20,14 @@ from bench.records.nouns import Shape as Shape
 from bench.records.nouns import Sizes as Sizes
 from bench.records.nouns import Spec as Spec
 from bench.records.nouns import UserError as UserError
+from bench.records.settings import Count as Count
+from bench.records.settings import NotNegative as NotNegative
+from bench.records.settings import OpenShare as OpenShare
+from bench.records.settings import PartialShare as PartialShare
+from bench.records.settings import Positive as Positive
+from bench.records.settings import PositiveFloat as PositiveFloat
+from bench.records.settings import PositiveShare as PositiveShare
+from bench.records.settings import Share as Share
 
 if TYPE_CHECKING:
     import torch

@@ -24,6 +24,8 @@ PUBLIC = {
     "bench.types": (
         *("Access", "Attack", "Context", "Evidence", "Incompatible", "Json", "Method", "Passes"),
         *("Protected", "Readout", "Rule", "Shape", "Sizes", "Spec", "Suspect", "UserError"),
+        *("Count", "NotNegative", "OpenShare", "PartialShare", "Positive", "PositiveFloat"),
+        *("PositiveShare", "Share"),
     ),
     "bench.registry": ("attack", "method"),
     "bench.models": (

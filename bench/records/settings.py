@@ -9,9 +9,9 @@ import json
 import re
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from bench.records.nouns import Json, UserError
 
@@ -20,6 +20,30 @@ if TYPE_CHECKING:
 
 
 T = TypeVar("T")
+
+Positive = Annotated[int, Field(gt=0)]
+"""A whole number of 1 or more."""
+
+Count = Annotated[int, Field(ge=0)]
+"""A whole number of 0 or more."""
+
+PositiveFloat = Annotated[float, Field(gt=0)]
+"""A number above 0."""
+
+NotNegative = Annotated[float, Field(ge=0)]
+"""A number of 0 or more."""
+
+Share = Annotated[float, Field(ge=0, le=1)]
+"""A share in [0, 1]: none, all or a part."""
+
+PositiveShare = Annotated[float, Field(gt=0, le=1)]
+"""A share in (0, 1]: never none."""
+
+PartialShare = Annotated[float, Field(ge=0, lt=1)]
+"""A share in [0, 1): never all."""
+
+OpenShare = Annotated[float, Field(gt=0, lt=1)]
+"""A share in (0, 1): neither none nor all."""
 
 # Defaults are validated too: `amount: float = 1` must hash like `amount: 1.0` in a suite.
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, validate_default=True)

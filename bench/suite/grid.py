@@ -11,10 +11,10 @@ from pydantic import BeforeValidator, Field, PlainValidator
 
 from bench.data.settings import DataSettings
 from bench.records.nouns import Json, Spec
-from bench.records.settings import SettingError, settings, suggestion
+from bench.records.settings import Count, OpenShare, SettingError, settings, suggestion
 from bench.registry import ATTACKS, METHODS, Registry
 from bench.suite.innocents import RECIPE, InnocentSettings
-from bench.suite.owners import Count, Owner, mapping_of
+from bench.suite.owners import Owner, mapping_of
 from bench.verdicts.verdict import innocents_needed
 
 T = TypeVar("T")
@@ -79,7 +79,7 @@ class Suite:
     title: str = ""
     seeds: Annotated[tuple[Count, ...], NotEmpty] = (0,)
     innocents: Innocents = field(default_factory=InnocentSettings)
-    alpha: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    alpha: OpenShare = 0.05
     reductions: tuple[str, ...] = ()
     parts: Annotated[tuple[Suite, ...], PlainValidator(_no_parts)] = ()
 

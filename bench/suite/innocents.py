@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Annotated, get_args
-
-from pydantic import Field
+from typing import get_args
 
 from bench.data import manifest
 from bench.data.manifest import Manifest
 from bench.data.settings import DataSettings
 from bench.records.nouns import Json, Shape, digest
-from bench.suite.owners import Count, Model
+from bench.records.settings import Count, Positive
+from bench.suite.owners import Model
 
 VERSION = 1
 """Rises when the same recipe would train other weights: new code, or shapes of other sizes."""
@@ -71,7 +70,7 @@ class InnocentSettings:
     strangers: Count = 19
     twin_seeds: Count = 6
     attacked_strangers: Count = 0
-    pretraining_steps: Annotated[int, Field(gt=0)] = RECIPE.steps
+    pretraining_steps: Positive = RECIPE.steps
     other_shapes: Count = 0
     other_keys: Count = 0
     models: tuple[Model, ...] = ()

@@ -11,13 +11,17 @@ from typing import Annotated, Literal, get_args
 from pydantic import Field, PlainValidator
 
 from bench.records.nouns import Json, Spec
-from bench.records.settings import SettingError, settings, suggestion
+from bench.records.settings import (
+    Count,
+    NotNegative,
+    PartialShare,
+    Positive,
+    SettingError,
+    settings,
+    suggestion,
+)
 
 Library = Literal["embedded", "timm", "open_clip"]
-
-Count = Annotated[int, Field(ge=0)]
-
-Positive = Annotated[int, Field(gt=0)]
 
 EMBEDDED = ("mini",)
 
@@ -36,11 +40,11 @@ class ClassifierSettings:
     data: str
     backbone: Literal["frozen", "finetuned"] = "frozen"
     epochs: Positive = 30
-    lr: Annotated[float, Field(ge=0)] | None = None
+    lr: NotNegative | None = None
     batch: Positive = 32
     schedule: Literal["constant", "cosine", "linear"] = "cosine"
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    weight_decay: NotNegative = 0.01
+    dropout: PartialShare = 0.1
 
     def __post_init__(self) -> None:
         if self.lr is None:
@@ -70,7 +74,7 @@ class OwnerSettings:
     pretrained: str | None = None  # open_clip's tag, for weights from the hub
     revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = None
     digest: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")] | None = None
-    image_size: Annotated[int, Field(gt=0)] | None = None
+    image_size: Positive | None = None
     seed: Count = 0
     classifier: Classifier = None
 
