@@ -103,9 +103,10 @@ def _calibration(
 
 def compare_results(arguments: argparse.Namespace) -> int:
     """Print what moved between two results; 3 if for the worse, 4 if nothing can tell."""
+    from bench.records.ledger import read_results
     from bench.reports import compare
 
-    base, head = compare.read(arguments.base), compare.read(arguments.head)
+    base, head = read_results(arguments.base), read_results(arguments.head)
     given = {name: getattr(arguments, name) for name in ("rate", "score", "utility")}
     tolerance = compare.Tolerance(**{k: v for k, v in given.items() if v is not None})
     found = compare.compare(base, head, tolerance)

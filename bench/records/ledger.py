@@ -12,6 +12,7 @@ import json
 import marshal
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NoReturn, TypeVar
 
@@ -32,6 +33,30 @@ _OUTLINE = TypeAdapter(Outline)
 _SPECS = TypeAdapter(list[Spec])
 
 _PREFERENCE = {"ok": 0, "incompatible": 1, "skipped": 1, "failed": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """What a folder of results holds: what was asked, and the answers by key."""
+
+    outline: Outline
+    records: Mapping[str, Record]
+
+    @property
+    def failed(self) -> tuple[Record, ...]:
+        """Return the records of cells that failed, of those the outline asks."""
+        asked = {key for key, _ in self.outline.cells}
+        return tuple(r for k, r in self.records.items() if k in asked and r.status == "failed")
+
+
+def read_results(folder: Path) -> Results:
+    """Read a folder of results.
+
+    Raises:
+        UserError: there is no outline, or a file is not as the bench writes it.
+
+    """
+    return Results(read_outline(folder / "suite.json"), answers(folder))
 
 
 def append(path: Path, record: Record) -> None:
@@ -161,9 +186,7 @@ def answers(folder: Path) -> dict[str, Record]:
     collecting = gc.isenabled()
     gc.disable()  # records make no cycles, and looking for some among so many takes seconds
     try:
-        kept = latest(read(folder))
-        gc.freeze()  # nor is there any later on
-        return kept
+        return latest(read(folder))
     finally:
         if collecting:
             gc.enable()

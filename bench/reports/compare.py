@@ -10,12 +10,11 @@ import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean
 from typing import Literal
 
-from bench.records import ledger
-from bench.records.nouns import Cell, Json, Outline, Record, canonical
+from bench.records.ledger import Results
+from bench.records.nouns import Cell, Json, Record, canonical
 from bench.records.table import NOTHING, Table
 from bench.reports.blocks import labelled
 from bench.verdicts.innocents import lineage
@@ -33,14 +32,6 @@ class Tolerance:
     rate: float = 0.02
     score: float = 0.01
     utility: float = 0.02
-
-
-@dataclass(frozen=True, slots=True)
-class Results:
-    """What a folder of results holds: what was asked, and the answers by key."""
-
-    outline: Outline
-    records: Mapping[str, Record]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,17 +65,6 @@ class Comparison:
         if "regressed" in outcomes:
             return "regressed"
         return "not measured" if "not measured" in outcomes or not self.compared else "same"
-
-
-def read(folder: Path) -> Results:
-    """Read a folder of results.
-
-    Raises:
-        UserError: there is no outline, or a file is not as the bench writes it.
-
-    """
-    outline = ledger.read_outline(folder / "suite.json")
-    return Results(outline, ledger.latest(ledger.read(folder)))
 
 
 def compare(base: Results, head: Results, tolerance: Tolerance) -> Comparison:

@@ -4,6 +4,7 @@ import pytest
 
 from bench.cli import main
 from bench.records import ledger
+from bench.records.ledger import Results, read_results
 from bench.records.nouns import (
     Cell,
     Evidence,
@@ -17,7 +18,7 @@ from bench.records.nouns import (
     digest,
 )
 from bench.reports import compare
-from bench.reports.compare import Results, Tolerance
+from bench.reports.compare import Tolerance
 
 OWNER, BITS = Spec("mini", {"library": "embedded"}), Rule("bit errors", "<=", 5)
 
@@ -224,4 +225,4 @@ def test_a_folder_without_results_is_the_users_mistake(tmp_path, capsys):
     assert main(["compare", base, str(tmp_path / "nowhere")]) == 2
     assert "suite.json" in capsys.readouterr().err
     with pytest.raises(UserError):
-        compare.read(tmp_path / "nowhere")
+        read_results(tmp_path / "nowhere")
