@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
+from bench.data import embedded
 from bench.data.images import Images
 from bench.data.manifest import split
 from bench.data.settings import DataSettings
@@ -190,19 +191,19 @@ def test_naming_the_recipe_needs_no_torch():
 
 @pytest.fixture(scope="module")
 def card():
-    return json.loads((pretraining.WEIGHTS / "mini.json").read_text())
+    return json.loads((embedded.WEIGHTS / "mini.json").read_text())
 
 
 @pytest.fixture(scope="module")
 def mini():
-    return trained(load_file(pretraining.WEIGHTS / "mini.safetensors"))
+    return trained(load_file(embedded.WEIGHTS / "mini.safetensors"))
 
 
 def test_the_carried_weights_are_those_of_the_present_recipe(card, mini):
     assert card["recipe_digest"] == recipe_digest()
     assert card["model"] == MINI
     assert card["weights_digest"] == weights_digest(mini)
-    assert (pretraining.WEIGHTS / "mini.safetensors").stat().st_size < 600_000
+    assert (embedded.WEIGHTS / "mini.safetensors").stat().st_size < 600_000
 
 
 def test_the_carried_weights_probe_as_their_card_says(card, mini, bank):
