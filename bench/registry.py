@@ -7,17 +7,15 @@ point says where it lives, and nothing is imported before somebody asks for it.
 from __future__ import annotations
 
 import dataclasses
-import functools
-import importlib.metadata
 import inspect
 import re
 import sys
-from collections import defaultdict
 from collections.abc import Callable, Mapping
 from importlib.metadata import EntryPoint
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from bench.records.nouns import Spec
+from bench.records.plugins import Announced, Origin
 from bench.records.settings import SettingError, adapter_of, settings, suggestion
 from bench.types import Attack, Method
 
@@ -30,13 +28,6 @@ C = TypeVar("C", bound=type)
 A = TypeVar("A", bound=Attack)
 
 
-class Origin(NamedTuple):
-    """Where a plug-in comes from: "module:Class" and, if it was installed, its distribution."""
-
-    value: str
-    distribution: str
-
-
 class Source(NamedTuple):
     """What a plug-in says of itself, in one line each: what it does, and the paper it follows."""
 
@@ -44,12 +35,11 @@ class Source(NamedTuple):
     paper: str
 
 
-class Registry(Generic[T]):
+class Registry(Announced, Generic[T]):
     """A table of plug-in classes of one kind, filled on demand from an entry-point group."""
 
     def __init__(self, kind: str, protocol: type[T]) -> None:
-        self.kind = kind
-        self.group = f"bench.{kind}s"
+        super().__init__(kind)
         self._required = {*protocol.__annotations__, *vars(protocol)}
         self._plugins: dict[str, tuple[type, int]] = {}
 
@@ -87,9 +77,7 @@ class Registry(Generic[T]):
 
     def origin(self, name: str) -> Origin:
         """Say where `name` comes from, without importing it if an entry point announces it."""
-        for point in self._announced.get(name, ()):
-            return Origin(point.value, point.dist.name if point.dist else "")
-        return Origin(_where(self.get(name)), "")
+        return self.origin_of(name) or Origin(_where(self.get(name)), "")
 
     def source(self, name: str) -> Source:
         """Return what the docstrings of `name` and of its module say of it."""
@@ -112,40 +100,21 @@ class Registry(Generic[T]):
             raise SettingError(f"{label} has a setting 'name': that is the plug-in's own")
         known = self._plugins.get(name, (cls, 0))[0]
         if _where(known) != _where(cls):  # equal places: a module or notebook cell run again
-            message = f"{self.kind} '{name}' is claimed by {_where(known)} and {_where(cls)}"
-            raise SettingError(message, ("name",))
+            places = f"{_where(known)} and {_where(cls)}"
+            raise self.refused(f"{self.kind} '{name}' is claimed by {places}")
 
     def _find(self, name: str) -> tuple[type[T], int]:
-        points = self._announced.get(name, [])
-        if len({point.value for point in points}) > 1:
-            claims = " and ".join(f"{p.value} ({p.dist.name if p.dist else '?'})" for p in points)
-            raise SettingError(f"{self.kind} '{name}' is claimed by {claims}", ("name",))
-        if points:
-            self._load(name, points[0])
+        if point := self.point(name):
+            self._load(name, point)
         if name not in self._plugins:
-            message = f"no {self.kind} named '{name}'{suggestion(name, self.names())}"
-            raise SettingError(message, ("name",))
+            raise self.refused(f"no {self.kind} named '{name}'{suggestion(name, self.names())}")
         return self._plugins[name]
 
     def _load(self, name: str, point: EntryPoint) -> None:
-        try:
-            loaded = point.load()
-        except SettingError:
-            raise
-        except Exception as error:  # an import runs foreign code, which may fail in any way
-            reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-            message = f"{self.kind} '{name}': cannot import {point.value} ({reason})"
-            raise SettingError(message, ("name",)) from error
+        loaded = self.imported(point)
         if self._plugins.get(name, (None,))[0] is not loaded:
             message = f"{self.kind} '{name}': {point.value} does not register itself by that name"
-            raise SettingError(message, ("name",))
-
-    @functools.cached_property
-    def _announced(self) -> Mapping[str, list[EntryPoint]]:
-        found = defaultdict(list)
-        for point in importlib.metadata.entry_points(group=self.group):
-            found[point.name].append(point)
-        return found
+            raise self.refused(message)
 
 
 def _where(cls: type) -> str:

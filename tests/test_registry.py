@@ -10,8 +10,9 @@ from typing import ClassVar, Literal
 import pytest
 
 from bench.records.nouns import Access, UserError
+from bench.records.plugins import Origin
 from bench.records.settings import SettingError, settings
-from bench.registry import Origin, Registry, Source
+from bench.registry import Registry, Source
 from bench.types import Attack
 
 
