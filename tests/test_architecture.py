@@ -34,7 +34,10 @@ PUBLIC = {
         *("dimensions", "measuring", "narrow", "randomised", "segmentation_head", "timed"),
         "with_head",
     ),
-    "bench.data": ("IGNORE", "Images", "Preprocess", "sent"),
+    "bench.data": (
+        *("DataSettings", "IGNORE", "Images", "Item", "Listing", "Loader", "Manifest", "Picture"),
+        *("Preprocess", "masks_digest", "open_image", "sent", "sources"),
+    ),
     "bench.training": (
         *("Choice", "MicroBatches", "Parameters", "Precision", "Schedule", "activation_profile"),
         *("answers", "by_depth", "choose_block", "classifier", "fit", "head_accuracy"),

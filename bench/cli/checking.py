@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.cli.parser import OK, USERS_MISTAKE
-from bench.records.nouns import UserError, first_line
+from bench.records.nouns import UserError
 from bench.records.table import wide_console
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 def check_suite(arguments: argparse.Namespace) -> int:
     """Say for every owner and data set whether it is there; exit 2 if anything is missing."""
     from bench.data import manifest
+    from bench.data.settings import LOADERS
     from bench.runs import owners
     from bench.suite import plan, reader
 
@@ -48,8 +49,9 @@ def check_suite(arguments: argparse.Namespace) -> int:
                 owners.fetch(place)
         line(f"{role} {who}", *_weights_line(model, arguments.data))
     for name, settings in loaded.data.items():
-        if arguments.download and settings.loader == "oxford-pets":
-            _download_pets(name, settings, arguments.data)
+        download = LOADERS.get(settings.loader).download
+        if arguments.download and download is not None:
+            download(name, settings, arguments.data or Path())
         try:
             made = manifest.read(name, settings, arguments.data)
             manifest.split(made)
@@ -91,11 +93,9 @@ def _weights_line(owner: OwnerSettings, data_dir: Path | None) -> tuple[str | Us
 
 def _print_source(console: Console, settings: DataSettings) -> None:
     """Say what a data set that is missing is, how large, and how to come by it."""
-    from bench.data.published import DATA_SETS
-
-    if settings.published is None:
+    known = settings.published
+    if known is None:
         return
-    known = DATA_SETS[settings.published]
     size = f"{known.images} images, {known.classes} classes, about {known.gigabytes:g} GB"
     for text in (f"{known.title}: {size}", f"{known.where}", f"{known.how}"):
         console.print(f"         {text}", markup=False, highlight=False, soft_wrap=True)
@@ -103,32 +103,10 @@ def _print_source(console: Console, settings: DataSettings) -> None:
 
 def _unlike_published(made: Manifest) -> str:
     """Say where a data set is not as large as it was published; empty if it is."""
-    from bench.data.published import DATA_SETS
-
-    if made.settings.published is None:
+    known = made.settings.published
+    if known is None:
         return ""
-    known = DATA_SETS[made.settings.published]
-    classes = known.classes if made.settings.targets != "trimaps" else len(made.classes)
+    classes = len(known.classes_of(made.settings.targets))
     if (len(made.items), len(made.classes)) == (known.images, classes):
         return ""
     return f"published with {known.images} images and {classes} classes: this is another edition"
-
-
-def _download_pets(name: str, settings: DataSettings, data_dir: Path | None) -> None:
-    """Have torchvision fetch Oxford-IIIT Pet, which puts it in a folder of its own name."""
-    folder = (data_dir or Path()) / Path(settings.path).expanduser()
-    if (folder / "annotations").is_dir():
-        return
-    if folder.name != "oxford-iiit-pet":
-        raise UserError(
-            f"data '{name}': --download: expected a path that ends in oxford-iiit-pet, as "
-            f"torchvision calls the folder, got '{settings.path}'"
-        )
-    from torchvision.datasets import OxfordIIITPet
-
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        OxfordIIITPet(folder.parent, download=True)
-    except (OSError, RuntimeError) as error:
-        reason = first_line(error)
-        raise UserError(f"data '{name}': --download: torchvision could not ({reason})") from None

@@ -71,26 +71,21 @@ def _setting(value: object) -> str:
 
 
 def _known_data() -> Table:
-    from bench.data import manifest
-    from bench.data.settings import DataSettings
+    from bench.data.settings import LOADERS
 
-    def count(settings: DataSettings) -> str:
-        return str(len(manifest.read("", settings).items))
-
-    rows = (
-        ("digits", count(DataSettings("digits")), "handwritten, carried by scikit-learn"),
-        ("photos", count(DataSettings("photos")), "crops of scikit-image's and -learn's"),
-        (
-            "digit-scenes",
-            count(DataSettings("digit-scenes")),
-            "digits pasted on photographs, with masks",
-        ),
-        ("folder", "-", "your images: path/class/file, or path/{train,test}/class/file"),
-        ("masks", "-", "your images and masks: path/images/... and path/masks/..."),
-        ("oxford-pets", "7349", "Oxford-IIIT Pet as published: breeds, or trimaps as masks"),
-        ("foodseg103", "7118", "FoodSeg103 as published: images and masks of 104 ids"),
-    )
+    rows = tuple((name, _count(name), LOADERS.get(name).summary) for name in LOADERS.names())
     return Table("Data", "loaders, by name", ("loader", "images", "what it is"), rows)
+
+
+def _count(name: str) -> str:
+    """Count a loader's images, where that is known without a folder."""
+    from bench.data import manifest
+    from bench.data.settings import LOADERS, DataSettings
+
+    loader = LOADERS.get(name)
+    if not loader.on_disk:
+        return str(len(manifest.read("", DataSettings(name)).items))
+    return str(loader.published.images) if loader.published else "-"
 
 
 def _known_models() -> Table:

@@ -10,12 +10,27 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from bench.data.folders import masks_digest as masks_digest
+    from bench.data.folders import sources as sources
     from bench.data.images import Images as Images
     from bench.data.images import Preprocess as Preprocess
+    from bench.data.images import open_image as open_image
     from bench.data.images import sent as sent
     from bench.data.item import IGNORE as IGNORE
+    from bench.data.item import Item as Item
+    from bench.data.item import Listing as Listing
+    from bench.data.item import Picture as Picture
+    from bench.data.manifest import Manifest as Manifest
+    from bench.data.settings import DataSettings as DataSettings
+    from bench.data.settings import Loader as Loader
 
-_HOMES = {"IGNORE": "item", "Images": "images", "Preprocess": "images", "sent": "images"}
+_HOMES = {
+    **dict.fromkeys(("masks_digest", "sources"), "folders"),
+    **dict.fromkeys(("Images", "Preprocess", "open_image", "sent"), "images"),
+    **dict.fromkeys(("IGNORE", "Item", "Listing", "Picture"), "item"),
+    **dict.fromkeys(("DataSettings", "Loader"), "settings"),
+    "Manifest": "manifest",
+}
 
 
 def __getattr__(name: str) -> object:

@@ -6,7 +6,9 @@ import gzip
 import importlib.util
 from pathlib import Path
 
-from bench.data.item import Item
+from bench.data.item import Item, Listing
+from bench.data.settings import DataSettings, Loader
+from bench.records.files import file_digest
 from bench.records.nouns import UserError, digest
 
 SCENES_VERSION = 1
@@ -62,12 +64,53 @@ def _packaged(package: str, file: str) -> Path:
     return path
 
 
-def digits() -> list[Item]:
+def _digits(_name: str, _settings: DataSettings, _root: Path) -> Listing:
     """List scikit-learn's digits, each its own source."""
     with gzip.open(digits_file(), "rt") as rows:
         labels = [int(row.rpartition(",")[2]) for row in rows]
-    return [Item(_digit(i), label, index=i) for i, label in enumerate(labels)]
+    items = tuple(Item(_digit(i), label, index=i) for i, label in enumerate(labels))
+    return Listing(items, tuple("0123456789"), file_digest(digits_file()))
 
 
 def _digit(number: int) -> str:
     return f"digit {number}"
+
+
+def _photos(_name: str, settings: DataSettings, _root: Path) -> Listing:
+    content = digest(*map(file_digest, map(photograph_file, PHOTOGRAPHS)))
+    return Listing(_crops(settings), content=content)
+
+
+def _crops(settings: DataSettings) -> tuple[Item, ...]:
+    return tuple(Item(p, index=i) for p in PHOTOGRAPHS for i in range(settings.crops))
+
+
+def _scenes(_name: str, settings: DataSettings, _root: Path) -> Listing:
+    files = (digits_file(), *map(photograph_file, PHOTOGRAPHS))
+    content = digest("scenes", SCENES_VERSION, *map(file_digest, files))
+    return Listing(_crops(settings), ("background", *"0123456789"), content)
+
+
+DIGITS = Loader(
+    "handwritten, carried by scikit-learn",
+    listed=_digits,
+    opened="bench.data.drawing:digits",
+    on_disk=False,
+)
+
+PHOTOS = Loader(
+    "crops of scikit-image's and -learn's",
+    listed=_photos,
+    opened="bench.data.drawing:photos",
+    on_disk=False,
+    labelled=False,
+)
+
+DIGIT_SCENES = Loader(
+    "digits pasted on photographs, with masks",
+    listed=_scenes,
+    opened="bench.data.drawing:scenes",
+    on_disk=False,
+    masked=True,
+    made_of=("digits", "photos"),
+)

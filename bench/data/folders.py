@@ -7,7 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-from bench.data.item import Item, Part
+from bench.data.item import Item, Listing, Part
+from bench.data.settings import DataSettings, Loader
 from bench.records.files import file_digest
 from bench.records.nouns import UserError, digest
 
@@ -27,7 +28,14 @@ def root_of(name: str, path: str, data_dir: Path | None) -> Path:
     return root
 
 
-def class_folders(name: str, root: Path, sorted_labels: bool) -> tuple[list[Item], tuple[str, ...]]:
+def _folder(name: str, settings: DataSettings, root: Path) -> Listing:
+    items, classes = _class_folders(name, root, settings.labels == "sorted")
+    return Listing(tuple(items), classes)
+
+
+def _class_folders(
+    name: str, root: Path, sorted_labels: bool
+) -> tuple[list[Item], tuple[str, ...]]:
     """List a folder of images and name its classes, if it has any."""
     files = sorted(path.relative_to(root) for path in images_under(root))
     if not files:
@@ -50,21 +58,21 @@ def class_folders(name: str, root: Path, sorted_labels: bool) -> tuple[list[Item
     return items, classes
 
 
-def with_masks(name: str, root: Path) -> tuple[list[Item], str]:
-    """List the images and their masks; the second value names the masks by their bytes."""
+def _masks(name: str, settings: DataSettings, root: Path) -> Listing:
     absent = [part for part in ("images", "masks") if not (root / part).is_dir()]
     if absent:
         raise UserError(f"data '{name}': expected images/ and masks/ in {root}, no {absent[0]}/")
-    listed, folders = class_folders(name, root / "images", False)
+    listed, folders = _class_folders(name, root / "images", False)
     if folders:
         raise UserError(f"data '{name}': expected images without class folders, got '{folders[0]}'")
     masks = [Path("masks", i.file).with_suffix(".png").as_posix() for i in listed]
     refuse_lost(name, root, masks, "a mask for every image")
-    items = [
+    items = tuple(
         replace(item, file=f"images/{item.file}", mask=mask)
         for item, mask in zip(listed, masks, strict=True)
-    ]
-    return items, content(root, items)
+    )
+    content = digest("masks", masks_digest(root, items), settings.ignore_index)
+    return Listing(items, tuple(map(str, range(settings.classes or 0))), content)
 
 
 def lines(name: str, root: Path, file: Path) -> list[tuple[int, str]]:
@@ -100,7 +108,7 @@ def sources(root: Path, files: Iterable[str | Path]) -> list[str]:
         return [found[:16] for found in threads.map(file_digest, (root / file for file in files))]
 
 
-def content(root: Path, items: Iterable[Item]) -> str:
+def masks_digest(root: Path, items: Iterable[Item]) -> str:
     """Name the masks of a data set by their bytes."""
     with ThreadPoolExecutor() as threads:
         return digest(*threads.map(file_digest, (root / item.mask for item in items)))
@@ -133,3 +141,17 @@ def _is_parted(name: str, root: Path) -> bool:
 def part_of(file: Path) -> Part:
     """Say which part of a divided data set a file lies in."""
     return "train" if file.parts[0] == "train" else "test"
+
+
+FOLDER = Loader(
+    "your images: path/class/file, or path/{train,test}/class/file",
+    listed=_folder,
+    takes=frozenset({"dataset"}),
+)
+
+MASKS = Loader(
+    "your images and masks: path/images/... and path/masks/...",
+    listed=_masks,
+    takes=frozenset({"classes", "ignore_index", "dataset"}),
+    masked=True,
+)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import gzip
+import functools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import EntryPoint
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, cast
 
 import numpy as np
 import torch
@@ -20,19 +21,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from bench.data.embedded import digits_file, digits_for, photograph_file
-from bench.data.item import IGNORE, Item
+from bench.data.item import IGNORE, Item, Picture
 from bench.data.manifest import Manifest
+from bench.data.settings import LOADERS
 from bench.records.files import write_atomically
-from bench.records.nouns import Json, UserError, digest
+from bench.records.nouns import UserError, digest
 
 RESAMPLE = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
-
-SMALLEST_CROP = 64
-"""Shortest side, in pixels, of a crop of an embedded photograph."""
-
-SCENE = 128
-"""Side of a scene in pixels; a digit takes 1/2 to 3/4 of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,72 +123,51 @@ def _cached(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tens
 def _decode(
     manifest: Manifest, items: Sequence[Item], how: Preprocess, workers: int
 ) -> dict[str, Tensor]:
-    if manifest.settings.loader == "digits":
-        # A digit fills its 8 x 8 pixels: nothing is cut away, and bicubic would ring.
-        how = Preprocess(how.size, interpolation="bilinear")
     pixels = np.empty((len(items), *how.size, 3), np.uint8)
     masks = np.empty((len(items) if manifest.masked else 0, *how.size), np.uint8)
+    original = _opener(manifest, items)
+
+    def fill(row: int) -> None:
+        picture = original(items[row])
+        pixels[row] = _fit(picture.image, _whole(how) if picture.whole else how)
+        if picture.mask is not None:
+            masks[row] = _fit(picture.mask, how, Image.Resampling.NEAREST)  # ids do not blend
+
     with ThreadPoolExecutor(workers) as threads:
-        original = _opener(manifest, items, threads)
-
-        def fill(row: int) -> None:
-            picture = original(items[row])
-            pixels[row] = _fit(picture.image, how)
-            if picture.mask is not None:
-                masks[row] = _fit(picture.mask, how, Image.Resampling.NEAREST)  # ids do not blend
-
         for _ in threads.map(fill, range(len(items))):
             pass  # drawing the results raises what a thread raised
     found = {"pixels": torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()}  # (n, 3, h, w)
     return found | ({"masks": torch.from_numpy(masks)} if manifest.masked else {})
 
 
-class Picture(NamedTuple):
-    """An image at its own size, and what each of its pixels shows, if that is known."""
-
-    image: Image.Image
-    mask: Image.Image | None = None
+def _whole(how: Preprocess) -> Preprocess:
+    # Few pixels are enlarged, where bicubic would ring.
+    return Preprocess(how.size, interpolation="bilinear")
 
 
-def _opener(
-    manifest: Manifest, items: Sequence[Item], threads: ThreadPoolExecutor
-) -> Callable[[Item], Picture]:
-    loader, root, name = manifest.settings.loader, manifest.root or Path(), manifest.name
-    if loader == "digits":
-        table = _digits()
-        return lambda item: Picture(table.picture(item.index).convert("RGB"))
-    if loader in ("photos", "digit-scenes"):
-        sources = list(dict.fromkeys(item.source for item in items))
-        opened = threads.map(lambda source: _open(photograph_file(source), source), sources)
-        photographs = dict(zip(sources, opened, strict=True))  # once each, not once a crop
-        if loader == "photos":
-            return lambda item: Picture(_crop(photographs[item.source], item))
-        table = _digits()
-        dealt = {source: digits_for(source, len(table.labels)) for source in sources}
-        return lambda item: _scene(photographs[item.source], item, table, dealt[item.source])
+Opener = Callable[[Manifest, Sequence[Item]], Callable[[Item], Picture]]
+"""What a loader names: it is told all that will be opened, and returns what opens one of them."""
+
+
+def _opener(manifest: Manifest, items: Sequence[Item]) -> Callable[[Item], Picture]:
+    name = manifest.settings.loader
+    where = LOADERS.get(name).opened
+    opened = LOADERS.imported(EntryPoint(name, where, LOADERS.group))
+    if not callable(opened):
+        raise UserError(f"loader '{name}': expected {where} to be a function, got {opened!r}")
+    return cast(Opener, opened)(manifest, items)
+
+
+def files(manifest: Manifest, _items: Sequence[Item]) -> Callable[[Item], Picture]:
+    """Return what opens an item's file, and its mask where the set has masks."""
+    root, name = manifest.root or Path(), manifest.name
     if manifest.masked:
-        return lambda item: _masked(manifest, item)
-    return lambda item: Picture(_open(root / item.file, f"data '{name}': {item.file}"))
+        return functools.partial(_masked, manifest)
+    return lambda item: Picture(open_image(root / item.file, f"data '{name}': {item.file}"))
 
 
-class _Digits(NamedTuple):
-    """scikit-learn's digits: pixels uint8 (n, 8, 8), white on black, and labels (n,)."""
-
-    pixels: NDArray[np.uint8]
-    labels: NDArray[np.uint8]
-
-    def picture(self, number: int) -> Image.Image:
-        return Image.fromarray(self.pixels[number])
-
-
-def _digits() -> _Digits:
-    with gzip.open(digits_file(), "rt") as rows:
-        table = np.loadtxt(rows, delimiter=",")
-    pixels = np.rint(table[:, :64] * (255 / 16)).astype(np.uint8)  # 0..16 as they come
-    return _Digits(pixels.reshape(-1, 8, 8), table[:, 64].astype(np.uint8))
-
-
-def _open(path: Path, name: str) -> Image.Image:
+def open_image(path: Path, name: str) -> Image.Image:
+    """Open a file as RGB; `name` is what an error calls it."""
     with _decoding(path, name), Image.open(path) as image:
         # Transparent palettes need the detour: Pillow warns when it is left out.
         return (image.convert("RGBA") if image.mode == "P" else image).convert("RGB")
@@ -216,43 +190,10 @@ def _decoding(path: Path, name: str) -> Iterator[None]:
         raise UserError(f"{name}: expected an image, cannot decode it ({reason})") from None
 
 
-def _crop(image: Image.Image, item: Item) -> Image.Image:
-    """Cut the square whose side and place are fixed by the photograph and the crop's number."""
-    draw = _drawer("crop", item.source, item.index)
-    side = draw(SMALLEST_CROP, min(image.size))
-    left, top = draw(0, image.width - side), draw(0, image.height - side)
-    return image.crop((left, top, left + side, top + side))
-
-
-def _scene(image: Image.Image, item: Item, digits: _Digits, dealt: Sequence[int]) -> Picture:
-    """Paste one or two of the dealt digits on a crop; the mask is 1 + digit where there is ink.
-
-    Which, how large and where is fixed by the photograph and the scene's number. A digit brings its
-    dark ground along, which is background like the rest: white ink alone is lost on a bright sky.
-    """
-    draw = _drawer("scene", item.source, item.index)
-    ground = _crop(image, item).resize((SCENE, SCENE), Image.Resampling.BICUBIC)
-    mask = Image.new("L", ground.size)
-    for _ in range(draw(1, 2)):
-        number, side = dealt[draw(0, len(dealt) - 1)], draw(SCENE // 2, SCENE * 3 // 4)
-        place = draw(0, SCENE - side), draw(0, SCENE - side)
-        ink = digits.picture(number).resize((side, side), Image.Resampling.BILINEAR)
-        ground.paste(ink.convert("RGB"), place)
-        shown = 1 + int(digits.labels[number])
-        mask.paste(ink.point([shown * (level > 127) for level in range(256)]), place)
-    return Picture(ground, mask)
-
-
-def _drawer(*key: Json) -> Callable[[int, int], int]:
-    """Return a draw from low .. high that depends on the key alone."""
-    rng = torch.Generator().manual_seed(int(digest(*key), 16) >> 1)  # torch seeds are signed
-    return lambda low, high: int(torch.randint(low, high + 1, (), generator=rng))
-
-
 def _masked(manifest: Manifest, item: Item) -> Picture:
     """Open an image and its mask, whose ids beyond the classes are refused or ignored."""
     root, name = manifest.root or Path(), f"data '{manifest.name}': {item.mask}"
-    image = _open(root / item.file, f"data '{manifest.name}': {item.file}")
+    image = open_image(root / item.file, f"data '{manifest.name}': {item.file}")
     ids = _ids(root / item.mask, name)
     if ids.shape != image.size[::-1]:
         got, wanted = ("{} x {}".format(*size) for size in (ids.shape[::-1], image.size))
@@ -265,7 +206,7 @@ def _masked(manifest: Manifest, item: Item) -> Picture:
         way_out = "; raise `classes`, or name the id of pixels that do not count as `ignore_index`"
         raise UserError(
             f"{name}: expected ids 0..{len(manifest.classes) - 1}, got {beyond[0]}"
-            f"{way_out if manifest.settings.loader == 'masks' else ''}"
+            f"{'' if manifest.settings.classes is None else way_out}"
         )
     return Picture(image, Image.fromarray(ids.astype(np.uint8)))
 

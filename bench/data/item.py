@@ -1,9 +1,13 @@
-"""One image of a data set: where it lies, what it shows, and what it was cut from."""
+"""The images of a data set: where each lies, what it shows, and what it was cut from."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 IGNORE = 255
 """What a mask says, once loaded, where nothing is to be learnt or judged."""
@@ -28,3 +32,29 @@ class Item:
     index: int = 0
     part: Part = ""
     mask: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """What a loader found: the images and the names of their classes, or of their pixels'.
+
+    `content` names what pixels and masks hang on beside the items, for the digest of the data set:
+    the bytes of files that are nobody's source, a version of what draws. `ids` says what the ids in
+    files of masks become; none stand for themselves.
+    """
+
+    items: tuple[Item, ...]
+    classes: tuple[str, ...] = ()
+    content: str = ""
+    ids: Mapping[int, int] = field(default_factory=dict)
+
+
+class Picture(NamedTuple):
+    """An image at its own size, and what each of its pixels shows, if that is known.
+
+    One that is `whole` fills its pixels to the edge: nothing of it is cut away.
+    """
+
+    image: Image.Image
+    mask: Image.Image | None = None
+    whole: bool = False

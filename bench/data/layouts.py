@@ -9,14 +9,28 @@ from dataclasses import replace
 from pathlib import Path
 
 from bench.data import folders
-from bench.data.item import IGNORE, Item, Part
-from bench.records.nouns import UserError, digest
+from bench.data.item import IGNORE, Item, Listing, Part
+from bench.data.published import DATA_SETS
+from bench.data.settings import DataSettings, Loader
+from bench.records.nouns import UserError, digest, first_line
 
 TRIMAP: Mapping[int, int] = {1: 1, 2: 0, 3: 255}
 """What the ids of Oxford-IIIT Pet's trimaps become: pet 1, background 0, the border ignored."""
 
 
-def pets(name: str, root: Path) -> tuple[list[Item], tuple[str, ...]]:
+PETS, FOOD = DATA_SETS["oxford-iiit-pet"], DATA_SETS["foodseg103"]
+
+
+def _pets(name: str, settings: DataSettings, root: Path) -> Listing:
+    items, breeds = _breeds(name, root)
+    if not settings.masked:
+        return Listing(tuple(items), breeds)
+    masked = _trimaps(name, root, items)
+    content = digest("trimaps", folders.masks_digest(root, masked))
+    return Listing(masked, PETS.trimaps, content, TRIMAP)
+
+
+def _breeds(name: str, root: Path) -> tuple[list[Item], tuple[str, ...]]:
     """List Oxford-IIIT Pet by its own lists, with the breeds as classes; trainval is train."""
     lists: tuple[tuple[Part, Path], ...] = (
         ("train", root / "annotations" / "trainval.txt"),
@@ -48,14 +62,14 @@ def pets(name: str, root: Path) -> tuple[list[Item], tuple[str, ...]]:
     return items, tuple(breeds[label] for label in sorted(breeds))
 
 
-def trimaps(name: str, root: Path, items: Sequence[Item]) -> list[Item]:
+def _trimaps(name: str, root: Path, items: Sequence[Item]) -> tuple[Item, ...]:
     """Give every pet its trimap instead of its breed."""
     masks = [f"annotations/trimaps/{Path(item.file).stem}.png" for item in items]
     folders.refuse_lost(name, root, masks, "a trimap for every image")
-    return [replace(i, label=None, mask=mask) for i, mask in zip(items, masks, strict=True)]
+    return tuple(replace(i, label=None, mask=mask) for i, mask in zip(items, masks, strict=True))
 
 
-def foodseg(name: str, root: Path) -> tuple[list[Item], tuple[str, ...], str]:
+def _foodseg(name: str, _settings: DataSettings, root: Path) -> Listing:
     """List FoodSeg103 by its folders and name its classes by category_id.txt, background first."""
     names = list[str]()
     for number, line in folders.lines(name, root, root / "category_id.txt"):
@@ -79,7 +93,7 @@ def foodseg(name: str, root: Path) -> tuple[list[Item], tuple[str, ...], str]:
     if not files:
         raise UserError(f"data '{name}': expected images in Images/img_dir/, none in {root}")
     folders.refuse_lost(name, root, masks, "a mask for every image")
-    items = [
+    items = tuple(
         Item(
             source,
             None,
@@ -88,5 +102,42 @@ def foodseg(name: str, root: Path) -> tuple[list[Item], tuple[str, ...], str]:
             mask=mask,
         )
         for source, file, mask in zip(folders.sources(root, files), files, masks, strict=True)
-    ]
-    return items, tuple(names), digest("foodseg103", folders.content(root, items))
+    )
+    content = digest("foodseg103", folders.masks_digest(root, items))
+    return Listing(items, tuple(names), content)
+
+
+def _download_pets(name: str, settings: DataSettings, data_dir: Path) -> None:
+    """Have torchvision fetch Oxford-IIIT Pet, which puts it in a folder of its own name."""
+    folder = data_dir / Path(settings.path).expanduser()
+    if (folder / "annotations").is_dir():
+        return
+    if folder.name != "oxford-iiit-pet":
+        raise UserError(
+            f"data '{name}': --download: expected a path that ends in oxford-iiit-pet, as "
+            f"torchvision calls the folder, got '{settings.path}'"
+        )
+    from torchvision.datasets import OxfordIIITPet
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        OxfordIIITPet(folder.parent, download=True)
+    except (OSError, RuntimeError) as error:
+        reason = first_line(error)
+        raise UserError(f"data '{name}': --download: torchvision could not ({reason})") from None
+
+
+OXFORD_PETS = Loader(
+    "Oxford-IIIT Pet as published: breeds, or trimaps as masks",
+    listed=_pets,
+    takes=frozenset({"targets"}),
+    published=PETS,
+    download=_download_pets,
+)
+
+FOODSEG103 = Loader(
+    "FoodSeg103 as published: images and masks of 104 ids",
+    listed=_foodseg,
+    masked=True,
+    published=FOOD,
+)

@@ -1,11 +1,6 @@
 """List a data set's images, where each comes from and what it shows, and share it out to parties.
 
-Embedded: `digits` (1797 handwritten digits carried by scikit-learn), `photos` (square crops of 16
-photographs carried by scikit-image and scikit-learn) and `digit-scenes` (such digits on such crops,
-with a mask that says which pixels show which digit). On disk: `folder` (in class folders or flat,
-with or without train/ and test/, val/ or check/ above them), `masks` (images/ and masks/, each flat
-or with train/ and test/), `oxford-pets` and `foodseg103` (as their authors lay them out). Nothing
-is decoded here and nothing imports torch.
+What can be listed stands in `LOADERS`. Nothing is decoded here and nothing imports torch.
 """
 
 from __future__ import annotations
@@ -15,11 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.data import embedded, folders, layouts
-from bench.data.item import Item, Part
-from bench.data.published import DATA_SETS
-from bench.data.settings import ON_DISK, DataSettings
-from bench.records.files import file_digest
+from bench.data import folders
+from bench.data.item import Item, Listing, Part
+from bench.data.settings import LOADERS, DataSettings
 from bench.records.nouns import UserError, digest
 
 VERSION = 1
@@ -59,67 +52,43 @@ class Pools:
 
 def read(name: str, settings: DataSettings, data_dir: Path | None = None) -> Manifest:
     """List the data set a suite calls `name`; a relative path starts at `data_dir`."""
-    root: Path | None = None
-    classes: tuple[str, ...] = ()
-    ids: Mapping[int, int] = {}
-    content = ""  # for embedded images; a file's bytes are in its source
-    if settings.loader == "digits":
-        items, classes, content = (
-            embedded.digits(),
-            tuple("0123456789"),
-            file_digest(embedded.digits_file()),
-        )
-    elif settings.loader == "photos":
-        items = [Item(p, index=i) for p in embedded.PHOTOGRAPHS for i in range(settings.crops)]
-        content = digest(*map(file_digest, map(embedded.photograph_file, embedded.PHOTOGRAPHS)))
-    elif settings.loader == "digit-scenes":
-        items = [Item(p, index=i) for p in embedded.PHOTOGRAPHS for i in range(settings.crops)]
-        classes = ("background", *"0123456789")
-        files = (embedded.digits_file(), *map(embedded.photograph_file, embedded.PHOTOGRAPHS))
-        content = digest("scenes", embedded.SCENES_VERSION, *map(file_digest, files))
-    elif settings.loader == "masks":
-        root = folders.root_of(name, settings.path, data_dir)
-        items, content = folders.with_masks(name, root)
-        content = digest("masks", content, settings.ignore_index)
-        classes = tuple(map(str, range(settings.classes or 0)))
-    elif settings.loader == "foodseg103":
-        root = folders.root_of(name, settings.path, data_dir)
-        items, classes, content = layouts.foodseg(name, root)
-    elif settings.loader == "oxford-pets":
-        root = folders.root_of(name, settings.path, data_dir)
-        items, classes = layouts.pets(name, root)
-        if settings.masked:
-            items, classes, ids = (
-                layouts.trimaps(name, root, items),
-                ("background", "pet"),
-                layouts.TRIMAP,
-            )
-            content = digest("trimaps", folders.content(root, items))
-    else:
-        root = folders.root_of(name, settings.path, data_dir)
-        items, classes = folders.class_folders(name, root, settings.labels == "sorted")
-    images = [(i.source, i.label, i.index, i.part) for i in items]
+    loader = LOADERS.get(settings.loader)
+    root = folders.root_of(name, settings.path, data_dir) if loader.on_disk else None
+    found = loader.listed(name, settings, root or Path())
+    _refuse_wrong_labels(name, settings, found)
+    images = [(i.source, i.label, i.index, i.part) for i in found.items]
     shares = (settings.owner_share, settings.held_out, settings.max_images)
-    key = digest("images", VERSION, settings.loader, content, shares, images, classes)
-    return Manifest(name, settings, tuple(items), classes, key, root, ids)
+    key = digest("images", VERSION, settings.loader, found.content, shares, images, found.classes)
+    return Manifest(name, settings, found.items, found.classes, key, root, found.ids)
+
+
+def _refuse_wrong_labels(name: str, settings: DataSettings, found: Listing) -> None:
+    if not found.classes or settings.masked:
+        return
+    numbers = range(len(found.classes))
+    for item in found.items:
+        if item.label is None or item.label not in numbers:
+            raise UserError(
+                f"data '{name}': loader '{settings.loader}': expected labels 0..{numbers[-1]}, one "
+                f"an image, got {item.label} of {item.file or item.source}"
+            )
 
 
 def is_there(name: str, settings: DataSettings, data_dir: Path | None = None) -> bool:
     """Say whether the folder of a data set exists at all; embedded ones are always there."""
+    if not LOADERS.get(settings.loader).on_disk:
+        return True
     try:
-        return (
-            settings.loader not in ON_DISK
-            or folders.root_of(name, settings.path, data_dir).is_dir()
-        )
+        return folders.root_of(name, settings.path, data_dir).is_dir()
     except UserError:
         return False
 
 
 def assumed(name: str, settings: DataSettings) -> Manifest | None:
     """List a published data set that is not there, as large as its authors say; for plans only."""
-    if settings.published is None:
+    known = settings.published
+    if known is None:
         return None
-    known = DATA_SETS[settings.published]
     count, trained = range(known.images), known.images - known.tested
     parts: list[Part] = [
         ("train" if i < trained else "test") if known.tested else "" for i in count
@@ -129,13 +98,8 @@ def assumed(name: str, settings: DataSettings) -> Manifest | None:
         Item(f"{name} {i}", label, f"{i}.jpg", part=part)
         for i, label, part in zip(count, labels, parts, strict=True)
     )
-    classes = (
-        ("background", "pet")
-        if settings.loader == "oxford-pets" and settings.masked
-        else (tuple(map(str, range(known.classes))))
-    )
-    key = digest("assumed", settings.published, settings.owner_share, settings.held_out, name)
-    return Manifest(name, settings, items, classes, key)
+    key = digest("assumed", known.name, settings.owner_share, settings.held_out, name)
+    return Manifest(name, settings, items, known.classes_of(settings.targets), key)
 
 
 def split(manifest: Manifest) -> Pools:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True, slots=True)
@@ -10,8 +11,10 @@ class DataSet:
     """A data set as its authors give it out; of `images` the last `tested` are its own test part.
 
     `where` is the page it is got from and `how` the commands, run where relative paths start.
+    `trimaps` names the classes of its trimaps, if it has them.
     """
 
+    name: str
     title: str
     images: int
     tested: int
@@ -19,10 +22,16 @@ class DataSet:
     gigabytes: float
     where: str
     how: str
+    trimaps: tuple[str, ...] = ()
+
+    def classes_of(self, targets: Literal["classes", "trimaps"]) -> tuple[str, ...]:
+        """Name the classes that are asked for; by numbers where their names are not known here."""
+        return self.trimaps if targets == "trimaps" else tuple(map(str, range(self.classes)))
 
 
-DATA_SETS: dict[str, DataSet] = {
-    "ilsvrc2012-val": DataSet(
+_KNOWN = (
+    DataSet(
+        "ilsvrc2012-val",
         "ImageNet, the validation images of ILSVRC 2012 in class folders",
         images=50_000,
         tested=0,
@@ -33,7 +42,8 @@ DATA_SETS: dict[str, DataSet] = {
         "soumith's valprep.sh, which moves the files into folders n01440764 ... n15075141: in "
         "sorted order they are the classes 0 .. 999 of torchvision and timm",
     ),
-    "oxford-iiit-pet": DataSet(
+    DataSet(
+        "oxford-iiit-pet",
         "Oxford-IIIT Pet: images/, annotations/",
         images=7349,
         tested=3669,
@@ -41,8 +51,10 @@ DATA_SETS: dict[str, DataSet] = {
         gigabytes=0.8,
         where="https://www.robots.ox.ac.uk/~vgg/data/pets/",
         how="`bench check SUITE --download`, which asks torchvision",
+        trimaps=("background", "pet"),
     ),
-    "foodseg103": DataSet(
+    DataSet(
+        "foodseg103",
         "FoodSeg103: Images/, category_id.txt",
         images=7118,
         tested=2135,
@@ -52,7 +64,8 @@ DATA_SETS: dict[str, DataSet] = {
         how="curl -LO https://research.larc.smu.edu.sg/downloads/datarepo/FoodSeg103.zip, then "
         "unzip it with the password in the README of LARC-CMU-SMU/FoodSeg103-Benchmark-v1",
     ),
-    "e-commerce-products": DataSet(
+    DataSet(
+        "e-commerce-products",
         "E-commerce Product Images: train/, val/ and others, with class folders",
         images=18_175,
         tested=0,
@@ -61,9 +74,8 @@ DATA_SETS: dict[str, DataSet] = {
         where="https://www.kaggle.com/datasets/fatihkgg/ecommerce-product-images-18k",
         how="kaggle datasets download --unzip fatihkgg/ecommerce-product-images-18k (an account)",
     ),
-}
+)
+
+DATA_SETS = {known.name: known for known in _KNOWN}
 """By the name that `dataset:` takes. Sizes are their authors'; gigabytes and the sizes of parts are
 from memory."""
-
-OWN: dict[str, str] = {"oxford-pets": "oxford-iiit-pet", "foodseg103": "foodseg103"}
-"""Loaders that read one data set alone."""

@@ -103,7 +103,7 @@ class Suite:
     def _require_labels(self, name: str, where: tuple[str | int, ...]) -> None:
         self._require("classifier: data", name, where)
         data = self.data[name]
-        if data.masked or data.loader == "photos":  # a folder's labels are not known so early
+        if not data.labelled:  # a folder's labels are not known so early
             found = f"'{name}' (loader '{data.loader}')"
             raise SettingError(f"classifier: data: expected labelled images, got {found}", where)
 

@@ -17,6 +17,7 @@ from typing import get_args
 
 from bench.data import embedded, manifest
 from bench.data.manifest import Manifest
+from bench.data.settings import LOADERS
 from bench.records.files import file_digest
 from bench.records.nouns import Access, Cell, Json, Lineage, Readout, Shape, Spec, UserError
 from bench.registry import ATTACKS, METHODS
@@ -212,7 +213,8 @@ class _Builder:
                     settings.owner_share,
                     settings.held_out,
                 )
-                if data.loader in (settings.loader, "digit-scenes") and apart:
+                shown = (data.loader, *LOADERS.get(data.loader).made_of)
+                if settings.loader in shown and apart:
                     self.warnings.append(
                         f"data {name}: {owner.name} was trained on other shares of these images "
                         f"(owner_share {settings.owner_share}, held_out {settings.held_out}): "

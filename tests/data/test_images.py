@@ -4,8 +4,9 @@ import torch
 from PIL import Image
 
 from bench.data import images
+from bench.data.drawing import SCENE, _crop, digits_table
 from bench.data.embedded import digits_for, photograph_file
-from bench.data.images import SCENE, Images, Preprocess, _crop, _digits, _fit, load, sent
+from bench.data.images import Images, Preprocess, _fit, load, sent
 from bench.data.item import IGNORE
 from bench.data.manifest import read
 from bench.data.settings import DataSettings
@@ -241,7 +242,7 @@ def test_scenes_show_the_photographs_own_digits_where_their_masks_say_so():
     scenes = read("digit-scenes", DataSettings("digit-scenes", crops=2))
     loaded = load(scenes, range(32), Preprocess((SCENE, SCENE)))
     assert (loaded.labels, loaded.classes) == (None, 11)
-    labels = _digits().labels
+    labels = digits_table().labels
     for pixels, mask, source in zip(loaded.pixels, loaded.masks, loaded.sources, strict=True):
         shown = set(mask.unique().tolist()) - {0}
         dealt = {1 + int(labels[i]) for i in digits_for(source, len(labels))}

@@ -287,8 +287,8 @@ WRONG_SETTINGS = [
     ({"loader": "masks", "path": "x"}, "classes: expected .*, got None"),
     ({"loader": "masks", "path": "x", "classes": 1}, "classes: expected .*, got 1"),
     ({"loader": "masks", "path": "x", "classes": 256}, "classes: expected .*, got 256"),
-    ({"loader": "digits", "classes": 3}, "classes: expected none without masks"),
-    ({"loader": "photos", "ignore_index": 3}, "ignore_index: expected none without masks"),
+    ({"loader": "digits", "classes": 3}, "classes: expected none"),
+    ({"loader": "photos", "ignore_index": 3}, "ignore_index: expected none"),
 ]
 
 

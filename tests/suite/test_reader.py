@@ -239,8 +239,8 @@ ERRORS = [
         "loader: folder, ",
         "",
         15,
-        "loader: expected 'digits', 'photos', 'digit-scenes', 'folder', 'masks', 'oxford-pets' or "
-        "'foodseg103', got 'clothing'",
+        "no loader named 'clothing'; known: digits, photos, digit-scenes, folder, masks, "
+        "oxford-pets, foodseg103",
     ),
     (
         "  - embedded: mini",
