@@ -35,8 +35,8 @@ PUBLIC = {
         "with_head",
     ),
     "bench.data": (
-        *("DataSettings", "IGNORE", "Images", "Item", "Listing", "Loader", "Manifest", "Picture"),
-        *("Preprocess", "masks_digest", "open_image", "sent", "sources"),
+        *("DataSet", "DataSettings", "IGNORE", "Images", "Item", "Listing", "Loader", "Manifest"),
+        *("Picture", "Preprocess", "masks_digest", "open_image", "sent", "sources"),
     ),
     "bench.training": (
         *("Choice", "MicroBatches", "Parameters", "Precision", "Schedule", "activation_profile"),

@@ -1,12 +1,10 @@
 """A package that is not ours brings a method, and the README's attack; no line changes here."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from documents import ROOT, blocks, code
+from packages import install, python
 
 from bench.records import ledger
 
@@ -113,31 +111,7 @@ check_method(Signs())
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build the package and install it into a folder of its own."""
-    source, target = tmp_path_factory.mktemp("acme"), tmp_path_factory.mktemp("site")
-    for name, text in FILES.items():
-        path = source / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(text.lstrip())
-    offline = ["--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check"]
-    python(target, "-m", "pip", "install", "--quiet", *offline, "--target", target, source)
-    return target
-
-
-def python(site: Path, *arguments: object) -> str:
-    """Run Python with the packages under `site` in reach, and return what it printed."""
-    # Threads that wait must not hold the processors others need.
-    quiet = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-    done = subprocess.run(
-        [sys.executable, *map(str, arguments)],
-        env=os.environ | quiet | {"PYTHONPATH": str(site)},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    return install(FILES, tmp_path_factory.mktemp("acme"))
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from bench.data.item import Listing as Listing
     from bench.data.item import Picture as Picture
     from bench.data.manifest import Manifest as Manifest
+    from bench.data.published import DataSet as DataSet
     from bench.data.settings import DataSettings as DataSettings
     from bench.data.settings import Loader as Loader
 
@@ -30,6 +31,7 @@ _HOMES = {
     **dict.fromkeys(("IGNORE", "Item", "Listing", "Picture"), "item"),
     **dict.fromkeys(("DataSettings", "Loader"), "settings"),
     "Manifest": "manifest",
+    "DataSet": "published",
 }
 
 

@@ -154,7 +154,9 @@ def _opener(manifest: Manifest, items: Sequence[Item]) -> Callable[[Item], Pictu
     where = LOADERS.get(name).opened
     opened = LOADERS.imported(EntryPoint(name, where, LOADERS.group))
     if not callable(opened):
-        raise UserError(f"loader '{name}': expected {where} to be a function, got {opened!r}")
+        raise UserError(
+            f"loader '{name}': expected {where} to be a function, got {type(opened).__name__}"
+        )
     return cast(Opener, opened)(manifest, items)
 
 

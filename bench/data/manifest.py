@@ -55,22 +55,25 @@ def read(name: str, settings: DataSettings, data_dir: Path | None = None) -> Man
     loader = LOADERS.get(settings.loader)
     root = folders.root_of(name, settings.path, data_dir) if loader.on_disk else None
     found = loader.listed(name, settings, root or Path())
-    _refuse_wrong_labels(name, settings, found)
+    _refuse_wrong(f"data '{name}': loader '{settings.loader}'", found, settings.masked)
     images = [(i.source, i.label, i.index, i.part) for i in found.items]
     shares = (settings.owner_share, settings.held_out, settings.max_images)
     key = digest("images", VERSION, settings.loader, found.content, shares, images, found.classes)
     return Manifest(name, settings, found.items, found.classes, key, root, found.ids)
 
 
-def _refuse_wrong_labels(name: str, settings: DataSettings, found: Listing) -> None:
-    if not found.classes or settings.masked:
+def _refuse_wrong(who: str, found: Listing, masked: bool) -> None:
+    """Refuse what a loader may not return, before it is trained on."""
+    if not isinstance(found, Listing):
+        raise UserError(f"{who}: expected a Listing, got {type(found).__name__}")
+    if not found.classes or masked:
         return
     numbers = range(len(found.classes))
     for item in found.items:
-        if item.label is None or item.label not in numbers:
+        if item.label not in numbers:
             raise UserError(
-                f"data '{name}': loader '{settings.loader}': expected labels 0..{numbers[-1]}, one "
-                f"an image, got {item.label} of {item.file or item.source}"
+                f"{who}: expected labels 0..{numbers[-1]}, one an image, "
+                f"got {item.label} of {item.file or item.source}"
             )
 
 

@@ -1,0 +1,36 @@
+"""Build a package that is not ours, and run Python where it is installed."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+
+def install(files: Mapping[str, str], home: Path) -> Path:
+    """Build the package of these files, and return the folder it is installed into."""
+    source, target = home / "source", home / "site"
+    for name, text in files.items():
+        path = source / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text.lstrip())
+    offline = ["--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check"]
+    python(target, "-m", "pip", "install", "--quiet", *offline, "--target", target, source)
+    return target
+
+
+def python(site: Path, *arguments: object) -> str:
+    """Run Python with the packages under `site` in reach, and return what it printed."""
+    # Threads that wait must not hold the processors others need.
+    quiet = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    reach = os.pathsep.join(filter(None, [str(site), os.environ.get("PYTHONPATH")]))
+    done = subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        env=os.environ | quiet | {"PYTHONPATH": reach},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
