@@ -129,6 +129,7 @@ def _decode(
 
     def fill(row: int) -> None:
         picture = original(items[row])
+        _refuse_other_modes(manifest, picture)
         pixels[row] = _fit(picture.image, _whole(how) if picture.whole else how)
         if picture.mask is not None:
             masks[row] = _fit(picture.mask, how, Image.Resampling.NEAREST)  # ids do not blend
@@ -138,6 +139,17 @@ def _decode(
             pass  # drawing the results raises what a thread raised
     found = {"pixels": torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()}  # (n, 3, h, w)
     return found | ({"masks": torch.from_numpy(masks)} if manifest.masked else {})
+
+
+def _refuse_other_modes(manifest: Manifest, picture: Picture) -> None:
+    """Refuse pixels that would be stored as others, or a mask that is not there."""
+    wanted = ["RGB", *(["L"] if manifest.masked else [])]
+    got = [image.mode for image in (picture.image, picture.mask) if image is not None]
+    if got != wanted:
+        raise UserError(
+            f"data '{manifest.name}': loader '{manifest.settings.loader}': expected a picture in "
+            f"{' and a mask in '.join(wanted)}, got {' and '.join(got)}"
+        )
 
 
 def _whole(how: Preprocess) -> Preprocess:

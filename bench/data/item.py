@@ -52,7 +52,8 @@ class Listing:
 class Picture(NamedTuple):
     """An image at its own size, and what each of its pixels shows, if that is known.
 
-    One that is `whole` fills its pixels to the edge: nothing of it is cut away.
+    The image is in RGB, the mask in L. One that is `whole` fills its pixels to the edge: nothing
+    of it is cut away.
     """
 
     image: Image.Image

@@ -97,7 +97,7 @@ def data(tmp_path_factory):
 
 
 def test_its_loader_is_listed_beside_those_built_in(installed):
-    last = python(installed, "-m", "bench", "list", "data").splitlines()[-1]
+    last = python(installed, "-m", "bench", "list", "data").splitlines()[-1].rstrip()
     assert last.startswith("my.cards")
     assert last.endswith("images that cards.csv lists, with what they show")
 
@@ -148,6 +148,14 @@ def greys(manifest, items):
     """Draw a grey square for every item."""
     shades = {item.index: (item.index * 30,) * 3 for item in items}
     return lambda item: Picture(Image.new("RGB", (4, 4), shades[item.index]))
+
+
+def unmixed(manifest, items):
+    return lambda item: Picture(Image.new("L", (4, 4)))
+
+
+def unmasked(manifest, items):
+    return lambda item: Picture(Image.new("RGB", (4, 4)))
 
 
 GREYS = Loader("greys", drawn, f"{__name__}:greys", on_disk=False)
@@ -213,8 +221,25 @@ def test_a_loader_may_have_masks_and_take_how_many_ids_they_hold(announce, tmp_p
             dataclasses.replace(GREYS, listed=lambda *_: Listing((Item("a"),), ("x", "y"))),
             r"expected labels 0\.\.1, one an image, got None of a$",
         ),
+        (
+            dataclasses.replace(GREYS, opened=f"{__name__}:unmixed"),
+            r"^data 'set': loader 'mine': expected a picture in RGB, got L$",
+        ),
+        (
+            dataclasses.replace(GREYS, masked=True, opened=f"{__name__}:unmasked"),
+            r"expected a picture in RGB and a mask in L, got RGB$",
+        ),
     ],
-    ids=["no loader", "no module", "no function", "no listing", "a label beyond", "no label"],
+    ids=[
+        "no loader",
+        "no module",
+        "no function",
+        "no listing",
+        "a label beyond",
+        "no label",
+        "grey",
+        "no mask",
+    ],
 )
 def test_a_loader_that_cannot_be_right_is_refused_in_one_line_with_its_name(
     announce, loader, message
