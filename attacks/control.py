@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from bench.models import VisionModel, clone
 from bench.registry import attack
-from bench.types import Access, Context, Passes, Shape, Sizes, UserError
+from bench.types import Access, Context, Count, Passes, Shape, Sizes, UserError
 
 
 @attack("control.identity")
@@ -40,17 +40,13 @@ class Identity:
 class Stranger:
     """Put the index-th independently trained model of an embedded shape in the victim's place."""
 
-    index: int = 0
+    index: Count = 0
     shape: Shape = "mini"
 
     # A stranger without the owner's label space is found out when it is asked: incompatible.
     offers: ClassVar[Access] = Access.ALL
     derived: ClassVar[bool] = False
     random: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        if self.index < 0:
-            raise ValueError(f"index: expected 0 or more, got {self.index}")
 
     def passes(self, sizes: Sizes) -> Passes:
         """Count none: no image is looked at."""

@@ -22,7 +22,18 @@ from bench.data import Images, sent
 from bench.models import Head, OtherTrunk, VisionModel, clone, narrow, randomised, with_head
 from bench.registry import attack
 from bench.training import in_batches
-from bench.types import Access, Context, Incompatible, Passes, Sizes, UserError
+from bench.types import (
+    Access,
+    Context,
+    Incompatible,
+    NotNegative,
+    PartialShare,
+    Passes,
+    Positive,
+    PositiveFloat,
+    Sizes,
+    UserError,
+)
 
 TEACHER_BATCH = 64
 """Images the victim answers for at a time; no answer depends on it."""
@@ -44,23 +55,18 @@ class DistilFeatures:
     """
 
     data: str | None = None
-    width: int | None = None
-    epochs: int = 20
-    lr: float = 1e-3
-    batch: int = 32
+    width: Positive | None = None
+    epochs: Positive = 20
+    lr: NotNegative = 1e-3
+    batch: Positive = 32
     schedule: training.Schedule = "cosine"
-    warmup: float = 0.1
-    weight_decay: float = 0.05
+    warmup: PartialShare = 0.1
+    weight_decay: NotNegative = 0.05
     precision: training.Precision = "float32"
 
     offers: ClassVar[Access] = Access.ENCODER
     derived: ClassVar[bool] = True
     random: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        _check(self)
-        if self.width is not None and self.width < 1:
-            raise ValueError(f"width: expected 1 or more, got {self.width}")
 
     def passes(self, sizes: Sizes) -> Passes:
         """Count the victim's answers, and every epoch of the student there and back."""
@@ -98,24 +104,19 @@ class DistilLogits:
     """
 
     data: str | None = None
-    temperature: float = 3.0
-    epochs: int = 60
-    lr: float = 1e-3
-    batch: int = 32
+    temperature: PositiveFloat = 3.0
+    epochs: Positive = 60
+    lr: NotNegative = 1e-3
+    batch: Positive = 32
     schedule: training.Schedule = "cosine"
-    warmup: float = 0.1
-    weight_decay: float = 0.05
+    warmup: PartialShare = 0.1
+    weight_decay: NotNegative = 0.05
     precision: training.Precision = "float32"
 
     offers: ClassVar[Access] = Access.ALL
     derived: ClassVar[bool] = True
     random: ClassVar[bool] = True
     uses_head: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        _check(self)
-        if not self.temperature > 0:
-            raise ValueError(f"temperature: expected more than 0, got {self.temperature}")
 
     def passes(self, sizes: Sizes) -> Passes:
         """Count the victim's answers, and every epoch of the student there and back."""
@@ -140,14 +141,6 @@ class DistilLogits:
             return t**2 * F.kl_div(known, target, reduction="batchmean", log_target=True)
 
         return _taught(student, [*student.parameters()], loss_of, self, ctx)
-
-
-def _check(settings: DistilFeatures | DistilLogits) -> None:
-    for name, least in (("epochs", 1), ("batch", 1), ("lr", 0), ("weight_decay", 0)):
-        if not getattr(settings, name) >= least:
-            raise ValueError(f"{name}: expected {least} or more, got {getattr(settings, name)}")
-    if not 0 <= settings.warmup < 1:
-        raise ValueError(f"warmup: expected a share in [0, 1), got {settings.warmup}")
 
 
 def _student(victim: VisionModel, head: Head | Literal["own"] | None, ctx: Context) -> VisionModel:

@@ -30,7 +30,17 @@ from bench.data import Images, sent
 from bench.models import Head, OtherTrunk, TimmViT, VisionModel, clone, with_head
 from bench.registry import attack
 from bench.training import in_batches
-from bench.types import Access, Context, Passes, Sizes, UserError
+from bench.types import (
+    Access,
+    Context,
+    NotNegative,
+    PartialShare,
+    Passes,
+    Positive,
+    PositiveShare,
+    Sizes,
+    UserError,
+)
 
 LORA_SCALE = 2.0
 """alpha / rank: alpha is twice the rank, whatever the rank."""
@@ -56,33 +66,22 @@ class FinetuneClassify:
     """
 
     data: str = "digits"
-    epochs: int = 10
-    lr: float = 1e-4
-    batch: int = 32
+    epochs: Positive = 10
+    lr: NotNegative = 1e-4
+    batch: Positive = 32
     schedule: training.Schedule = "constant"
-    warmup: float = 0.0
-    weight_decay: float = 0.01
-    dropout: float = 0.1
+    warmup: PartialShare = 0.0
+    weight_decay: NotNegative = 0.01
+    dropout: PartialShare = 0.1
     mode: Literal["all", "last", "retrain_all", "retrain_last", "lora"] = "retrain_all"
-    layer_decay: float = 1.0
-    rank: int = 8
+    layer_decay: PositiveShare = 1.0
+    rank: Positive = 8
     lora_mlp: bool = False
     precision: training.Precision = "float32"
 
     offers: ClassVar[Access] = Access.ENCODER  # the head answers in the thief's classes
     derived: ClassVar[bool] = True
     random: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        least = {"epochs": 1, "batch": 1, "lr": 0, "weight_decay": 0, "rank": 1}
-        for name, bound in least.items():
-            if not getattr(self, name) >= bound:
-                raise ValueError(f"{name}: expected {bound} or more, got {getattr(self, name)}")
-        for name in ("warmup", "dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected a share in [0, 1), got {getattr(self, name)}")
-        if not 0 < self.layer_decay <= 1:
-            raise ValueError(f"layer_decay: expected a factor in (0, 1], got {self.layer_decay}")
 
     def run(self, victim: VisionModel, ctx: Context) -> VisionModel:
         """Return the fine-tuned copy with its head; notes say the last epoch's loss."""

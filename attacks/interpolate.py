@@ -17,7 +17,7 @@ import torch
 
 from bench.models import VisionModel, clone
 from bench.registry import attack
-from bench.types import Access, Context, Incompatible, Passes, Sizes, UserError
+from bench.types import Access, Context, Incompatible, Passes, PositiveShare, Sizes, UserError
 
 
 @attack("interpolate")
@@ -25,19 +25,12 @@ from bench.types import Access, Context, Incompatible, Passes, Sizes, UserError
 class Interpolate:
     """Mix `share` of the released backbone with the rest of the public, unmarked one."""
 
-    share: float = 0.5
+    share: PositiveShare = 0.5
 
     offers: ClassVar[Access] = Access.ALL
     derived: ClassVar[bool] = True
     random: ClassVar[bool] = False
     uses_base: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        if not 0 < self.share <= 1:
-            raise ValueError(
-                f"share: expected a share in (0, 1], got {self.share}; at 0 nothing of the "
-                "released model is left, that is the clean owner"
-            )
 
     def passes(self, sizes: Sizes) -> Passes:
         """Count none: no image is looked at."""

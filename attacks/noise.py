@@ -14,7 +14,7 @@ import torch
 from attacks.quantize import weights
 from bench.models import VisionModel, clone
 from bench.registry import attack
-from bench.types import Access, Context, Passes, Sizes
+from bench.types import Access, Context, NotNegative, Passes, Sizes
 
 
 @attack("noise.weights")
@@ -26,15 +26,11 @@ class WeightNoise:
     neural network watermarking?", arXiv:2108.04974 (weight shifting).
     """
 
-    sigma: float = 0.05
+    sigma: NotNegative = 0.05
 
     offers: ClassVar[Access] = Access.ALL
     derived: ClassVar[bool] = True
     random: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        if not self.sigma >= 0:
-            raise ValueError(f"sigma: expected 0 or more, got {self.sigma}")
 
     def passes(self, sizes: Sizes) -> Passes:
         """Count none: no image is looked at."""

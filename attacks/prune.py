@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from bench import models
 from bench.models import VisionModel, clone
 from bench.registry import attack
-from bench.types import Access, Context, Passes, Sizes, UserError
+from bench.types import Access, Context, OpenShare, PartialShare, Passes, Sizes, UserError
 
 
 @attack("prune.l1")
@@ -34,16 +34,12 @@ class L1Prune:
     `scope` ranks magnitudes over the whole backbone ("global") or within each layer ("layer").
     """
 
-    amount: float = 0.2
+    amount: PartialShare = 0.2
     scope: Literal["global", "layer"] = "global"
 
     offers: ClassVar[Access] = Access.ALL
     derived: ClassVar[bool] = True
     random: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.amount < 1:
-            raise ValueError(f"amount: expected a share in [0, 1), got {self.amount}")
 
     def passes(self, sizes: Sizes) -> Passes:
         """Count none: no image is looked at."""
@@ -74,15 +70,11 @@ class StructuredPrune:
     """
 
     what: models.Part = "mlp"
-    amount: float = 0.2
+    amount: OpenShare = 0.2
 
     offers: ClassVar[Access] = Access.ALL
     derived: ClassVar[bool] = True
     random: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        if not 0 < self.amount < 1:
-            raise ValueError(f"amount: expected a share in (0, 1), got {self.amount}")
 
     def run(self, victim: VisionModel, ctx: Context) -> VisionModel:
         """Return the smaller copy; notes say how many units (of each block) are left."""

@@ -22,7 +22,16 @@ from bench import training
 from bench.data import IGNORE, sent
 from bench.models import VisionModel, segmentation_head, with_head
 from bench.registry import attack
-from bench.types import Access, Context, Passes, Sizes, UserError
+from bench.types import (
+    Access,
+    Context,
+    NotNegative,
+    PartialShare,
+    Passes,
+    Positive,
+    Sizes,
+    UserError,
+)
 
 
 @attack("finetune.segment")
@@ -36,24 +45,17 @@ class FinetuneSegment:
 
     data: str = "digit-scenes"
     decoder: Literal["linear", "dpt"] = "linear"
-    epochs: int = 10
-    lr: float = 1e-4
-    batch: int = 16
+    epochs: Positive = 10
+    lr: NotNegative = 1e-4
+    batch: Positive = 16
     schedule: training.Schedule = "constant"
-    warmup: float = 0.0
-    weight_decay: float = 0.01
+    warmup: PartialShare = 0.0
+    weight_decay: NotNegative = 0.01
     precision: training.Precision = "float32"
 
     offers: ClassVar[Access] = Access.ENCODER  # the head answers pixel by pixel
     derived: ClassVar[bool] = True
     random: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        for name, least in (("epochs", 1), ("batch", 1), ("lr", 0), ("weight_decay", 0)):
-            if not getattr(self, name) >= least:
-                raise ValueError(f"{name}: expected {least} or more, got {getattr(self, name)}")
-        if not 0 <= self.warmup < 1:
-            raise ValueError(f"warmup: expected a share in [0, 1), got {self.warmup}")
 
     def passes(self, sizes: Sizes) -> Passes:
         """Count every epoch there and back."""

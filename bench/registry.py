@@ -48,6 +48,7 @@ class Registry(Announced, Generic[T]):
 
         def decorate(cls: C) -> C:
             self._check(name, cls)
+            self._check_calls(name, cls)
             self._plugins[name] = (cls, version)
             return cls
 
@@ -63,11 +64,7 @@ class Registry(Announced, Generic[T]):
 
     def build(self, name: str, args: Mapping[str, Any]) -> T:
         """Make an instance from plain settings, rejecting unknown or ill-typed ones."""
-        cls = self.get(name)
-        try:
-            return settings(cls, args)
-        except SettingError as error:
-            raise SettingError(f"{self.kind} '{name}': {error}", error.where) from None
+        return self._settings(name, self.get(name), args)
 
     def spec(self, name: str, args: Mapping[str, Any]) -> Spec:
         """Return `name` with every setting spelled out, defaults included, as it is hashed."""
@@ -102,6 +99,25 @@ class Registry(Announced, Generic[T]):
         if _where(known) != _where(cls):  # equal places: a module or notebook cell run again
             places = f"{_where(known)} and {_where(cls)}"
             raise self.refused(f"{self.kind} '{name}' is claimed by {places}")
+
+    def _check_calls(self, name: str, cls: type) -> None:
+        """Have a class refuse in Python what `build` refuses in a suite, in the same words."""
+        init: Callable[..., None] = cls.__init__  # type: ignore[misc]
+        fields = [field.name for field in dataclasses.fields(cls) if field.init]
+
+        @functools.wraps(init)
+        def checked(instance: object, *args: Any, **kwargs: Any) -> None:
+            self._settings(name, cls, {**dict(zip(fields, args, strict=False)), **kwargs})
+            init(instance, *args, **kwargs)
+
+        if not hasattr(init, "__wrapped__"):  # registered before, or its base was
+            cls.__init__ = checked  # type: ignore[misc]
+
+    def _settings(self, name: str, cls: type[T], args: Mapping[str, Any]) -> T:
+        try:
+            return settings(cls, args)
+        except SettingError as error:
+            raise SettingError(f"{self.kind} '{name}': {error}", error.where) from None
 
     def _find(self, name: str) -> tuple[type[T], int]:
         if point := self.point(name):

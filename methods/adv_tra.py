@@ -20,9 +20,10 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, NamedTuple
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from bench.data import Images
@@ -35,6 +36,8 @@ from bench.types import (
     Evidence,
     Json,
     Passes,
+    Positive,
+    PositiveShare,
     Protected,
     Readout,
     Rule,
@@ -82,31 +85,20 @@ class AdvTra:
     marks: ClassVar[bool] = False
 
     mode: Literal["official", "fast"] = "official"
-    trajectories: int = 100
-    length: int = 4
-    classes: int = 10
-    max_iterations: int = 300
-    initial_step: float = 0.05
+    trajectories: Positive = 100
+    length: Annotated[int, Field(ge=4, multiple_of=2)] = 4
+    classes: Annotated[int, Field(ge=2)] = 10
+    max_iterations: Annotated[int, Field(ge=2)] = 300
+    initial_step: PositiveShare = 0.05
     step_drop: float = 0.002
     step_lr: float = 0.05
     brake: float = 0.95
     smoothness_weight: float = 1.0
     negative_weight: float = 1.0
-    length_control: float = 0.9
-    tau: float = 0.5
+    length_control: PositiveShare = 0.9
+    tau: PositiveShare = 0.5
     readout: Readout = "graft"
-    batch: int = 64
-
-    def __post_init__(self) -> None:
-        least = {"trajectories": 1, "length": 4, "classes": 2, "max_iterations": 2, "batch": 1}
-        for name, low in least.items():
-            if getattr(self, name) < low:
-                raise UserError(f"{name}: expected at least {low}, got {getattr(self, name)}")
-        if self.length % 2:
-            raise UserError(f"length: expected an even number of steps, got {self.length}")
-        for name in ("initial_step", "length_control", "tau"):
-            if not 0 < getattr(self, name) <= 1:
-                raise UserError(f"{name}: expected above 0, at most 1, got {getattr(self, name)}")
+    batch: Positive = 64
 
     @property
     def half(self) -> int:

@@ -25,6 +25,7 @@ from bench.types import (
     Context,
     Evidence,
     Passes,
+    Positive,
     Protected,
     Readout,
     Sizes,
@@ -53,15 +54,10 @@ class AnnaKarenina:
     needs: ClassVar[Access] = Access.LABELS
     marks: ClassVar[bool] = False
 
-    queries: int = 100
+    queries: Positive = 100
     fill: Literal["none", "least confident"] = "least confident"
-    batch: int = 64
+    batch: Positive = 64
     readout: Readout = "graft"
-
-    def __post_init__(self) -> None:
-        for name in ("queries", "batch"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}: expected at least 1, got {getattr(self, name)}")
 
     def protect(self, owner: VisionModel, ctx: Context) -> Protected:
         """Find the owner's mistakes among all its images; the notes count them and the fill."""

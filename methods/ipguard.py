@@ -32,7 +32,10 @@ from bench.types import (
     Context,
     Evidence,
     Json,
+    NotNegative,
     Passes,
+    Positive,
+    PositiveFloat,
     Protected,
     Readout,
     Sizes,
@@ -76,28 +79,18 @@ class IPGuard:
     needs: ClassVar[Access] = Access.LABELS
     marks: ClassVar[bool] = False
 
-    points: int = 100
+    points: Positive = 100
     initialisation: Literal["data", "noise"] = "data"
     target: Literal["least_likely", "random"] = "least_likely"
-    k: float = 10.0
+    k: NotNegative = 10.0
     k_unit: Literal["logits", "median margin"] = "logits"
-    iterations: int = 1000
-    lr: float = 1e-3
-    tolerance: float = 0.0
+    iterations: Positive = 1000
+    lr: PositiveFloat = 1e-3
+    tolerance: NotNegative = 0.0
     adam_reset: bool = False
     clamp: bool = True
-    batch: int = 100
+    batch: Positive = 100
     readout: Readout = "graft"
-
-    def __post_init__(self) -> None:
-        for name in ("points", "iterations", "batch"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        for name in ("k", "tolerance"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name}: expected at least 0, got {getattr(self, name)}")
-        if self.lr <= 0:
-            raise UserError(f"lr: expected more than 0, got {self.lr}")
 
     def protect(self, owner: VisionModel, ctx: Context) -> Protected:
         """Find the points; the notes say how many reached zero loss, and how soon."""
@@ -148,7 +141,7 @@ class IPGuard:
         start: Tensor,
         source: Tensor,
         target: Tensor,
-        k: float,
+        k: NotNegative,
         device: torch.device,
     ) -> Descent:
         """Move points (n, 3, h, w) in [0, 1] from their `source` class (n,) to k past `target`.
@@ -187,7 +180,7 @@ class IPGuard:
         x: Tensor,
         source: Tensor,
         target: Tensor,
-        k: float,
+        k: NotNegative,
         micro: MicroBatches,
     ) -> Descent:
         """Descend with one batch; a point at zero loss is set aside as it was tested."""
@@ -218,7 +211,7 @@ class IPGuard:
         x: Tensor,
         source: Tensor,
         target: Tensor,
-        k: float,
+        k: NotNegative,
         micro: MicroBatches,
     ) -> tuple[Tensor, Tensor, int]:
         """Return which points (b,) are at zero loss, the gradient (b, 3, h, w), and how many."""

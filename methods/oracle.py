@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from bench.models import VisionModel, clone
@@ -22,11 +23,11 @@ from bench.types import (
     Evidence,
     Incompatible,
     Passes,
+    Positive,
     Protected,
     Rule,
     Sizes,
     Suspect,
-    UserError,
 )
 
 
@@ -45,14 +46,8 @@ class WeightOracle:
     needs: ClassVar[Access] = Access.WEIGHTS
     marks: ClassVar[bool] = False
 
-    threshold: float = 0.9
-    entries: int = 4096
-
-    def __post_init__(self) -> None:
-        if not -1 <= self.threshold <= 1:
-            raise UserError(f"threshold: expected a cosine in [-1, 1], got {self.threshold}")
-        if self.entries < 1:
-            raise UserError(f"entries: expected at least 1, got {self.entries}")
+    threshold: Annotated[float, Field(ge=-1, le=1)] = 0.9
+    entries: Positive = 4096
 
     def protect_passes(self, sizes: Sizes) -> Passes:
         """Count none: no image is looked at."""

@@ -32,7 +32,9 @@ from bench.types import (
     Context,
     Evidence,
     Json,
+    NotNegative,
     Passes,
+    Positive,
     Protected,
     Readout,
     Sizes,
@@ -72,21 +74,13 @@ class RobustTriggerSet:
     needs: ClassVar[Access] = Access.LABELS
     marks: ClassVar[bool] = False
 
-    queries: int = 100
-    proxies: int = 64
-    sigma: float = 8e-3
+    queries: Positive = 100
+    proxies: Positive = 64
+    sigma: NotNegative = 8e-3
     sigma_unit: Literal["absolute", "std of the weight"] = "absolute"
-    accuracy_gap: float | None = None
-    rounds: int = 500
+    accuracy_gap: NotNegative | None = None
+    rounds: Positive = 500
     readout: Readout = "graft"
-
-    def __post_init__(self) -> None:
-        for name in ("queries", "proxies", "rounds"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        for name in ("sigma", "accuracy_gap"):
-            if not (getattr(self, name) or 0) >= 0:
-                raise UserError(f"{name}: expected 0 or more, got {getattr(self, name)}")
 
     @torch.no_grad()
     def protect(self, owner: VisionModel, ctx: Context) -> Protected:

@@ -13,7 +13,17 @@ from bench.records.nouns import Access, UserError
 from bench.records.plugins import Origin
 from bench.records.settings import SettingError, settings
 from bench.registry import Registry, Source
-from bench.types import Attack
+from bench.types import (
+    Attack,
+    Count,
+    NotNegative,
+    OpenShare,
+    PartialShare,
+    Positive,
+    PositiveFloat,
+    PositiveShare,
+    Share,
+)
 
 
 class Norm(enum.Enum):
@@ -152,6 +162,42 @@ def test_a_wrong_setting_is_named_in_one_line(attacks, args, message, culprit):
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert caught.value.where[0].startswith(culprit)
+
+
+@pytest.mark.parametrize(("args", "message", "culprit"), REFUSED, ids=[m for _, m, _ in REFUSED])
+def test_python_refuses_what_a_suite_is_refused_in_the_same_words(attacks, args, message, culprit):
+    with pytest.raises(SettingError) as built:
+        attacks.build("prune.some", args)
+    with pytest.raises(SettingError) as called:
+        attacks.get("prune.some")(**args)
+    assert str(called.value) == str(built.value)
+
+
+def test_settings_may_stand_in_order_in_python(attacks):
+    with pytest.raises(SettingError, match="steps: expected a whole number, got 'three'"):
+        Prune(0.5, "three")
+    assert Prune(0.5, 4).steps == 4
+
+
+@pytest.mark.parametrize(
+    ("annotation", "value", "words"),
+    [
+        (Positive, 0, "a number greater than 0, got 0"),
+        (Count, -1, "a number greater than or equal to 0, got -1"),
+        (PositiveFloat, 0.0, "a number greater than 0, got 0.0"),
+        (NotNegative, -0.1, "a number greater than or equal to 0, got -0.1"),
+        (Share, 1.1, "a number less than or equal to 1, got 1.1"),
+        (PositiveShare, 0.0, "a number greater than 0, got 0.0"),
+        (PartialShare, 1.0, "a number less than 1, got 1.0"),
+        (OpenShare, 1.0, "a number less than 1, got 1.0"),
+        (Positive | None, 0, "a number greater than 0, got 0"),
+    ],
+)
+def test_an_annotation_says_what_a_setting_may_be(annotation, value, words):
+    ranged = dataclass(frozen=True)(type("Ranged", (), {"__annotations__": {"x": annotation}}))
+    with pytest.raises(SettingError) as caught:
+        settings(ranged, {"x": value})
+    assert (str(caught.value), caught.value.where) == (f"x: expected {words}", ("x",))
 
 
 def test_the_culprit_is_found_beside_settings_without_default():

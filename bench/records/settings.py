@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import enum
 import functools
 import json
 import re
@@ -97,7 +98,11 @@ def suggestion(name: str, known: Iterable[str]) -> str:
 def _validated(cls: type[T], value: Json) -> T:
     # JSON is where a list may stand for a tuple and a word for an enum, however strict.
     adapter: TypeAdapter[T] = adapter_of(cls)  # type: ignore[arg-type]
-    return adapter.validate_json(json.dumps(value, default=str))
+    return adapter.validate_json(json.dumps(value, default=_plain))
+
+
+def _plain(value: object) -> str:
+    return str(value.value if isinstance(value, enum.Enum) else value)
 
 
 @functools.cache

@@ -47,5 +47,5 @@ def test_an_owner_without_strangers_is_told_so():
 
 
 def test_a_negative_index_is_refused():
-    with pytest.raises(ValueError, match="index: expected 0 or more, got -1"):
+    with pytest.raises(UserError, match=r"index: expected a number [^\n]* equal to 0, got -1$"):
         Stranger(-1)

@@ -193,7 +193,7 @@ def test_the_global_generator_is_left_alone(attack):
      ("warmup", 1.0), ("warmup", -0.1)],
 )  # fmt: skip
 def test_settings_out_of_range_are_refused_in_one_line(attack, setting, value):
-    with pytest.raises(ValueError, match=rf"^{setting}: expected [^\n]*, got {value}$"):
+    with pytest.raises(UserError, match=rf"': {setting}: expected [^\n]*, got {value}$"):
         attack(**{setting: value})
 
 
@@ -203,5 +203,5 @@ def test_settings_out_of_range_are_refused_in_one_line(attack, setting, value):
      (DistilLogits, "temperature", float("nan"))],
 )  # fmt: skip
 def test_a_width_or_temperature_of_nothing_is_refused(attack, setting, value):
-    with pytest.raises(ValueError, match=rf"^{setting}: expected [^\n]*, got {value}$"):
+    with pytest.raises(UserError, match=rf"': {setting}: expected [^\n]*, got {value}$"):
         attack(**{setting: value})

@@ -330,5 +330,5 @@ def test_images_without_labels_are_refused_by_the_name_of_their_set():
      ("rank", 0), ("layer_decay", 0.0), ("layer_decay", 1.1), ("layer_decay", float("nan"))],
 )  # fmt: skip
 def test_settings_out_of_range_are_refused_in_one_line(setting, value):
-    with pytest.raises(ValueError, match=rf"^{setting}: expected [^\n]*, got {value}$"):
+    with pytest.raises(UserError, match=rf"': {setting}: expected [^\n]*, got {value}$"):
         FinetuneClassify(**{setting: value})

@@ -5,6 +5,7 @@ from torch import nn
 from attacks.noise import WeightNoise
 from bench.models.heads import Head
 from bench.models.surgery import with_head
+from bench.records.nouns import UserError
 from bench.testing import context, owner, stranger
 
 
@@ -54,5 +55,7 @@ def test_noise_of_no_size_changes_nothing():
 
 @pytest.mark.parametrize("sigma", [-0.1, float("nan")])
 def test_sizes_out_of_range_are_refused(sigma):
-    with pytest.raises(ValueError, match=rf"^sigma: expected 0 or more, got {sigma}$"):
+    with pytest.raises(
+        UserError, match=rf"^attack 'noise\.weights': sigma: expected [^\n]*, got {sigma}$"
+    ):
         WeightNoise(sigma)

@@ -105,7 +105,9 @@ def test_a_pruned_model_can_be_trained_on():
 
 @pytest.mark.parametrize("amount", [1.0, 1.5, -0.1, float("nan")])
 def test_amounts_out_of_range_are_refused(amount):
-    with pytest.raises(ValueError, match=r"amount: expected a share in \[0, 1\), got"):
+    with pytest.raises(
+        UserError, match=rf"^attack 'prune\.l1': amount: expected [^\n]*, got {amount}$"
+    ):
         L1Prune(amount)
 
 
@@ -285,7 +287,9 @@ def test_the_last_head_is_not_cut():
 
 @pytest.mark.parametrize("amount", [0.0, 1.0, 1.5, -0.1, float("nan")])
 def test_cutting_nothing_or_everything_is_refused(amount):
-    with pytest.raises(ValueError, match=r"^amount: expected a share in \(0, 1\), got [^\n]*$"):
+    with pytest.raises(
+        UserError, match=rf"^attack 'prune\.structured': amount: expected [^\n]*{amount}$"
+    ):
         StructuredPrune(amount=amount)
 
 

@@ -153,5 +153,5 @@ def test_the_suspect_has_no_scores_in_the_owners_label_space():
      ("warmup", 1.0), ("warmup", -0.1)],
 )  # fmt: skip
 def test_settings_out_of_range_are_refused_in_one_line(setting, value):
-    with pytest.raises(ValueError, match=rf"^{setting}: expected [^\n]*, got {value}$"):
+    with pytest.raises(UserError, match=rf"': {setting}: expected [^\n]*, got {value}$"):
         FinetuneSegment(**{setting: value})

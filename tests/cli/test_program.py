@@ -270,7 +270,7 @@ BAD = {
     "an unknown attack": (("prune.l1", "prune.l2"), "did you mean 'prune.l1'"),
     "a misspelt setting": (("steps: 2", "stpes: 2"), "no setting 'stpes'; did you mean 'steps'"),
     "a setting of the wrong type": (("steps: 2", "steps: two"), "steps: expected a whole number"),
-    "a share beyond one": (("amount: 0.4", "amount: 1.4"), "amount: expected a share"),
+    "a share beyond one": (("amount: 0.4", "amount: 1.4"), "amount: expected a number less than 1"),
     "a key given twice": (("probe: digits", "probe: digits\nprobe: photos"), "already stands on"),
     "no YAML": (("data:", "data: ]"), "this is not YAML"),
     "missing weights": (owner("{timm: test_vit, weights: gone.pth}"), "gone.pth, found no such"),

@@ -450,10 +450,10 @@ def test_what_the_user_can_put_right_is_said_in_one_line(owner, settings, messag
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"length": 5}, "length: expected an even number of steps, got 5"),
-        ({"length": 2}, "length: expected at least 4, got 2"),
-        ({"classes": 1}, "classes: expected at least 2, got 1"),
-        ({"tau": 0.0}, "tau: expected above 0, at most 1, got 0.0"),
+        ({"length": 5}, "length: expected a multiple of 2, got 5"),
+        ({"length": 2}, "length: expected a number greater than or equal to 4, got 2"),
+        ({"classes": 1}, "classes: expected a number greater than or equal to 2, got 1"),
+        ({"tau": 0.0}, "tau: expected a number greater than 0, got 0.0"),
         ({"mode": "slow"}, "mode: expected 'official' or 'fast', got 'slow'"),
         ({"readout": "guess"}, "readout: expected 'graft', 'relinear' or 'native'"),
     ],

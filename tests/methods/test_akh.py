@@ -176,5 +176,5 @@ def test_what_cannot_be_wrong_is_refused_with_the_way_out(owner, change, message
 
 @pytest.mark.parametrize("setting", ["queries", "batch"])
 def test_settings_out_of_range_are_refused(setting):
-    with pytest.raises(UserError, match=f"{setting}: expected at least 1, got 0"):
+    with pytest.raises(UserError, match=f"{setting}: expected a number greater than 0, got 0"):
         AnnaKarenina(**{setting: 0})

@@ -121,5 +121,5 @@ def test_a_missing_block_is_incompatible(released):
 
 @pytest.mark.parametrize(("setting", "value"), [("threshold", 1.5), ("entries", 0)])
 def test_settings_out_of_range_are_refused(setting, value):
-    with pytest.raises(UserError, match=f"^{setting}: expected"):
+    with pytest.raises(UserError, match=f"^method 'oracle.weights': {setting}: expected"):
         dataclasses.replace(WeightOracle(), **{setting: value})

@@ -219,5 +219,5 @@ def test_what_the_owner_can_put_right_is_said_in_one_line(model, changes, settin
      ("sigma", float("nan"))],
 )  # fmt: skip
 def test_settings_out_of_range_are_refused(setting, value):
-    with pytest.raises(UserError, match=f"^{setting}: expected"):
+    with pytest.raises(UserError, match=f"^method 'pautov2024': {setting}: expected"):
         RobustTriggerSet(**{setting: value})
