@@ -37,7 +37,7 @@ from bench.registry import ATTACKS
 from bench.suite.innocents import Recipe
 from bench.training import loop, pretraining
 from bench.training.probe import pooled_features
-from bench.types import Attack, Context, Method, Protected
+from bench.types import Attack, Context, Method, Protected, UsesBase, UsesHead
 from bench.verdicts.verdict import rank_p_value
 
 STRANGERS = 4
@@ -146,9 +146,8 @@ def attack_twins_see_equal_batches_and_heads(attack: Attack) -> None:
     An attack with a setting `lr` must accept 0: then the head is as drawn, and the backbone either
     the victim's or, for a student that starts afresh, as drawn too.
     """
-    trains = "lr" in getattr(attack, "__dataclass_fields__", {})
-    if trains:
-        attack = cast(Attack, dataclasses.replace(cast(Any, attack), lr=0.0))
+    idle = _idle(attack)
+    trains, attack = idle is not None, idle or attack
     victims = _victim(attack), _victim(attack, stranger(1))
     batches: tuple[list[Any], list[Any]] = [], []
     one, other = (
@@ -303,12 +302,20 @@ METHOD_CHECKS: tuple[Callable[[Method], None], ...] = (
 def _victim(attack: Attack, model: VisionModel | None = None) -> VisionModel:
     """Return a model, `mini` unless told, with a head for an attack that says `uses_head`."""
     model = model or owner()
-    return _with_digits_head(model) if getattr(attack, "uses_head", False) else model
+    return _with_digits_head(model) if isinstance(attack, UsesHead) and attack.uses_head else model
+
+
+def _idle(attack: Attack) -> Attack | None:
+    """Return the attack at a learning rate of 0, if it has one to set."""
+    if not dataclasses.is_dataclass(attack) or isinstance(attack, type):
+        return None
+    trains = any(field.name == "lr" for field in dataclasses.fields(attack))
+    return dataclasses.replace(attack, lr=0.0) if trains else None
 
 
 def _context(attack: Attack, seed: int = 0) -> Context:
     """Give the thief what the attack asks for: a base only to one that says `uses_base`."""
-    base = stranger(2) if getattr(attack, "uses_base", False) else None
+    base = stranger(2) if isinstance(attack, UsesBase) and attack.uses_base else None
     return dataclasses.replace(context(seed), base=base)
 
 

@@ -14,6 +14,7 @@ from bench.records.nouns import Evidence as Evidence
 from bench.records.nouns import Incompatible as Incompatible
 from bench.records.nouns import Json as Json
 from bench.records.nouns import Passes as Passes
+from bench.records.nouns import Precision
 from bench.records.nouns import Readout as Readout
 from bench.records.nouns import Rule as Rule
 from bench.records.nouns import Shape as Shape
@@ -95,9 +96,8 @@ class Suspect(Protocol):
 class Method(Protocol):
     """A way to claim a model: mark it or fingerprint it, then recognise it.
 
-    A method that needs labels or logits alone may have a field `readout: Readout`, which the bench
-    sees to: `protect` never knows it. Without one it is the suspect's own head that answers. With
-    `protect_passes(sizes: Sizes) -> Passes` and `extract_passes` alike, plans know what it costs.
+    What it may have beside is in `HasReadout`, `HasPrecision`, `CountsProtecting` and
+    `CountsExtracting`.
     """
 
     needs: ClassVar[Access]
@@ -114,10 +114,7 @@ class Method(Protocol):
 class Attack(Protocol):
     """A way to obtain a suspect from a released model, or (a control) without it.
 
-    A field called `data` names the data set of the suite whose thief's images the attack gets; an
-    attack without one gets the probe's. `uses_base: ClassVar[bool] = True` asks for `ctx.base`;
-    `uses_head: ClassVar[bool] = True` says that the victim must have a classifier. With
-    `passes(sizes: Sizes) -> Passes`, where held-out images are none, plans know what it costs.
+    What it may have beside is in `NamesData`, `UsesBase`, `UsesHead` and `CountsPasses`.
     """
 
     offers: ClassVar[Access]  # what the owner may still see of the result
@@ -126,3 +123,68 @@ class Attack(Protocol):
 
     def run(self, victim: VisionModel, ctx: Context) -> VisionModel:
         """Return a new model; `victim` is left untouched."""
+
+
+@runtime_checkable
+class HasReadout(Protocol):
+    """A method that needs labels or logits alone, and a setting for whose head gives them.
+
+    The bench sees to it: `protect` never knows it. Without one the suspect's own head answers.
+    """
+
+    readout: Readout
+
+
+@runtime_checkable
+class HasPrecision(Protocol):
+    """A method with a setting for the precision it reads in, and plain passes are timed in."""
+
+    precision: Precision
+
+
+@runtime_checkable
+class CountsProtecting(Protocol):
+    """A method of which plans know what it costs to protect."""
+
+    def protect_passes(self, sizes: Sizes) -> Passes:
+        """Count the passes of `protect`."""
+
+
+@runtime_checkable
+class CountsExtracting(Protocol):
+    """A method of which plans know what it costs to read a suspect."""
+
+    def extract_passes(self, sizes: Sizes) -> Passes:
+        """Count the passes of `extract`."""
+
+
+@runtime_checkable
+class CountsPasses(Protocol):
+    """An attack of which plans know what it costs."""
+
+    def passes(self, sizes: Sizes) -> Passes:
+        """Count the passes of `run`; a thief's held-out images are none."""
+
+
+@runtime_checkable
+class NamesData(Protocol):
+    """An attack with a setting that names the data set whose thief's images it gets.
+
+    An attack without one, or where it is none, gets the probe's.
+    """
+
+    data: str | None
+
+
+@runtime_checkable
+class UsesBase(Protocol):
+    """An attack that asks for the public, unmarked model as `ctx.base`, if true."""
+
+    uses_base: ClassVar[bool]
+
+
+@runtime_checkable
+class UsesHead(Protocol):
+    """An attack whose victim must have a classifier, if true."""
+
+    uses_head: ClassVar[bool]

@@ -25,7 +25,8 @@ PUBLIC = {
         *("Access", "Attack", "Context", "Evidence", "Incompatible", "Json", "Method", "Passes"),
         *("Protected", "Readout", "Rule", "Shape", "Sizes", "Spec", "Suspect", "UserError"),
         *("Count", "NotNegative", "OpenShare", "PartialShare", "Positive", "PositiveFloat"),
-        *("PositiveShare", "Share"),
+        *("PositiveShare", "Share", "CountsExtracting", "CountsPasses", "CountsProtecting"),
+        *("HasPrecision", "HasReadout", "NamesData", "UsesBase", "UsesHead"),
     ),
     "bench.registry": ("attack", "method"),
     "bench.models": (

@@ -67,6 +67,9 @@ Lineage = Literal["released", "owner", "stranger"]
 
 Status = Literal["ok", "skipped", "incompatible", "failed"]
 
+Precision = Literal["float32", "bfloat16"]
+"""Of the passes: "bfloat16" uses autocast; weights, gradients and optimiser stay in float32."""
+
 Readout = Literal["graft", "relinear", "native"]
 """How a suspect's labels are obtained: from the owner's head put on the suspect's backbone (graft),
 from a linear head fitted anew on the suspect's frozen features with the owner's labelled images

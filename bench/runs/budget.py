@@ -27,6 +27,7 @@ from bench.registry import ATTACKS, METHODS
 from bench.runs.owners import architecture_of
 from bench.suite.graph import UNTOUCHED, Kind, Plan, Stage
 from bench.suite.todo import guesses, spare_copies, start
+from bench.types import CountsExtracting, CountsPasses, CountsProtecting, Method
 
 BFLOAT16_PEAKS: dict[str, float] = {"a100-80gb": 312e12, "h100": 989e12, "h200": 989e12}
 """Operations a second on dense bfloat16 matrices, by the makers' data sheets (SXM boards)."""
@@ -236,22 +237,30 @@ class _Clerk:
 
     def _protect(self, stage: Stage) -> Passes | None:
         method = _method(stage)
-        return _asked(method, "protect_passes", self._sizes(stage, stage.recipe["data"]))
+        if not isinstance(method, CountsProtecting):  # one from elsewhere may not know
+            return None
+        return method.protect_passes(self._sizes(stage, stage.recipe["data"]))
 
     def _extract(self, stage: Stage) -> Passes | None:
         protect = self.plan.stages[stage.parents[0]]
-        data = protect.recipe["data"]
-        found = _asked(_method(protect), "extract_passes", self._sizes(protect, data))
+        found = self._read(protect)
         if found and stage.recipe.get("readout") == "relinear":
-            fitted = self.count(data, "owner_images")
+            fitted = self.count(protect.recipe["data"], "owner_images")
             return Passes(found.forward + fitted, found.backward, found.frozen, found.bound)
         return found
+
+    def _read(self, protect: Stage) -> Passes | None:
+        method = _method(protect)
+        if not isinstance(method, CountsExtracting):
+            return None
+        return method.extract_passes(self._sizes(protect, protect.recipe["data"]))
 
     def _attack(self, stage: Stage) -> Passes | None:
         step = cast(dict[str, Any], stage.recipe["step"])
         attack = ATTACKS.build(step["name"], step["args"])
-        sizes = self._sizes(stage, stage.recipe["data"], "thief_images", None)
-        return _asked(attack, "passes", sizes)
+        if not isinstance(attack, CountsPasses):
+            return None
+        return attack.passes(self._sizes(stage, stage.recipe["data"], "thief_images", None))
 
     def _utility(self, stage: Stage) -> Passes:
         own, owner, probe = (stage.recipe[name] for name in ("own", "owner", "probe"))
@@ -306,7 +315,7 @@ class _Clerk:
         kept = self.shape(stage).bytes if _keeps_a_model(stage) else 0
         if stage.kind != "protect":
             return kept
-        asked = _asked(_method(stage), "extract_passes", self._sizes(stage, stage.recipe["data"]))
+        asked = self._read(stage)
         return None if asked is None else kept + asked.forward * self.shape(stage).pixels
 
     def decoded(self, stages: Iterable[Stage]) -> int:
@@ -341,15 +350,9 @@ def _keeps_a_model(stage: Stage) -> bool:
     return stage.kind in ("owner", "classifier")
 
 
-def _method(protect: Stage) -> object:
+def _method(protect: Stage) -> Method:
     spec = cast(dict[str, Any], protect.recipe["method"])
     return METHODS.build(spec["name"], spec["args"])
-
-
-def _asked(plugin: object, name: str, sizes: Sizes) -> Passes | None:
-    """Ask a plug-in for its passes; one from elsewhere may not know any."""
-    ask = getattr(plugin, name, None)
-    return None if ask is None else cast(Passes, ask(sizes))
 
 
 def _pace(store: Store) -> dict[tuple[str, int | None], float]:

@@ -28,6 +28,7 @@ from bench.records.nouns import (
     Fidelity,
     Incompatible,
     Json,
+    Precision,
     Readout,
     Shape,
     UserError,
@@ -42,9 +43,9 @@ from bench.suite.graph import UNTOUCHED, Plan, Stage
 from bench.suite.owners import ClassifierSettings, OwnerSettings
 from bench.suite.plan import weights_file
 from bench.training import pretraining, probe, readout
-from bench.training.loop import Precision, passes
+from bench.training.loop import passes
 from bench.training.microbatch import in_batches
-from bench.types import Context
+from bench.types import Context, HasPrecision
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -183,7 +184,7 @@ class Laboratory:
         def read() -> Evidence:
             return method.extract(secret, suspect, self._context(stage.key, pools))
 
-        precision = getattr(method, "precision", FULL)
+        precision = method.precision if isinstance(method, HasPrecision) else FULL
         most = min(BATCH, *map(len, pools))
         evidence, seconds, ideal = self._timed_reading(read, model, precision, most)
         return Made(

@@ -25,6 +25,7 @@ from bench.suite.graph import READ_WITH, STRANGER, UNTOUCHED, Kind, Plan, Questi
 from bench.suite.grid import Suite
 from bench.suite.innocents import RECIPE, recipe_digest
 from bench.suite.owners import ClassifierSettings, OwnerSettings
+from bench.types import UsesBase
 from bench.verdicts.verdict import innocents_needed
 
 COHORT = 10
@@ -238,7 +239,7 @@ class _Builder:
                 yield from (ask("owner", chain, one, "owner") for one in seeds)
             untouched = all(step.name == UNTOUCHED for step in chain)
             count = strangers if untouched else min(innocents.attacked_strangers, strangers)
-            if any(getattr(ATTACKS.get(step.name), "uses_base", False) for step in chain):
+            if any(_uses_base(step) for step in chain):
                 count = 0  # mixed with the owner's base, a stranger is none
             for i in range(count):
                 start = ATTACKS.spec(STRANGER, {"index": i})
@@ -320,7 +321,7 @@ class _Builder:
                 # It owes the victim nothing, so the victim is not in its key.
                 shape = step.args.get("shape", "mini")
                 parents = (self._cohort(int(step.args.get("index", 0)), shape),)
-            if getattr(attack, "uses_base", False):
+            if _uses_base(step):
                 parents = (*parents, self.public[1] if self.public else owner)
             named = step.args.get("data")
             used = self.manifests[named or self.suite.probe].digest
@@ -369,6 +370,11 @@ def _made_by(method: Spec) -> Json:
     if _readout(method):
         del args["readout"]
     return Spec(method.name, args, method.version).json()
+
+
+def _uses_base(step: Spec) -> bool:
+    attack = ATTACKS.get(step.name)
+    return isinstance(attack, UsesBase) and attack.uses_base
 
 
 def _unobtainable(cell: Cell, images: Manifest) -> str:

@@ -13,12 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from bench.models.vision import VisionModel
+from bench.records.nouns import Precision as Precision
 from bench.training.microbatch import MicroBatches
 
 Schedule = Literal["constant", "cosine", "linear"]
-
-Precision = Literal["float32", "bfloat16"]
-"""Of the passes: "bfloat16" uses autocast; weights, gradients and optimiser stay in float32."""
 
 Parameters = Iterable[nn.Parameter] | Iterable[dict[str, Any]]
 """Parameters, or groups of them with settings of their own, as `torch.optim` takes them."""

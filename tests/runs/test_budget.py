@@ -1,11 +1,12 @@
 import math
-from typing import get_args
+from dataclasses import dataclass
+from typing import ClassVar, get_args
 
 import pytest
 import torch
 
 from bench.models.vision import Architecture
-from bench.records.nouns import Passes, Sizes, UserError
+from bench.records.nouns import Access, Passes, Sizes, UserError
 from bench.records.store import Store
 from bench.registry import ATTACKS, METHODS
 from bench.runs import budget, engines
@@ -14,6 +15,7 @@ from bench.runs.laboratory import Laboratory, load_owners
 from bench.suite import plan, reader
 from bench.suite.graph import Kind
 from bench.suite.todo import guesses, missing
+from bench.types import CountsPasses
 
 SUITE = """
 name: tiny
@@ -171,11 +173,24 @@ def test_a_shape_draws_no_weights_and_leaves_the_generator_alone():
     assert torch.equal(before, torch.get_rng_state())
 
 
+@dataclass(frozen=True)
+class Silent:
+    """A method that has what it must, and does not say what it costs."""
+
+    needs: ClassVar[Access] = Access.WEIGHTS
+    marks: ClassVar[bool] = False
+
+    def protect(self, owner, ctx): ...
+
+    def extract(self, secret, suspect, ctx): ...
+
+
 def test_a_plug_in_that_counts_nothing_is_unknown_not_free(tmp_path, monkeypatch):
-    monkeypatch.delattr(ATTACKS.get("prune.l1"), "passes")
-    monkeypatch.delattr(METHODS.get("ipguard"), "protect_passes")
-    rows = priced(planned(tmp_path), Store(tmp_path / "empty"), "h100")
-    for kind in ("attack", "protect"):
+    assert not isinstance(ATTACKS.build("prune.structured", {}), CountsPasses)
+    monkeypatch.setitem(METHODS._plugins, "silent", (Silent, 1))
+    text = SUITE.replace("prune.l1", "prune.structured").replace("oracle.weights", "silent")
+    rows = priced(planned(tmp_path, text), Store(tmp_path / "empty"), "h100")
+    for kind in ("attack", "protect", "extract"):
         assert (rows[kind].forward, rows[kind].seconds) == (None, None)
     assert rows["utility"].seconds > 0
 
