@@ -7,17 +7,30 @@ point says where it lives, and nothing is imported before somebody asks for it.
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import functools
 import inspect
 import re
 import sys
 from collections.abc import Callable, Mapping
 from importlib.metadata import EntryPoint
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 from bench.records.nouns import Spec
 from bench.records.plugins import Announced, Origin
 from bench.records.settings import SettingError, adapter_of, settings, suggestion
-from bench.types import Attack, Method
+from bench.types import (
+    Attack,
+    CountsExtracting,
+    CountsPasses,
+    CountsProtecting,
+    HasPrecision,
+    HasReadout,
+    Method,
+    NamesData,
+    UsesBase,
+    UsesHead,
+)
 
 T = TypeVar("T")
 
@@ -26,6 +39,15 @@ M = TypeVar("M", bound=Method)
 C = TypeVar("C", bound=type)
 
 A = TypeVar("A", bound=Attack)
+
+OPTIONAL: Mapping[str, tuple[type, ...]] = {
+    "method": (HasReadout, HasPrecision, CountsProtecting, CountsExtracting),
+    "attack": (NamesData, UsesBase, UsesHead, CountsPasses),
+}
+"""What plug-ins of a kind may have beside what they must."""
+
+ALIKE = 0.85
+"""How alike two names are, in [0, 1], where one is taken for the other misspelt."""
 
 
 class Source(NamedTuple):
@@ -40,7 +62,7 @@ class Registry(Announced, Generic[T]):
 
     def __init__(self, kind: str, protocol: type[T]) -> None:
         super().__init__(kind)
-        self._required = {*protocol.__annotations__, *vars(protocol)}
+        self._required = _members(protocol)
         self._plugins: dict[str, tuple[type, int]] = {}
 
     def register(self, name: str, *, version: int = 1) -> Callable[[C], C]:
@@ -90,15 +112,29 @@ class Registry(Announced, Generic[T]):
         label = f"{self.kind} '{name}': {_where(cls)}"
         if not (dataclasses.is_dataclass(cls) and cls.__dataclass_params__.frozen):  # type: ignore[attr-defined]
             raise SettingError(f"{label} must be a frozen dataclass")
-        missing = sorted(m for m in self._required if m[0] != "_" and not hasattr(cls, m))
+        missing = sorted(m for m in self._required if not hasattr(cls, m))
         if missing:
             raise SettingError(f"{label} lacks {', '.join(missing)}")
         if "name" in cls.__dataclass_fields__:
             raise SettingError(f"{label} has a setting 'name': that is the plug-in's own")
+        self._check_optional(label, cls)
         known = self._plugins.get(name, (cls, 0))[0]
         if _where(known) != _where(cls):  # equal places: a module or notebook cell run again
             places = f"{_where(known)} and {_where(cls)}"
             raise self.refused(f"{self.kind} '{name}' is claimed by {places}")
+
+    def _check_optional(self, label: str, cls: type) -> None:
+        """Refuse what the bench would pass over in silence: a near miss, a member of no use."""
+        optional = {name: kind for kind in OPTIONAL[self.kind] for name in _members(kind)}
+        settings_of = {field.name for field in dataclasses.fields(cls)}
+        own = {name for name in {*dir(cls), *settings_of} if name[0] != "_"}
+        for name in sorted(own - optional.keys() - self._required):
+            near = difflib.get_close_matches(name, optional.keys() - own, 1, ALIKE)
+            if near:
+                raise SettingError(f"{label} has '{name}'; did you mean '{near[0]}'?")
+        for name in sorted(own & optional.keys()):
+            if wrong := _wrong(cls, name, optional[name]):
+                raise SettingError(f"{label}: {wrong}")
 
     def _check_calls(self, name: str, cls: type) -> None:
         """Have a class refuse in Python what `build` refuses in a suite, in the same words."""
@@ -131,6 +167,32 @@ class Registry(Announced, Generic[T]):
         if self._plugins.get(name, (None,))[0] is not loaded:
             message = f"{self.kind} '{name}': {point.value} does not register itself by that name"
             raise self.refused(message)
+
+
+def _members(protocol: type) -> set[str]:
+    return {name for name in {*protocol.__annotations__, *vars(protocol)} if name[0] != "_"}
+
+
+def _wrong(cls: type, name: str, protocol: type) -> str:
+    """Say in what a member is not of the kind a protocol asks for; empty if it is."""
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    value, hint = getattr(cls, name, dataclasses.MISSING), get_type_hints(protocol).get(name)
+    if hint is None:
+        return "" if callable(value) else f"{name}: expected a method, got something else"
+    flag = get_origin(hint) is ClassVar
+    if flag and name in fields:
+        return f"{name}: expected a ClassVar, got a setting"
+    if not flag and name not in fields:
+        return f"{name}: expected a setting, got something else"
+    given = value if flag else fields[name].default
+    if given is dataclasses.MISSING:
+        return ""
+    member = dataclasses.make_dataclass("Member", [(name, get_args(hint)[0] if flag else hint)])
+    try:
+        settings(member, {name: given})
+    except SettingError as error:
+        return str(error)
+    return ""
 
 
 def _where(cls: type) -> str:

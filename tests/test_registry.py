@@ -16,6 +16,7 @@ from bench.registry import Registry, Source
 from bench.types import (
     Attack,
     Count,
+    Method,
     NotNegative,
     OpenShare,
     PartialShare,
@@ -237,6 +238,80 @@ def test_a_class_that_cannot_serve_is_refused_when_it_registers(body, message):
     cls = type("Thawed", (Base,), body) if isinstance(body, dict) else body
     with pytest.raises(UserError, match=f"attack 'x': test_registry:{cls.__name__} {message}"):
         Registry("attack", Attack).register("x")(cls)
+
+
+class Sign:
+    needs: ClassVar[Access] = Access.LABELS
+    marks: ClassVar[bool] = False
+
+    def protect(self, owner, ctx): ...
+
+    def extract(self, secret, suspect, ctx): ...
+
+
+def made(base, settings=None, **members):
+    """A frozen dataclass with settings of these defaults, and members of its own."""
+    body = {"__annotations__": dict.fromkeys(settings or {}, "object"), **(settings or {})}
+    return dataclass(frozen=True)(type("Made", (base,), {**body, **members}))
+
+
+def counted(self, sizes): ...
+
+
+@pytest.mark.parametrize(
+    ("base", "settings", "members", "meant"),
+    [
+        (Sign, {}, {"protect_pases": counted}, "'protect_pases'; did you mean 'protect_passes'?"),
+        (Sign, {}, {"extract_pass": counted}, "'extract_pass'; did you mean 'extract_passes'?"),
+        (Sign, {"read_out": "graft"}, {}, "'read_out'; did you mean 'readout'?"),
+        (Sign, {"precison": "float32"}, {}, "'precison'; did you mean 'precision'?"),
+        (Base, {}, {"use_base": True}, "'use_base'; did you mean 'uses_base'?"),
+        (Base, {}, {"uses_heads": True}, "'uses_heads'; did you mean 'uses_head'?"),
+        (Base, {}, {"pases": counted}, "'pases'; did you mean 'passes'?"),
+        (Base, {"datas": "digits"}, {}, "'datas'; did you mean 'data'?"),
+    ],
+)
+def test_a_near_miss_of_what_a_plug_in_may_have_is_refused(base, settings, members, meant):
+    kind, protocol = ("method", Method) if base is Sign else ("attack", Attack)
+    with pytest.raises(SettingError) as caught:
+        Registry(kind, protocol).register("x")(made(base, settings, **members))
+    assert str(caught.value) == f"{kind} 'x': test_registry:Made has {meant}"
+
+
+@pytest.mark.parametrize(
+    ("base", "settings", "members", "says"),
+    [
+        (Base, {"passes": 3}, {}, "passes: expected a method, got something else"),
+        (Sign, {}, {"protect_passes": None}, "protect_passes: expected a method, got something"),
+        (Sign, {"readout": "guess"}, {}, "readout: expected 'graft', 'relinear' or 'native', got"),
+        (Sign, {}, {"readout": "graft"}, "readout: expected a setting, got something else"),
+        (Sign, {"precision": "half"}, {}, "precision: expected 'float32' or 'bfloat16', got"),
+        (Base, {"data": ("digits",)}, {}, "data: expected text, got ['digits']"),
+        (Base, {}, {"uses_base": "yes"}, "uses_base: expected true or false, got 'yes'"),
+        (Base, {"uses_head": True}, {}, "uses_head: expected a ClassVar, got a setting"),
+    ],
+)
+def test_a_member_of_the_right_name_and_the_wrong_kind_is_refused(base, settings, members, says):
+    kind, protocol = ("method", Method) if base is Sign else ("attack", Attack)
+    with pytest.raises(SettingError) as caught:
+        Registry(kind, protocol).register("x")(made(base, settings, **members))
+    assert str(caught.value).startswith(f"{kind} 'x': test_registry:Made: {says}")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("base", "settings", "members"),
+    [
+        (Base, {"date": "today", "base": 2, "rate": 0.1}, {"passed": counted}),
+        (Base, {"data": None, "readouts": 3}, {"passes": counted, "uses_base": False}),
+        (Base, {"data": "digits", "datas": 2}, {}),
+        (Sign, {"readout": "native", "precision": "bfloat16"}, {"protect_passes": counted}),
+    ],
+)
+def test_names_of_its_own_and_members_of_the_right_kind_are_welcome(base, settings, members):
+    kind, protocol = ("method", Method) if base is Sign else ("attack", Attack)
+    registry, cls = Registry(kind, protocol), made(base, settings, **members)
+    assert registry.register("x")(cls) is cls
 
 
 def test_two_classes_of_one_name_are_both_named(attacks):
