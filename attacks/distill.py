@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from bench import training
 from bench.data import Images, sent
-from bench.models import Head, OtherTrunk, VisionModel, clone, narrow, randomised, with_head
+from bench.models import Head, VisionModel, clone, narrow, randomised, with_head
 from bench.registry import attack
 from bench.training import in_batches
 from bench.types import (
@@ -175,8 +175,7 @@ def _map(width: int, wider: int, ctx: Context) -> nn.Module:
 
 def _tokens(model: VisionModel, images: Tensor) -> Tensor:
     """Map images (b, 3, h, w) to final tokens (b, t, d); a feature map's positions are tokens."""
-    found = model.forward_features(images)
-    return model.trunk.positions(found) if isinstance(model.trunk, OtherTrunk) else found
+    return model.trunk.positions(model.forward_features(images))
 
 
 def _distance(found: Tensor, wanted: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +27,7 @@ from torch.nn.utils import parametrize
 
 from bench import training
 from bench.data import Images, sent
-from bench.models import Head, OtherTrunk, TimmViT, VisionModel, clone, with_head
+from bench.models import Head, VisionModel, clone, with_head
 from bench.registry import attack
 from bench.training import in_batches
 from bench.types import (
@@ -158,9 +158,9 @@ def _parts(model: VisionModel) -> tuple[Callable[[Tensor], Tensor], nn.Module]:
     """Return what a model pools its final tokens with, and the head that reads the result."""
     if model.head is not None:
         return model.pooled, model.head
-    trunk = model.trunk
-    net = trunk.net if isinstance(trunk, OtherTrunk) else cast(TimmViT, trunk).vit
-    return model.embedding, cast(Any, net).get_classifier()
+    kept = model.trunk.get_classifier()
+    assert kept is not None, "whoever asks made sure that there is a head"
+    return model.embedding, kept
 
 
 def _computed(ask: Callable[[Tensor], Tensor], images: Images, device: torch.device) -> Tensor:

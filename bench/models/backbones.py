@@ -1,18 +1,69 @@
-"""Speak to the backbones of timm and open_clip in one vocabulary.
-
-Tokens are (b, n, d), prefix tokens (CLS, registers) first. A transformer is `embed`, a sequence of
-`blocks`, `finish`; any other backbone has `forward_features` alone.
-"""
+"""Speak to the backbones of every library in one vocabulary."""
 
 from __future__ import annotations
 
-from typing import cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
 
-class TimmViT(nn.Module):
+class Backbone(nn.Module):
+    """What a `VisionModel` asks of a backbone: a library's own answers what it can.
+
+    Tokens are (b, n, d), prefix tokens (CLS, registers) first. A transformer is `embed`, a sequence
+    of `blocks`, `finish`; with `blocks = None` a backbone has `forward_features` instead. The last
+    four members are about a classifier that the library keeps within the backbone.
+    """
+
+    width: int
+    prefix: int = 0
+    grid: tuple[int, int]
+
+    if TYPE_CHECKING:  # at run time it would hide a module that is assigned to the name
+
+        @property
+        def blocks(self) -> nn.Module | None:
+            """The transformer blocks, in order; None where there is no plain sequence of them."""
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Map normalised images (b, 3, h, w) to the residual stream (b, n, d)."""
+        raise NotImplementedError
+
+    def finish(self, tokens: Tensor) -> Tensor:
+        """Apply the final norm to the residual stream (b, n, d)."""
+        raise NotImplementedError
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Map normalised images (b, 3, h, w) to features, where there are no blocks."""
+        raise NotImplementedError
+
+    def positions(self, found: Tensor) -> Tensor:
+        """List features by position (b, n, d)."""
+        return found
+
+    def embedding(self, tokens: Tensor) -> Tensor:
+        """Pool final tokens (b, n, d), or features, to the library's own embedding (b, d')."""
+        raise NotImplementedError
+
+    @property
+    def classes(self) -> int:
+        """Classes of the library's own classifier, 0 without one."""
+        return 0
+
+    def get_classifier(self) -> nn.Module | None:
+        """Return the library's own classifier."""
+        return None
+
+    def own_logits(self, tokens: Tensor) -> Tensor:
+        """Apply the library's own classifier to final tokens, or features: (b, k)."""
+        raise NotImplementedError
+
+    def reset_classifier(self) -> None:
+        """Leave the library's own classifier out, in place."""
+
+
+class TimmViT(Backbone):
     """timm's VisionTransformer."""
 
     def __init__(self, vit: nn.Module, projection: nn.Module | None = None) -> None:
@@ -42,12 +93,25 @@ class TimmViT(nn.Module):
         pooled = self.vit.forward_head(tokens, pre_logits=True)  # type: ignore[operator]
         return cast(Tensor, self.projection(pooled) if self.projection else pooled)
 
+    @property
+    def classes(self) -> int:
+        """Classes of timm's own classifier, 0 without one."""
+        return int(cast(int, self.vit.num_classes))
+
+    def get_classifier(self) -> nn.Module:
+        """Return timm's own classifier."""
+        return cast(nn.Module, cast(Any, self.vit).get_classifier())
+
     def own_logits(self, tokens: Tensor) -> Tensor:
-        """Apply the library's own classifier to final tokens."""
+        """Apply timm's own classifier to final tokens."""
         return cast(Tensor, self.vit.forward_head(tokens))  # type: ignore[operator]
 
+    def reset_classifier(self) -> None:
+        """Leave timm's own classifier out, in place."""
+        cast(Any, self.vit).reset_classifier(0)
 
-class OpenClipViT(nn.Module):
+
+class OpenClipViT(Backbone):
     """open_clip's VisionTransformer image tower."""
 
     def __init__(self, visual: nn.Module) -> None:
@@ -96,11 +160,10 @@ def _token_first(_: nn.Module, asked: tuple[Tensor, ...]) -> tuple[Tensor, ...] 
     return (tokens.transpose(0, 1).contiguous().transpose(0, 1),) * len(asked)
 
 
-class OtherTrunk(nn.Module):
+class OtherTrunk(Backbone):
     """Any other timm backbone: features, but no residual stream of transformer blocks."""
 
     blocks = None
-    prefix = 0
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -122,6 +185,19 @@ class OtherTrunk(nn.Module):
         """Pool features to the library's own embedding."""
         return cast(Tensor, self.net.forward_head(found, pre_logits=True))  # type: ignore[operator]
 
+    @property
+    def classes(self) -> int:
+        """Classes of timm's own classifier, 0 without one."""
+        return int(cast(int, self.net.num_classes))
+
+    def get_classifier(self) -> nn.Module:
+        """Return timm's own classifier."""
+        return cast(nn.Module, cast(Any, self.net).get_classifier())
+
     def own_logits(self, found: Tensor) -> Tensor:
-        """Apply the library's own classifier to features."""
+        """Apply timm's own classifier to features."""
         return cast(Tensor, self.net.forward_head(found))  # type: ignore[operator]
+
+    def reset_classifier(self) -> None:
+        """Leave timm's own classifier out, in place."""
+        cast(Any, self.net).reset_classifier(0)

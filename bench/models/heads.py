@@ -8,7 +8,7 @@ from typing import Literal, cast
 
 from torch import Tensor, nn
 
-from bench.models.backbones import OpenClipViT, OtherTrunk, TimmViT
+from bench.models.backbones import Backbone
 from bench.records.nouns import Incompatible
 
 
@@ -53,7 +53,7 @@ class ClassifierHead(nn.Module):
 class LinearSegmenter(nn.Module):
     """LayerNorm and a 1x1 convolution: every patch token is classified on its own."""
 
-    def __init__(self, trunk: TimmViT | OpenClipViT, head: SegmentationHead) -> None:
+    def __init__(self, trunk: Backbone, head: SegmentationHead) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(trunk.width)
         self.convolution = nn.Conv2d(trunk.width, head.classes, 1)
@@ -67,7 +67,7 @@ class LinearSegmenter(nn.Module):
 class DptSegmenter(nn.Module):
     """segmentation-models-pytorch's DPT decoder and segmentation head, as wide as the backbone."""
 
-    def __init__(self, trunk: TimmViT | OpenClipViT, head: SegmentationHead, stride: int) -> None:
+    def __init__(self, trunk: Backbone, head: SegmentationHead, stride: int) -> None:
         from segmentation_models_pytorch.decoders.dpt.decoder import DPTDecoder, DPTSegmentationHead
 
         super().__init__()
@@ -87,19 +87,19 @@ class DptSegmenter(nn.Module):
 
 
 def make_head(
-    trunk: TimmViT | OpenClipViT | OtherTrunk, head: Head | SegmentationHead, side: int
+    trunk: Backbone, head: Head | SegmentationHead, side: int
 ) -> ClassifierHead | LinearSegmenter | DptSegmenter:
-    """Make the head described for a trunk on images of `side` pixels, PyTorch's first weights.
+    """Make the head described for a backbone on images of `side` pixels, PyTorch's first weights.
 
     Raises:
-        Incompatible: the trunk has no patch tokens, or not as many as a DPT decoder can halve.
+        Incompatible: the backbone has no patch tokens, or not as many as a DPT decoder can halve.
 
     """
     if isinstance(head, Head):
         return ClassifierHead(2 * trunk.width, head)
-    if isinstance(trunk, OtherTrunk):
+    if trunk.blocks is None:
         raise Incompatible(
-            "expected a sequence of transformer blocks to segment with, got a trunk without one"
+            "expected a sequence of transformer blocks to segment with, got a backbone without one"
         )
     if head.kind == "linear":
         return LinearSegmenter(trunk, head)

@@ -11,7 +11,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from bench.models.backbones import OtherTrunk, TimmViT
+from bench.models.backbones import TimmViT
 from bench.models.heads import ClassifierHead, Head, SegmentationHead, make_head
 from bench.models.vision import Dimensions, Part, VisionModel, clone, compiling
 from bench.records.nouns import UserError
@@ -23,9 +23,7 @@ def with_head(
     """Copy a model and give the copy a fresh head drawn from `rng`."""
     made = clone(model)
     if made.architecture.head == "own":  # `build` makes no own classifier beside another head
-        trunk = made.trunk
-        net = trunk.net if isinstance(trunk, OtherTrunk) else cast(TimmViT, trunk).vit
-        net.reset_classifier(0)  # type: ignore[operator]
+        made.trunk.reset_classifier()
     made.architecture = dataclasses.replace(made.architecture, head=head)
     seed = 0 if isinstance(head, Head) else int(torch.randint(2**62, (), generator=rng))
     with torch.random.fork_rng(devices=[]):  # modules draw on the global generator alone
@@ -140,7 +138,7 @@ def _refuse_fixed_width(model: VisionModel) -> None:
 
 
 def _narrow_ends(model: VisionModel, left: int, gone: list[int]) -> None:
-    """Bring what the trace of the trunk does not reach to the new width."""
+    """Bring what the trace of the backbone does not reach to the new width."""
     import torch_pruning as tp
 
     vit: Any = cast(TimmViT, model.trunk).vit

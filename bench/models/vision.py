@@ -13,7 +13,7 @@ import functools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from bench.data.images import Preprocess
 from bench.models import meter
-from bench.models.backbones import OpenClipViT, OtherTrunk, TimmViT
+from bench.models.backbones import Backbone
 from bench.models.heads import (
     ClassifierHead,
     DptSegmenter,
@@ -93,7 +93,7 @@ class VisionModel(nn.Module):
     def __init__(
         self,
         architecture: Architecture,
-        trunk: TimmViT | OpenClipViT | OtherTrunk,
+        trunk: Backbone,
         preprocess: Preprocess,
         mean: tuple[float, ...],
         std: tuple[float, ...],
@@ -129,18 +129,13 @@ class VisionModel(nn.Module):
         """Classes that the model sorts images into, 0 where it has no classifier in use."""
         if isinstance(self.architecture.head, Head):
             return self.architecture.head.classes
-        if self.architecture.head != "own" or isinstance(self.trunk, OpenClipViT):
-            return 0
-        net = self.trunk.net if isinstance(self.trunk, OtherTrunk) else self.trunk.vit
-        return int(cast(int, net.num_classes))
+        return self.trunk.classes if self.architecture.head == "own" else 0
 
     @property
     def classifier_weights(self) -> tuple[nn.Parameter, ...]:
         """Return the parameters of a classifier that the library keeps within the backbone."""
-        if self.architecture.head != "own" or isinstance(self.trunk, OpenClipViT):
-            return ()
-        net = self.trunk.net if isinstance(self.trunk, OtherTrunk) else self.trunk.vit
-        return tuple(cast(nn.Module, cast(Any, net).get_classifier()).parameters())
+        kept = self.trunk.get_classifier() if self.architecture.head == "own" else None
+        return () if kept is None else tuple(kept.parameters())
 
     @property
     def width(self) -> int:
@@ -164,7 +159,7 @@ class VisionModel(nn.Module):
         """Map images (b, 3, h, w) to the residual stream before the first block, (b, n, d)."""
         _ = self.blocks  # refuses models that have none
         meter.count(images=len(images))
-        return cast("TimmViT | OpenClipViT", self.trunk).embed(self.normalise(images))
+        return self.trunk.embed(self.normalise(images))
 
     def run_blocks(self, tokens: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
         """Send the residual stream (b, n, d) through blocks start .. stop - 1."""
@@ -180,11 +175,11 @@ class VisionModel(nn.Module):
 
     def finish(self, tokens: Tensor) -> Tensor:
         """Apply the final norm to the residual stream (b, n, d)."""
-        return cast("TimmViT | OpenClipViT", self.trunk).finish(tokens)
+        return self.trunk.finish(tokens)
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Map images (b, 3, h, w) to final tokens (b, n, d), or what a model without them has."""
-        if isinstance(self.trunk, OtherTrunk):
+        if self.trunk.blocks is None:
             meter.count(forward=len(images), images=len(images))
             tokens = self.trunk.forward_features(self.normalise(images))
             if tokens.requires_grad and meter.counting():
@@ -200,8 +195,7 @@ class VisionModel(nn.Module):
 
     def pooled(self, tokens: Tensor) -> Tensor:
         """Map final tokens (b, n, d) to [CLS; mean patch], (b, 2 d)."""
-        if isinstance(self.trunk, OtherTrunk):
-            tokens = self.trunk.positions(tokens)
+        tokens = self.trunk.positions(tokens)
         patches = tokens[:, self.prefix :].mean(1)  # (b, d)
         first = tokens[:, 0] if self.prefix else patches
         return torch.cat([first, patches], dim=1)
@@ -225,7 +219,7 @@ class VisionModel(nn.Module):
             return cast(Tensor, self.head(self.pooled(tokens)))
         if self.architecture.head != "own":
             raise Incompatible(f"{self.architecture.name} has no classification head")
-        return cast("TimmViT | OtherTrunk", self.trunk).own_logits(tokens)
+        return self.trunk.own_logits(tokens)
 
     def segment(self, images: Tensor) -> Tensor:
         """Map images (b, 3, h, w) to class scores of their pixels (b, k, h, w).
@@ -243,8 +237,7 @@ class VisionModel(nn.Module):
             tokens, done = self.run_blocks(tokens, done, block + 1), block + 1
             found = self.finish(tokens)
             patches = found[:, self.prefix :].mT  # (b, d, n)
-            grid = cast("TimmViT | OpenClipViT", self.trunk).grid
-            maps.append(patches.reshape(*patches.shape[:2], *grid))  # (b, d, h, w)
+            maps.append(patches.reshape(*patches.shape[:2], *self.trunk.grid))  # (b, d, h, w)
             first.append(found[:, : self.prefix] if self.prefix else None)
         scores = self.head(maps, first)
         return F.interpolate(scores, images.shape[-2:], mode="bilinear", align_corners=False)
