@@ -26,8 +26,8 @@ from bench.data.images import Images
 from bench.data.images import load as load_
 from bench.data.item import IGNORE
 from bench.data.settings import DataSettings
+from bench.models.building import build
 from bench.models.heads import Head
-from bench.models.libraries import build
 from bench.models.surgery import with_head
 from bench.models.suspect import View
 from bench.models.vision import Architecture, VisionModel, clone

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from bench.data import embedded, manifest
 from bench.data.images import Preprocess, load
 from bench.data.settings import DataSettings
-from bench.models.libraries import randomised
+from bench.models.building import randomised
 from bench.runs.owners import architecture_of
 from bench.suite.owners import OwnerSettings
 

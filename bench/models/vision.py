@@ -50,11 +50,11 @@ class Architecture:
     """Everything but the weights: enough to rebuild a model from a state dict.
 
     `head` is None (features only), "own" (the library's own classifier), a `Head` or a
-    `SegmentationHead`. `tag` names open_clip's pretrained weights: preprocessing and activation
-    function follow it, whether or not the weights come from there.
+    `SegmentationHead`. `tag` names published weights where a library has several of one model:
+    preprocessing and activation function follow it, whether or not the weights come from there.
     """
 
-    library: Literal["embedded", "timm", "open_clip"]
+    library: str
     name: str
     image_size: int | None = None
     head: Head | SegmentationHead | Literal["own"] | None = None

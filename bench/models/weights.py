@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from bench.models.libraries import find
 from bench.models.vision import VisionModel
 from bench.records.nouns import UserError, first_line
 
@@ -53,15 +54,6 @@ def weights_digest(model: VisionModel) -> str:
 
 WRAPPERS = ("state_dict", "model", "teacher", "model_state_dict")
 """Keys under which training scripts put the weights of a checkpoint."""
-
-LAYOUTS: tuple[Mapping[str, str], ...] = (
-    {"": ""},  # written by the bench
-    {"": "trunk.vit."},
-    {"": "trunk.net."},
-    {"": "trunk.visual."},
-    {"trunk.": "trunk.vit.", "head.": "trunk.projection."},  # open_clip around a timm tower
-)
-"""Where our models hold what a library calls by another prefix."""
 
 
 def read_weights(file: Path) -> Mapping[str, Tensor]:
@@ -109,12 +101,13 @@ def _state(found: object, origin: str) -> Mapping[str, Tensor]:
 
 
 def renamed(state: Mapping[str, Tensor], model: VisionModel) -> Mapping[str, Tensor]:
-    """Match a library's names to ours: of all layouts, the one that most names fit."""
-    own = model.state_dict().keys()
-    # An open_clip checkpoint holds the text tower too.
-    tower = {k.removeprefix("visual."): v for k, v in state.items() if k.startswith("visual.")}
-    laid_out = [_laid_out(tower or state, layout) for layout in LAYOUTS]
-    return max(laid_out, key=lambda names: len(names.keys() & own))
+    """Match a library's names to ours, where a file has not ours: the layout that most fit."""
+    own, library = model.state_dict().keys(), find(model.architecture.library)
+    bare = _laid_out(state, {library.prefix: ""})
+    laid_out = [_laid_out(s, layout) for s in (state, bare) for layout in library.layouts]
+    found = max([state, *laid_out], key=lambda names: len(names.keys() & own))
+    surplus = library.surplus(model.architecture)
+    return {name: value for name, value in found.items() if not name.startswith(surplus)}
 
 
 def _laid_out(state: Mapping[str, Tensor], layout: Mapping[str, str]) -> dict[str, Tensor]:

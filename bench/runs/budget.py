@@ -18,7 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench.data.images import Preprocess
 from bench.data.manifest import split
-from bench.models.libraries import build
+from bench.models.building import build
+from bench.models.libraries import EMBEDDED
 from bench.models.vision import Architecture
 from bench.records.nouns import Passes, Sizes, UserError
 from bench.records.settings import suggestion
@@ -209,7 +210,7 @@ class _Clerk:
     def _architecture(self, key: str) -> Architecture:
         first = self.plan.stages[key]
         if first.kind == "cohort":
-            return Architecture("embedded", str(first.recipe.get("shape", "mini")))
+            return Architecture(EMBEDDED, str(first.recipe.get("shape", "mini")))
         return architecture_of(self.plan.owners[key])
 
     def count(self, data: str, *names: str) -> int:

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from bench.data.images import Images, Preprocess, load
 from bench.data.manifest import Manifest
-from bench.models.libraries import build
+from bench.models.building import build
 from bench.models.suspect import View
 from bench.models.vision import Architecture, VisionModel
 from bench.models.weights import read_weights, weights_digest

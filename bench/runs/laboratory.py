@@ -14,8 +14,9 @@ from torch import Tensor
 
 from bench.data.images import Images, Preprocess, load
 from bench.data.manifest import Manifest, split
+from bench.models.building import blank, build
 from bench.models.heads import Head, SegmentationHead
-from bench.models.libraries import blank, build
+from bench.models.libraries import EMBEDDED
 from bench.models.meter import Meter, aside, measuring, timed
 from bench.models.suspect import View
 from bench.models.vision import Architecture, VisionModel, compiling
@@ -278,7 +279,7 @@ class Laboratory:
 
     def _member(self, cohort: Artefact, member: int) -> VisionModel:
         state = _part(self.store.tensors(cohort.key), f"{member}.")
-        architecture = Architecture("embedded", _shape(cohort.recipe))
+        architecture = Architecture(EMBEDDED, _shape(cohort.recipe))
         return load_state(blank(architecture), state, cohort.key)
 
     def _stranger(self, stage: Stage) -> Callable[[int], VisionModel] | None:

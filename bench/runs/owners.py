@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterator, Sequence
+import dataclasses
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from bench.data import embedded
-from bench.models.libraries import blank, build, randomised
+from bench.models import libraries
+from bench.models.building import blank, build, randomised
+from bench.models.libraries import Place
 from bench.models.vision import Architecture, VisionModel
 from bench.models.weights import load_state, read_weights, renamed
 from bench.records.nouns import UserError, first_line
@@ -19,10 +19,6 @@ if TYPE_CHECKING:
     from bench.suite.owners import OwnerSettings
 
 
-WIDTHS = 64
-"""What timm calls the classes of a CLIP tower is the width of its projection: a multiple of this,
-which no set of labels is that timm has weights for."""
-
 PATIENCE = 10.0
 """Seconds the model hub has to answer at all."""
 
@@ -30,7 +26,7 @@ PATIENCE = 10.0
 def load_owner(owner: OwnerSettings, file: Path | None) -> VisionModel:
     """Return the owner's model on the CPU, in eval mode; `file` holds weights given by path.
 
-    A timm model keeps its own classifier where it has one.
+    A model keeps its library's own classifier where it has one.
 
     Raises:
         UserError: no library has the name, the file cannot be read or is of another architecture,
@@ -38,14 +34,10 @@ def load_owner(owner: OwnerSettings, file: Path | None) -> VisionModel:
 
     """
     architecture = architecture_of(owner)
-    if owner.library == "embedded" and owner.weights == "hub":
-        file = embedded.WEIGHTS / f"{owner.name}.safetensors"
+    file = owner.shipped or file
     if file is not None:
         model = blank(architecture)
-        state = renamed(read_weights(file), model)
-        if owner.library == "timm" and _is_projection(owner.name):  # into CLIP's space of texts
-            state = {k: v for k, v in state.items() if not k.startswith("trunk.vit.head.")}
-        return load_state(model, state, file.name)
+        return load_state(model, renamed(read_weights(file), model), file.name)
     if owner.weights == "random":
         return randomised(architecture, owner.seed)
     return _from_hub(architecture, owner.revision)
@@ -64,31 +56,6 @@ def refuse_others(owner: OwnerSettings, digest: str) -> None:
             f"owner '{owner.name}': expected weights of digest {owner.digest}, got {digest}: "
             f"these are others; {whence}, or change `digest` if they are meant"
         )
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where on the hub a library keeps weights, and what a copy of them here would be called."""
-
-    repository: str
-    files: tuple[str, ...]  # any of which will do
-    revision: str | None
-
-    @property
-    def cached(self) -> bool:
-        """Say whether there is a copy here, so that no network is needed."""
-        from huggingface_hub import try_to_load_from_cache
-
-        found = [
-            try_to_load_from_cache(self.repository, f, revision=self.revision) for f in self.files
-        ]
-        return any(isinstance(path, str) for path in found)
-
-    @property
-    def command(self) -> str:
-        """Return the hub's own command that fetches them."""
-        pin = f" --revision {self.revision}" if self.revision else ""
-        return f"hf download {self.repository} {self.files[0]}{pin}"
 
 
 def fetch(place: Place) -> None:
@@ -124,21 +91,8 @@ def place(owner: OwnerSettings) -> Place | None:
         UserError: no library has the name.
 
     """
-    architecture_of(owner)
-    if owner.library == "timm":
-        import timm
-
-        config = timm.get_pretrained_cfg(owner.name)
-        hub, file = getattr(config, "hf_hub_id", None), getattr(config, "hf_hub_filename", None)
-        names = (file,) if file else ("model.safetensors", "pytorch_model.bin")
-    else:
-        import open_clip
-
-        tag = owner.pretrained or ""
-        published = open_clip.get_pretrained_cfg(owner.name, tag).get("hf_hub", "")
-        hub, _, file = published.rpartition("/")
-        names = (file,) if file else ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-    return Place(hub, names, owner.revision) if hub else None
+    found = libraries.find(owner.library).place(architecture_of(owner))
+    return found and dataclasses.replace(found, revision=owner.revision)
 
 
 def architecture_of(owner: OwnerSettings) -> Architecture:
@@ -148,48 +102,11 @@ def architecture_of(owner: OwnerSettings) -> Architecture:
         UserError: no library has the name.
 
     """
-    if owner.library == "open_clip":
-        _check_open_clip(owner)
-    keeps_head = owner.library == "timm" and _has_classifier(owner.name)
-    head: Literal["own"] | None = "own" if keeps_head else None
-    return Architecture(owner.library, owner.name, owner.image_size, head, tag=owner.pretrained)
-
-
-def _has_classifier(name: str) -> bool:
-    import timm
-
-    if not timm.is_model(name):
-        raise UserError(f"timm has no model '{name}'{_nearest(name, timm.list_models())}")
-    try:
-        config = timm.get_pretrained_cfg(name)
-    except RuntimeError:  # what timm says of an unknown tag
-        tagged = timm.list_models(f"{name.partition('.')[0]}.*", pretrained=True)
-        raise UserError(f"timm has no weights '{name}'{_nearest(name, tagged)}") from None
-    return config is None or (config.num_classes > 0 and not _is_projection(name))
-
-
-def _is_projection(name: str) -> bool:
-    """Say whether what timm calls the classes of these weights are the channels of an embedding."""
-    import timm
-
-    config = timm.get_pretrained_cfg(name)
-    return config is not None and config.num_classes > 0 and config.num_classes % WIDTHS == 0
-
-
-def _check_open_clip(owner: OwnerSettings) -> None:
-    import open_clip
-
-    names = open_clip.list_models()
-    if owner.name not in names:
-        raise UserError(f"open_clip has no model '{owner.name}'{_nearest(owner.name, names)}")
-    tags, tag = open_clip.list_pretrained_tags_by_model(owner.name), owner.pretrained
-    if tag is not None and tag not in tags:
-        raise UserError(f"open_clip has no weights '{tag}' of {owner.name}{_nearest(tag, tags)}")
-
-
-def _nearest(name: str, names: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, names, n=1)
-    return f"; did you mean '{near[0]}'?" if near else ""
+    library = libraries.find(owner.library)
+    bare = Architecture(owner.library, owner.name, owner.image_size, tag=owner.pretrained)
+    library.check(bare)
+    keeps_head = library.classifies is not None and library.classifies(bare)
+    return dataclasses.replace(bare, head="own") if keeps_head else bare
 
 
 def _from_hub(architecture: Architecture, revision: str | None) -> VisionModel:

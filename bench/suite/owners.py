@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import PurePath
-from typing import Annotated, Literal, get_args
+from pathlib import Path, PurePath
+from typing import Annotated, Literal
 
 from pydantic import Field, PlainValidator
 
+from bench.models import libraries
 from bench.records.nouns import Json, Spec
 from bench.records.settings import (
     Count,
@@ -20,10 +21,6 @@ from bench.records.settings import (
     settings,
     suggestion,
 )
-
-Library = Literal["embedded", "timm", "open_clip"]
-
-EMBEDDED = ("mini",)
 
 WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin")
 
@@ -61,14 +58,14 @@ Classifier = Annotated[
 class OwnerSettings:
     """A model somebody owns: which library builds it, and where its weights come from.
 
-    `weights` is "hub" (what the library publishes or embeds), "random" (drawn from `seed`) or a
-    file, relative to the data root or absolute. `revision` pins weights from the hub to one of its
-    commits. `digest` is what the weights must be, as records name them (`owner_digest`): others are
-    refused. `classifier` gives a model without one of its own the label space that methods asking
-    for labels need.
+    `weights` is "hub" (what the library publishes, or what came with it), "random" (drawn from
+    `seed`) or a file, relative to the data root or absolute. `revision` pins weights from the hub
+    to one of its commits. `digest` is what the weights must be, as records name them
+    (`owner_digest`): others are refused. `classifier` gives a model without one of its own the
+    label space that methods asking for labels need.
     """
 
-    library: Library
+    library: str
     name: str
     weights: str = "hub"
     pretrained: str | None = None  # open_clip's tag, for weights from the hub
@@ -79,26 +76,34 @@ class OwnerSettings:
     classifier: Classifier = None
 
     def __post_init__(self) -> None:
-        if self.library == "embedded" and self.name not in EMBEDDED:
-            hint = suggestion(self.name, EMBEDDED)
-            raise SettingError(f"no embedded model '{self.name}'{hint}", ("name",))
         if self.from_file and PurePath(self.weights).suffix not in WEIGHT_FILES:
             known = f"hub, random or a file ending in {', '.join(WEIGHT_FILES)}"
             raise SettingError(f"weights: expected {known}, got '{self.weights}'", ("weights",))
-        if self.library == "embedded" and self.image_size is not None:
-            raise SettingError("image_size: expected none, mini has its own", ("image_size",))
         if self.seed and self.weights != "random":
             raise SettingError("seed: expected none unless weights is random", ("seed",))
-        tagged = self.library == "open_clip" and self.weights == "hub"
-        if tagged and self.pretrained is None:
-            hint = "expected open_clip's tag of the weights, such as openai"
-            raise SettingError(f"pretrained: {hint}, got none")
-        if self.pretrained is not None and not tagged:
-            message = "pretrained: expected none unless open_clip takes its weights from the hub"
-            raise SettingError(message, ("pretrained",))
+        self._check_library()
         if self.revision is not None and not self.from_hub:
             message = "revision: expected none unless the weights come from the hub"
             raise SettingError(message, ("revision",))
+
+    def _check_library(self) -> None:
+        library, who = libraries.find(self.library), self.library
+        if library.names and self.name not in library.names:
+            hint = suggestion(self.name, library.names)
+            raise SettingError(f"no {who} model '{self.name}'{hint}", ("name",))
+        if self.image_size is not None and not library.resizes:
+            message = f"image_size: expected none, {self.name} has its own"
+            raise SettingError(message, ("image_size",))
+        if self.from_hub and library.published is None:
+            message = f"weights: expected random or a file, {who} publishes none; got hub"
+            raise SettingError(message, ("weights",))
+        if self.from_hub and library.tag and self.pretrained is None:
+            hint = f"expected {who}'s tag of the weights, such as {library.tag}"
+            raise SettingError(f"pretrained: {hint}, got none")
+        if self.pretrained is not None and not (self.from_hub and library.tag):
+            why = f" unless {who} takes its weights from the hub" if library.tag else ""
+            way_out = why or f", {who} has no tags of weights"
+            raise SettingError(f"pretrained: expected none{way_out}", ("pretrained",))
 
     @property
     def from_file(self) -> bool:
@@ -108,7 +113,13 @@ class OwnerSettings:
     @property
     def from_hub(self) -> bool:
         """Say whether the weights are fetched by a library from where it publishes them."""
-        return self.weights == "hub" and self.library != "embedded"
+        return self.weights == "hub" and self.shipped is None
+
+    @property
+    def shipped(self) -> Path | None:
+        """Return the file of weights that came with the library, if these are meant."""
+        folder = libraries.find(self.library).shipped if self.weights == "hub" else None
+        return folder and folder / f"{self.name}.safetensors"
 
     def spec(self) -> Spec:
         """Return the owner as cells name it: without a path, which its weights' digest replaces."""
@@ -129,21 +140,21 @@ def mapping_of(value: Json, example: str) -> Mapping[str, Json]:
 
 def owner_from(value: Json) -> OwnerSettings:
     """Read a model somebody owns: its library is the key of its name."""
-    entry = dict(mapping_of(value, "timm: vit_base_patch16_224"))
+    entry, listed = dict(mapping_of(value, "timm: vit_base_patch16_224")), libraries.names()
     own = [f.name for f in dataclasses.fields(OwnerSettings) if f.name not in ("library", "name")]
-    known = [*get_args(Library), *own]
+    known = [*listed, *own]
     for key in entry:
         if key not in known:
             raise SettingError(f"no setting '{key}'{suggestion(key, known)}", (key,))
-    found = [key for key in get_args(Library) if key in entry]
+    found = [key for key in listed if key in entry]
     if len(found) != 1:
-        wanted = ", ".join(get_args(Library))
-        raise SettingError(f"expected one of {wanted}, got {' and '.join(found) or 'none'}")
+        wanted, got = ", ".join(listed), " and ".join(found)
+        raise SettingError(f"expected one of {wanted}, got {got or 'none'}")
     named = {"library": found[0], "name": entry.pop(found[0])}
     try:
         return settings(OwnerSettings, {**named, **entry})
     except SettingError as error:
-        where = tuple(found) if error.where == ("name",) else error.where
+        where = tuple(found) if error.where in (("name",), ("library",)) else error.where
         raise SettingError(str(error), where) from None
 
 

@@ -15,9 +15,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import get_args
 
-from bench.data import embedded, manifest
+from bench.data import manifest
 from bench.data.manifest import Manifest
 from bench.data.settings import LOADERS
+from bench.models import libraries
 from bench.records.files import file_digest
 from bench.records.nouns import Access, Cell, Json, Lineage, Readout, Shape, Spec, UserError
 from bench.registry import ATTACKS, METHODS
@@ -106,8 +107,8 @@ def weights_identity(owner: OwnerSettings, data_dir: Path | None, assume: bool =
     loaded copy is kept, so later runs need no network. `assume` gives a file that is not there a
     name too.
     """
-    if owner.library == "embedded" and owner.weights == "hub":
-        return file_digest(embedded.WEIGHTS / f"{owner.name}.safetensors")[:16]
+    if owner.shipped is not None:
+        return file_digest(owner.shipped)[:16]
     if owner.from_file:
         try:
             return file_digest(weights_file(owner, data_dir))[:16]
@@ -184,7 +185,7 @@ class _Builder:
 
     def _strangers(self, owner: OwnerSettings, others: int) -> int:
         innocents = self.suite.innocents
-        if owner.library == "embedded":
+        if owner.library == libraries.EMBEDDED:
             self._check_shares(owner)
             return innocents.strangers
         if innocents.strangers or innocents.other_shapes:
@@ -268,7 +269,7 @@ class _Builder:
         if self.public is not None:
             lineage: Lineage = "owner" if marks else "stranger"
             yield ask("other model", as_it_is, 0, lineage, other_model=self.public[0])
-        embedded = owner.args["library"] == "embedded"
+        embedded = owner.args["library"] == libraries.EMBEDDED
         others = [shape for shape in get_args(Shape) if shape != owner.name] if embedded else []
         for shape, i in itertools.product(others, range(innocents.other_shapes)):
             start = ATTACKS.spec(STRANGER, {"index": i, "shape": shape})
@@ -317,7 +318,7 @@ class _Builder:
         for position, step in enumerate(cell.attack):
             attack = ATTACKS.get(step.name)
             parents: tuple[str, ...] = (key,)
-            if not attack.derived and cell.owner.args["library"] == "embedded":
+            if not attack.derived and cell.owner.args["library"] == libraries.EMBEDDED:
                 # It owes the victim nothing, so the victim is not in its key.
                 shape = step.args.get("shape", "mini")
                 parents = (self._cohort(int(step.args.get("index", 0)), shape),)
@@ -380,8 +381,8 @@ def _uses_base(step: Spec) -> bool:
 def _unobtainable(cell: Cell, images: Manifest) -> str:
     """Say why this suspect cannot be read at all; empty if it can."""
     needs, readout = METHODS.get(cell.method.name).needs, _readout(cell.method)
-    library, classifier = cell.owner.args["library"], cell.owner.args.get("classifier")
-    if _asks_only(cell.method) and not classifier and library != "timm":
+    named, classifier = cell.owner.args["library"], cell.owner.args.get("classifier")
+    if _asks_only(cell.method) and not classifier and libraries.find(named).classifies is None:
         return f"needs {needs.text}, {cell.owner.name} has no `classifier`"
     if readout == "relinear" and not _labelled(images):
         return f"relinear needs labelled images, {images.name} has none"

@@ -26,7 +26,9 @@ from bench.data import embedded
 from bench.data.embedded import PHOTOGRAPHS
 from bench.data.images import Images, load
 from bench.data.manifest import Manifest, split
-from bench.models.libraries import MINI, build
+from bench.models.building import build
+from bench.models.libraries import EMBEDDED
+from bench.models.libraries.embedded import MINI
 from bench.models.vision import Architecture, VisionModel
 from bench.models.weights import load_state, weights_digest
 from bench.records.files import write_atomically
@@ -34,7 +36,7 @@ from bench.records.nouns import Shape, digest
 from bench.suite.innocents import RECIPE, Recipe, manifests, numbers, recipe_digest
 from bench.training.probe import probe_accuracy
 
-ARCHITECTURE = Architecture("embedded", "mini")
+ARCHITECTURE = Architecture(EMBEDDED, "mini")
 
 STACK = 5
 """Members trained in one stack: 160 images a step; larger stacks fall out of the cache."""
@@ -68,7 +70,7 @@ class Pretraining(nn.Module):
 
     def __init__(self, classes: int, shape: Shape = "mini") -> None:
         super().__init__()
-        self.model = build(Architecture("embedded", shape))
+        self.model = build(Architecture(EMBEDDED, shape))
         self.classifier = nn.Linear(2 * self.model.width, classes)
         for block in self.model.blocks:
             block.attn.fused_attn = False  # type: ignore[union-attr]  # SDPA has no vmap rule

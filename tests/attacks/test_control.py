@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from attacks.control import Identity, Stranger
-from bench.models.libraries import build
+from bench.models.building import build
 from bench.models.vision import Architecture
 from bench.models.weights import weights_digest
 from bench.records.nouns import UserError

@@ -8,8 +8,8 @@ from scipy.stats import entropy
 from attacks.distill import DistilFeatures, DistilLogits
 from bench.data import images, manifest
 from bench.data.settings import DataSettings
+from bench.models.building import build, randomised
 from bench.models.heads import Head
-from bench.models.libraries import build, randomised
 from bench.models.surgery import with_head
 from bench.models.vision import Architecture
 from bench.models.weights import load_state

@@ -11,8 +11,8 @@ from torch.nn.utils import parametrize
 from attacks.finetune import FinetuneClassify, LowRank, _adapt
 from bench.data import images, manifest
 from bench.data.settings import DataSettings
+from bench.models.building import build
 from bench.models.heads import Head
-from bench.models.libraries import build
 from bench.models.surgery import with_head
 from bench.models.vision import Architecture
 from bench.models.weights import load_state, weights_digest

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from attacks.interpolate import Interpolate
+from bench.models.building import build
 from bench.models.heads import Head
-from bench.models.libraries import build
 from bench.models.surgery import with_head
 from bench.models.vision import Architecture
 from bench.records.nouns import Incompatible, UserError

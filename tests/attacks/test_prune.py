@@ -10,8 +10,9 @@ from torch.nn.utils import prune
 
 from attacks.finetune import FinetuneClassify
 from attacks.prune import L1Prune, StructuredPrune, _weights, sparsity
+from bench.models.building import build
 from bench.models.heads import Head
-from bench.models.libraries import MINI, build
+from bench.models.libraries.embedded import MINI
 from bench.models.surgery import segmentation_head, with_head
 from bench.models.suspect import View
 from bench.models.vision import Architecture

@@ -5,7 +5,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 
 from bench.data.images import Images
-from bench.models.libraries import build
+from bench.models.building import build
 from bench.models.meter import measuring
 from bench.models.suspect import View
 from bench.models.vision import Architecture, VisionModel, clone
@@ -320,7 +320,7 @@ def test_what_is_only_timed_moves_no_draw(mini, monkeypatch):
 
 def other_shape(monkeypatch, **shape):
     from bench.models import vision
-    from bench.models.libraries import MINI
+    from bench.models.libraries.embedded import MINI
 
     monkeypatch.setattr(vision, "MINI", {**MINI, **shape})
     return build(Architecture("embedded", "mini"))

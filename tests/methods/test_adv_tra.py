@@ -7,8 +7,8 @@ import torch
 
 from bench import testing
 from bench.data.images import Images
+from bench.models.building import build, randomised
 from bench.models.heads import Head
-from bench.models.libraries import build, randomised
 from bench.models.meter import count, measuring
 from bench.models.surgery import with_head
 from bench.models.suspect import View

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from bench import testing
+from bench.models.building import build, randomised
 from bench.models.heads import Head
-from bench.models.libraries import build, randomised
 from bench.models.meter import measuring
 from bench.models.surgery import segmentation_head, with_head
 from bench.models.suspect import View

@@ -10,8 +10,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.data.images import Preprocess
 from bench.models.backbones import TimmViT
+from bench.models.building import build
 from bench.models.heads import Head, SegmentationHead
-from bench.models.libraries import MINI, build
+from bench.models.libraries.embedded import MINI
 from bench.models.meter import measuring
 from bench.models.surgery import segmentation_head, with_head
 from bench.models.suspect import View

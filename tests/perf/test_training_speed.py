@@ -7,8 +7,8 @@ import torch.nn.functional as F
 
 from attacks.finetune import FinetuneClassify
 from bench.data.images import Images
+from bench.models.building import build
 from bench.models.heads import Head
-from bench.models.libraries import build
 from bench.models.surgery import with_head
 from bench.models.vision import Architecture
 from bench.testing import context

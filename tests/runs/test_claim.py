@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file, safe_open, save_file
 
 from bench import testing
-from bench.models.libraries import build, randomised
+from bench.models.building import build, randomised
 from bench.models.vision import Architecture, clone
 from bench.records.nouns import Evidence, Rule
 from bench.registry import ATTACKS

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from bench.cli import main
 from bench.data.embedded import WEIGHTS
-from bench.models.libraries import randomised
+from bench.models.building import randomised
 from bench.models.vision import Architecture
 from bench.records import ledger
 from bench.records.nouns import Outline, UserError

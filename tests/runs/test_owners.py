@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bench.data.embedded import WEIGHTS
+from bench.models.building import blank, build, randomised
 from bench.models.heads import Head
-from bench.models.libraries import blank, build, randomised
 from bench.models.vision import Architecture
 from bench.models.weights import load_state, read_weights, weights_digest
 from bench.records.nouns import UserError
@@ -436,7 +436,8 @@ def test_reading_weights_never_unpickles_a_safetensors_name(tmp_path):
 def test_the_width_of_a_clip_projection_is_no_number_of_classes():
     import timm
 
-    from bench.runs.owners import _has_classifier, architecture_of
+    from bench.models.libraries.timm import classifies
+    from bench.runs.owners import architecture_of
 
     clip = "vit_large_patch14_clip_224"
     for name, head in ((f"{clip}.openai", None), (f"{clip}.openai_ft_in1k", "own")):
@@ -444,7 +445,7 @@ def test_the_width_of_a_clip_projection_is_no_number_of_classes():
     for name in timm.list_models(pretrained=True):  # what a tag says of the weights, told apart
         classes = timm.get_pretrained_cfg(name).num_classes
         labels = {1000, 11221, 11821, 19168, 21841, 21842, 21843, 115217}
-        assert _has_classifier(name) == (classes in labels), (name, classes)
+        assert classifies(Architecture("timm", name)) == (classes in labels), (name, classes)
 
 
 def test_a_clip_towers_projection_in_a_file_is_left_out(tmp_path):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from bench.data.images import Images
-from bench.models.libraries import build
+from bench.models.building import build
 from bench.models.vision import Architecture
 from bench.records.nouns import Incompatible
 from bench.testing import owner

@@ -5,8 +5,8 @@ import torch
 from timm.optim import param_groups_layer_decay
 from torch import nn
 
+from bench.models.building import build
 from bench.models.heads import Head
-from bench.models.libraries import build
 from bench.models.surgery import with_head
 from bench.models.vision import Architecture
 from bench.training import loop

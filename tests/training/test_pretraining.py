@@ -13,7 +13,8 @@ from bench.data import embedded
 from bench.data.images import Images
 from bench.data.manifest import split
 from bench.data.settings import DataSettings
-from bench.models.libraries import MINI, SHAPES, build
+from bench.models.building import build
+from bench.models.libraries.embedded import MINI, SHAPES
 from bench.models.vision import Architecture
 from bench.models.weights import load_state, weights_digest
 from bench.records.nouns import Shape

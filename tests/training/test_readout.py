@@ -7,8 +7,8 @@ import torch
 from sklearn.linear_model import Ridge
 
 from bench import testing
+from bench.models.building import build
 from bench.models.heads import Head
-from bench.models.libraries import build
 from bench.models.meter import measuring
 from bench.models.surgery import with_head
 from bench.models.suspect import View

@@ -1,0 +1,125 @@
+"""timm's models: vision transformers in one vocabulary, any other by its features alone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from bench.models.libraries import Library, Place
+from bench.records.nouns import UserError, first_line
+from bench.records.settings import nearest
+
+if TYPE_CHECKING:
+    from bench.models.vision import Architecture, VisionModel
+
+WIDTHS = 64
+"""What timm calls the classes of a CLIP tower is the width of its projection: a multiple of this,
+which no set of labels is that timm has weights for."""
+
+
+def make(architecture: Architecture) -> VisionModel:
+    """Build a model with the weights that timm draws."""
+    return _model(architecture)
+
+
+def published(architecture: Architecture, revision: str | None) -> VisionModel:
+    """Build a model with the weights that timm publishes, at a commit if one is named."""
+    pinned: dict[str, Any] = {}
+    if revision:
+        hub = _config(architecture).hf_hub_id
+        pinned["pretrained_cfg_overlay"] = {"hf_hub_id": f"{hub}@{revision}"}  # as timm writes it
+    return _model(architecture, pretrained=True, **pinned)
+
+
+def _model(architecture: Architecture, **extra: Any) -> VisionModel:
+    import timm
+    from timm.models.vision_transformer import VisionTransformer
+
+    from bench.data.images import Preprocess
+    from bench.models.backbones import OtherTrunk, TimmViT
+    from bench.models.vision import VisionModel
+
+    size = architecture.image_size
+    if size is not None:
+        extra["img_size"] = size
+    if architecture.head != "own":
+        extra["num_classes"] = 0
+    try:
+        net = timm.create_model(architecture.name, **extra)
+    except TypeError as error:  # a convolutional model takes no img_size
+        raise UserError(f"timm model {architecture.name}: {first_line(error)}") from error
+    trunk = TimmViT(net) if isinstance(net, VisionTransformer) else OtherTrunk(net)
+    config = timm.data.resolve_model_data_config(net)  # type: ignore[attr-defined, no-untyped-call]
+    side = config["input_size"][-2:] if size is None else (size, size)
+    preprocess = Preprocess(
+        (int(side[0]), int(side[1])),
+        float(config["crop_pct"]),
+        "bilinear" if config["interpolation"] == "bilinear" else "bicubic",
+        "squash" if config["crop_mode"] == "squash" else "center",
+    )
+    return VisionModel(architecture, trunk, preprocess, config["mean"], config["std"])
+
+
+def check(architecture: Architecture) -> None:
+    """Refuse what timm does not know: a model, or weights of one."""
+    import timm
+
+    name = architecture.name
+    if not timm.is_model(name):
+        raise UserError(f"timm has no model '{name}'{nearest(name, timm.list_models())}")
+    try:
+        _config(architecture)
+    except RuntimeError:  # what timm says of an unknown tag
+        tagged = timm.list_models(f"{name.partition('.')[0]}.*", pretrained=True)
+        raise UserError(f"timm has no weights '{name}'{nearest(name, tagged)}") from None
+
+
+def classifies(architecture: Architecture) -> bool:
+    """Say whether these weights sort images into classes."""
+    config = _config(architecture)
+    return config is None or (config.num_classes > 0 and not _projects(config))
+
+
+def surplus(architecture: Architecture) -> tuple[str, ...]:
+    """Name the projection of a CLIP tower, which leads into its space of texts."""
+    config = _config(architecture)
+    return ("trunk.vit.head.",) if config is not None and _projects(config) else ()
+
+
+def place(architecture: Architecture) -> Place | None:
+    """Find where timm keeps these weights."""
+    config = _config(architecture)
+    hub, file = getattr(config, "hf_hub_id", None), getattr(config, "hf_hub_filename", None)
+    files = (file,) if file else ("model.safetensors", "pytorch_model.bin")
+    return Place(hub, files) if hub else None
+
+
+def in_python(architecture: Architecture) -> str:
+    """Return the line of Python that makes this model."""
+    size = f", img_size={architecture.image_size}" if architecture.image_size else ""
+    bare = "" if architecture.head == "own" else ", num_classes=0"
+    return f"timm.create_model('{architecture.name}', pretrained=False{size}{bare})"
+
+
+def _projects(config: Any) -> bool:
+    """Say whether what timm calls the classes of weights are the channels of an embedding."""
+    return bool(config.num_classes > 0 and config.num_classes % WIDTHS == 0)
+
+
+def _config(architecture: Architecture) -> Any:
+    """Return what timm knows of the weights of a model; None if it has none."""
+    import timm
+
+    return timm.get_pretrained_cfg(architecture.name)
+
+
+TIMM = Library(
+    summary="any timm model; see timm.list_models()",
+    make=make,
+    check=check,
+    classifies=classifies,
+    published=published,
+    place=place,
+    in_python=in_python,
+    layouts=({"": "trunk.vit."}, {"": "trunk.net."}, {"visual.trunk.": "trunk.vit."}),
+    surplus=surplus,
+)
