@@ -89,16 +89,13 @@ def _count(name: str) -> str:
 
 
 def _known_models() -> Table:
+    from bench.models import libraries
 
-    rows = (
-        (
-            "embedded: mini",
-            "shipped with the bench; `python -m bench.training.pretraining` rebuilds it",
-        ),
-        ("timm: NAME", "any timm model; see timm.list_models()"),
-        ("open_clip: NAME", "any open_clip image tower; see open_clip.list_models()"),
-    )
-    return Table("Models", "owners, by library", ("model", "where it comes from"), rows)
+    rows = []
+    for name in libraries.names():
+        library = libraries.find(name)
+        rows += [(f"{name}: {model}", library.summary) for model in library.names or ("NAME",)]
+    return Table("Models", "owners, by library", ("model", "where it comes from"), tuple(rows))
 
 
 def profile_model(arguments: argparse.Namespace) -> int:

@@ -26,6 +26,7 @@ KEY, RELEASED = "key.safetensors", "model.safetensors"
 def protect_model(arguments: argparse.Namespace) -> int:
     """Protect a copy for every user, write each with its key, and say what to publish."""
     from bench.data import manifest
+    from bench.models.weights import release
     from bench.registry import METHODS
     from bench.runs import claim
     from bench.runs.key import refuse_to_replace, write
@@ -53,7 +54,7 @@ def protect_model(arguments: argparse.Namespace) -> int:
         keys[user] = made.key
         if METHODS.get(spec.name).marks:
             copies[user] = home / RELEASED
-            claim.release(made.model, home / RELEASED)
+            release(made.model, home / RELEASED)
         _print_lines(claim.advice(made, home / RELEASED))
     for user, key in keys.items():
         others = [copy for whose, copy in copies.items() if whose != user]
@@ -104,6 +105,7 @@ def verify_suspect(arguments: argparse.Namespace) -> int:
     """Read a suspect and the innocents given with every key; the status is the verdict."""
     import dataclasses
 
+    from bench.models.weights import load_suspect
     from bench.runs import claim
     from bench.runs.key import read_all
     from bench.runs.machine import find_device
@@ -120,7 +122,7 @@ def verify_suspect(arguments: argparse.Namespace) -> int:
         architecture = dataclasses.replace(architecture, image_size=arguments.image_size)
     strangers = claim.weight_files(arguments.strangers)
     descendants = claim.weight_files(arguments.descendants)
-    loaded = claim.load_suspect(arguments.suspect, architecture)
+    loaded = load_suspect(arguments.suspect, architecture)
     suspect = claim.read(arguments.suspect.name, loaded, keys, device)
     findings = claim.judge(
         keys,

@@ -163,7 +163,7 @@ def _check(command: argparse.ArgumentParser) -> None:
 
 
 def _profile(command: argparse.ArgumentParser) -> None:
-    command.add_argument("model", help="mini, timm:NAME or open_clip:NAME")
+    command.add_argument("model", help="mini or LIBRARY:NAME, see `bench list models`")
     command.add_argument("--weights", default="hub", help="hub (default), random or a file")
     command.add_argument("--pretrained", help="open_clip's tag, for weights from the hub")
     command.add_argument("--images", default="photos", help="photos (default) or a folder")
@@ -256,7 +256,7 @@ def _a_suite(parser: argparse.ArgumentParser) -> None:
 
 
 def _a_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", help="mini, timm:NAME or open_clip:NAME")
+    parser.add_argument("model", help="mini or LIBRARY:NAME, see `bench list models`")
     parser.add_argument("--weights", default="hub", help="hub (default), random or a file")
     parser.add_argument("--pretrained", help="open_clip's tag, for weights from the hub")
     parser.add_argument("--image-size", type=_positive, help="its side, where not the library's")
@@ -294,11 +294,12 @@ def owner_of(
     text: str, weights: str, pretrained: str | None, image_size: int | None = None
 ) -> OwnerSettings:
     """Return the model that LIBRARY:NAME names, as a suite would have it."""
+    from bench.models.libraries import EMBEDDED
     from bench.records.settings import settings
     from bench.suite.owners import OwnerSettings
 
     library, _, name = text.rpartition(":")
-    value = {"library": library or "embedded", "name": name, "weights": weights}
+    value = {"library": library or EMBEDDED, "name": name, "weights": weights}
     given = {"pretrained": pretrained, "image_size": image_size}
     return settings(OwnerSettings, value | {k: v for k, v in given.items() if v is not None})
 

@@ -14,23 +14,20 @@ from __future__ import annotations
 
 import dataclasses
 import secrets
-from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
 from bench.data.images import Images, Preprocess, load
 from bench.data.manifest import Manifest
-from bench.models.building import build
+from bench.models.libraries import find
 from bench.models.suspect import View
-from bench.models.vision import Architecture, VisionModel
-from bench.models.weights import read_weights, weights_digest
+from bench.models.vision import VisionModel
+from bench.models.weights import Loaded, headless, load_suspect, weights_digest
 from bench.records import nouns
-from bench.records.files import write_atomically
 from bench.records.nouns import Access, Evidence, Incompatible, Spec, UserError
 from bench.registry import METHODS
 from bench.runs.key import Key, is_key
@@ -41,9 +38,6 @@ from bench.verdicts.verdict import Verdict, decide, innocents_needed
 HELD_OUT = 0.3
 """Share of the owner's source images that a method may test on but not train on."""
 
-HEADS = ("head", "heads", "head_dist", "classifier", "fc", "linear", "decode_head", "segmentation")
-"""What libraries call a head: the only tensors beside the backbone's that a suspect may hold."""
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Claim:
@@ -53,15 +47,6 @@ class Claim:
     key: Key
     released: Evidence
     clean: Evidence
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Loaded:
-    """A model from a file, the parts of the file that are no backbone, and its weights' name."""
-
-    model: VisionModel
-    ignored: Mapping[str, int]  # tensors left out, by the first part of their names
-    digest: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +131,7 @@ def protect(
         )
     # A suspect is read without its head, where the method does not ask for labels.
     whole = method.marks or bool(method.needs & Access.BLACK_BOX)
-    given = (owner if whole else _headless(owner)).to(device)
+    given = (owner if whole else headless(owner)).to(device)
     made = method.protect(given, Context(device, rng, *pools))
     secret = {name: value.detach().cpu() for name, value in made.secret.items()}
     released = _extract(method, secret, made.model, device)
@@ -155,8 +140,8 @@ def protect(
         secret=secret,
         method=spec,
         owner=owner.architecture,
-        clean=weights_digest(_headless(owner.cpu())),
-        released=weights_digest(_headless(made.model.cpu())),
+        clean=weights_digest(headless(owner.cpu())),
+        released=weights_digest(headless(made.model.cpu())),
         clean_score=clean.score,
         released_score=released.score,
         user=user,
@@ -169,48 +154,6 @@ def read_others(key: Key, copies: Sequence[Path], device: torch.device) -> Key:
     found = [read_file(copy, [key], device).found[0] for copy in copies]
     scores = [evidence.score for evidence in found if isinstance(evidence, Evidence)]
     return dataclasses.replace(key, others_score=max(scores, default=None))
-
-
-def release(model: VisionModel, path: Path) -> None:
-    """Write a model's weights in the layout of its library; `mini`'s in the bench's own."""
-    begin = {"embedded": "trunk.vit.", "timm": "", "open_clip": "visual."}
-    own, prefix = model.state_dict(), begin[model.architecture.library]
-    state = {
-        f"{prefix}{name}": own[ours].detach().cpu().contiguous().clone()
-        for name, ours in _library_names(model).items()
-    }
-    write_atomically(path, save(state, {"format": "pt"}))
-
-
-def load_suspect(file: Path, architecture: Architecture) -> Loaded:
-    """Load a suspect's backbone from a file that may hold any head, under any prefix.
-
-    A classifier comes along where the file's is the library's own, for the owner's classes.
-
-    Raises:
-        UserError: the file cannot be read, or holds another architecture.
-
-    """
-    state = read_weights(file)
-    model = build(architecture)
-    prefix = _prefix(state, _library_names(_headless(model)))
-    given = {name.removeprefix(prefix): v for name, v in state.items() if name.startswith(prefix)}
-    if not _fits(model, given):
-        model = _headless(model)
-    names, own = _library_names(model), model.state_dict()
-    for name, ours in names.items():
-        shape = tuple(given[name].shape) if name in given else "none"
-        if shape != tuple(own[ours].shape):
-            expected = f"{name} of shape {tuple(own[ours].shape)}"
-            raise _another_architecture(file, architecture, expected, str(shape))
-    spare = [name for name in given if name not in names]
-    for name in spare:
-        if _first(name) not in HEADS:
-            raise _another_architecture(file, architecture, "nothing beside it but a head", name)
-    model.load_state_dict({ours: given[name] for name, ours in names.items()})
-    outside = [name for name in state if not name.startswith(prefix)]
-    ignored = Counter(map(_first, [*outside, *spare]))
-    return Loaded(model, ignored, weights_digest(_headless(model)))
 
 
 def weight_files(folder: Path | None) -> list[Path]:
@@ -290,7 +233,8 @@ def advice(made: Claim, released: Path) -> list[tuple[str, str]]:
     if key.user:
         lines.append(("user", key.user))
     if marks:
-        how = f" {_loading(made.model.architecture)}" if name.library == "timm" else ""
+        line = find(name.library).in_python(name)
+        how = f" (load_state_dict of {line})" if line else ""
         lines.append(("model", f"{released}: to be released{how}"))
     else:
         lines.append(("model", f"{key.method.name} is a fingerprint: the model stays as it is"))
@@ -308,14 +252,6 @@ def advice(made: Claim, released: Path) -> list[tuple[str, str]]:
             )
         )
     return lines
-
-
-def _loading(architecture: Architecture) -> str:
-    """Return the line of Python that makes the model these weights load into."""
-    size = f", img_size={architecture.image_size}" if architecture.image_size else ""
-    bare = "" if architecture.head == "own" else ", num_classes=0"
-    model = f"timm.create_model('{architecture.name}', pretrained=False{size}{bare})"
-    return f"(load_state_dict of {model})"
 
 
 def sentences(found: Finding, alpha: float) -> list[tuple[str, str]]:
@@ -443,54 +379,3 @@ def _extract(
     rng = torch.Generator().manual_seed(0)  # contract: evidence depends on the secret alone
     view = View(model.to(device), method.needs)
     return method.extract(secret, view, Context(device, rng, nothing, nothing))
-
-
-def _library_names(model: VisionModel) -> dict[str, str]:
-    """Map the library's names of a model's tensors to ours; open_clip's without `visual.`."""
-    layout = {"trunk.vit.": "", "trunk.net.": "", "trunk.visual.": ""}
-    if model.architecture.library == "open_clip":
-        layout |= {"trunk.vit.": "trunk.", "trunk.projection.": "head."}
-    return {
-        new + ours.removeprefix(old): ours
-        for ours in model.state_dict()
-        for old, new in layout.items()
-        if ours.startswith(old)
-    }
-
-
-def _prefix(state: Mapping[str, Tensor], names: Collection[str]) -> str:
-    """Find what stands before the backbone's names in a file, going by most names that fit."""
-    first = next(iter(names))
-    found = {name.removesuffix(first) for name in state if name.endswith(first)}
-    return max(sorted(found), key=lambda p: sum(p + name in state for name in names), default="")
-
-
-def _first(name: str) -> str:
-    return name.partition(".")[0]
-
-
-def _another_architecture(
-    file: Path, architecture: Architecture, expected: str, got: str
-) -> UserError:
-    return UserError(
-        f"{file.name}: expected a {architecture.name} ({expected}), got another architecture's "
-        f"weights ({got}); name the suspect's with --model"
-    )
-
-
-def _fits(model: VisionModel, given: Mapping[str, Tensor]) -> bool:
-    own = model.state_dict()
-    return all(
-        name in given and given[name].shape == own[ours].shape
-        for name, ours in _library_names(model).items()
-    )
-
-
-def _headless(model: VisionModel) -> VisionModel:
-    """Return a model without its library's classifier: what names and digests are made of."""
-    if model.architecture.head is None:
-        return model
-    bare = build(dataclasses.replace(model.architecture, head=None)).to(model.mean.device)
-    kept = bare.state_dict().keys()
-    bare.load_state_dict({k: v for k, v in model.state_dict().items() if k in kept})
-    return bare

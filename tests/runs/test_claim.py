@@ -15,6 +15,7 @@ from safetensors.torch import load_file, safe_open, save_file
 from bench import testing
 from bench.models.building import build, randomised
 from bench.models.vision import Architecture, clone
+from bench.models.weights import load_suspect
 from bench.records.nouns import Evidence, Rule
 from bench.registry import ATTACKS
 from bench.runs import claim
@@ -46,7 +47,7 @@ def finetuned(victim, seed=0):
 
 
 def released(file):
-    return claim.load_suspect(file, Architecture("embedded", "mini")).model
+    return load_suspect(file, Architecture("embedded", "mini")).model
 
 
 @pytest.fixture(scope="module")
@@ -262,7 +263,7 @@ def test_a_thiefs_head_and_prefix_are_no_hindrance(library, tmp_path, prefix):
     assert "head (2 tensors)" in said.out
     assert ("decoder (1 tensors)" in said.out) == bool(prefix)
     key = read(library / "out/key.safetensors")
-    loaded = claim.load_suspect(tmp_path / "suspect.safetensors", key.owner)
+    loaded = load_suspect(tmp_path / "suspect.safetensors", key.owner)
     assert loaded.digest == key.released  # whatever head sits on it
 
 
