@@ -212,18 +212,6 @@ def _taught(
     ctx: Context,
 ) -> VisionModel:
     student.train()  # one with batch norms gathers its own statistics
-    fit = training.fit(
-        parameters,
-        loss_of,
-        len(ctx.images),
-        epochs=settings.epochs,
-        batch=settings.batch,
-        lr=settings.lr,
-        weight_decay=settings.weight_decay,
-        schedule=settings.schedule,
-        warmup=settings.warmup,
-        precision=settings.precision,
-        rng=ctx.rng,
-    )
+    fit = training.fit(parameters, loss_of, len(ctx.images), settings, ctx.rng)
     student.notes = {"final_loss": fit.losses[-1], "steps": fit.steps}
     return student.eval()

@@ -106,19 +106,7 @@ class FinetuneClassify:
         # Dropout sits in the head alone; a backbone's batch norms keep the victim's statistics.
         if model.head is not None:
             model.head.train()
-        fit = training.fit(
-            parameters,
-            loss_of,
-            len(images),
-            epochs=self.epochs,
-            batch=self.batch,
-            lr=self.lr,
-            weight_decay=self.weight_decay,
-            schedule=self.schedule,
-            warmup=self.warmup,
-            precision=self.precision,
-            rng=ctx.rng,
-        )
+        fit = training.fit(parameters, loss_of, len(images), self, ctx.rng)
         for layer, name in adapted:
             parametrize.remove_parametrizations(layer, name, leave_parametrized=True)
         model.notes = {"final_loss": fit.losses[-1], "steps": fit.steps}

@@ -81,18 +81,6 @@ class FinetuneSegment:
         # A DPT's dropout and batch norms sit in the head; a backbone keeps the victim's mode.
         assert model.head is not None
         model.head.train()
-        fit = training.fit(
-            model.parameters(),
-            loss_of,
-            len(images),
-            epochs=self.epochs,
-            batch=self.batch,
-            lr=self.lr,
-            weight_decay=self.weight_decay,
-            schedule=self.schedule,
-            warmup=self.warmup,
-            precision=self.precision,
-            rng=ctx.rng,
-        )
+        fit = training.fit(model.parameters(), loss_of, len(images), self, ctx.rng)
         model.notes = {"final_loss": fit.losses[-1], "steps": fit.steps}
         return model.eval()

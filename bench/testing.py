@@ -371,7 +371,8 @@ def _with_digits_head(model: VisionModel) -> VisionModel:
     def loss_of(chosen: Tensor) -> Tensor:
         return F.cross_entropy(head(pooled[chosen]), labels[chosen])
 
-    loop.fit(head.parameters(), loss_of, len(images), epochs=30, batch=32, lr=1e-2, rng=rng)
+    settings = loop.Training(epochs=30, batch=32, lr=1e-2)
+    loop.fit(head.parameters(), loss_of, len(images), settings, rng)
     return made
 
 

@@ -740,7 +740,7 @@ def _message_loss(logits: Tensor, message: Tensor, norm: str) -> Tensor:
 def _finetuned(model: VisionModel, ctx: Context) -> VisionModel:
     """Finetune the backbone with a classifier on the owner's labels before marking (5.1)."""
     from bench.models import Head, with_head
-    from bench.training import fit
+    from bench.training import Training, fit
 
     labels = ctx.images.labels
     if labels is None:
@@ -753,10 +753,8 @@ def _finetuned(model: VisionModel, ctx: Context) -> VisionModel:
         return F.cross_entropy(logits, targets[sent(chosen, ctx.device)])
 
     # The paper gives no schedule for this step; ten epochs are those of its attacks (4.2).
-    fit(
-        list(net.parameters()), loss_of, len(labels), epochs=10, batch=32, lr=1e-4,
-        weight_decay=0.01, schedule="cosine", warmup=0.0, rng=ctx.rng,
-    )  # fmt: skip
+    how = Training(epochs=10, batch=32, lr=1e-4, schedule="cosine")
+    fit(list(net.parameters()), loss_of, len(labels), how, ctx.rng)
     # The owner releases features: no head that was trained for another backbone comes along.
     net.architecture, net.head = dataclasses.replace(net.architecture, head=None), None
     return clone(net)

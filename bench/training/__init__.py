@@ -9,6 +9,8 @@ from bench.training.labels import matches as matches
 from bench.training.loop import Parameters as Parameters
 from bench.training.loop import Precision as Precision
 from bench.training.loop import Schedule as Schedule
+from bench.training.loop import Training as Training
+from bench.training.loop import TrainingSettings as TrainingSettings
 from bench.training.loop import by_depth as by_depth
 from bench.training.loop import fit as fit
 from bench.training.loop import passes as passes

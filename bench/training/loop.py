@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,51 @@ Schedule = Literal["constant", "cosine", "linear"]
 
 Parameters = Iterable[nn.Parameter] | Iterable[dict[str, Any]]
 """Parameters, or groups of them with settings of their own, as `torch.optim` takes them."""
+
+
+class TrainingSettings(Protocol):
+    """What `fit` asks of its settings: a plug-in that has fields of these names passes itself."""
+
+    @property
+    def epochs(self) -> int:
+        """How often every image is seen."""
+
+    @property
+    def batch(self) -> int:
+        """Images of one step."""
+
+    @property
+    def lr(self) -> float:
+        """The peak learning rate, of parameters whose group has none of its own."""
+
+    @property
+    def schedule(self) -> Schedule:
+        """How the learning rate falls from its peak."""
+
+    @property
+    def warmup(self) -> float:
+        """Share of the steps, the first ones, in which it rises to the peak."""
+
+    @property
+    def weight_decay(self) -> float:
+        """AdamW's."""
+
+    @property
+    def precision(self) -> Precision:
+        """Of the passes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """Settings of a training for those who have none of their own to pass."""
+
+    epochs: int
+    batch: int
+    lr: float
+    schedule: Schedule = "constant"
+    warmup: float = 0.0
+    weight_decay: float = 0.01
+    precision: Precision = "float32"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,45 +122,40 @@ def fit(
     parameters: Parameters,
     loss_of: Callable[[Tensor], Tensor],
     count: int,
-    *,
-    epochs: int,
-    batch: int,
-    lr: float,
-    weight_decay: float = 0.01,
-    schedule: Schedule = "constant",
-    warmup: float = 0.0,
-    precision: Precision = "float32",
+    how: TrainingSettings,
     rng: torch.Generator,
 ) -> Fit:
     """Minimise `loss_of` with AdamW over shuffled batches of the indices 0 .. count - 1.
 
-    `loss_of` maps indices (b,), on the CPU, to the batch's mean loss; `warmup` is a share of the
-    steps. Order and dropout are drawn from `rng`; global generators are left as they were. Where
-    memory is short, a batch's gradients add up over parts of it (`MicroBatches.accumulate`).
+    `loss_of` maps indices (b,), on the CPU, to the batch's mean loss. Order and dropout are drawn
+    from `rng`; global generators are left as they were. Where memory is short, a batch's gradients
+    add up over parts of it (`MicroBatches.accumulate`).
 
     Raises:
         FloatingPointError: the loss of an epoch is not finite.
 
     """
-    optimiser = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=True)
+    optimiser = torch.optim.AdamW(parameters, lr=how.lr, weight_decay=how.weight_decay, fused=True)
     peaks = [float(group["lr"]) for group in optimiser.param_groups]
-    factors = iter(_factors(schedule, epochs * math.ceil(count / batch), warmup))
+    steps = how.epochs * math.ceil(count / how.batch)
+    warmup = round(how.warmup * steps)
+    factors = iter([schedule(how.schedule, step, steps, warmup) for step in range(steps)])
     device = optimiser.param_groups[0]["params"][0].device
     losses: list[float] = []
-    micro = MicroBatches(batch)
+    micro = MicroBatches(how.batch)
 
     def clear() -> None:
         optimiser.zero_grad(set_to_none=True)
 
     def mean_loss(chosen: Tensor, part: slice) -> tuple[Tensor, Tensor]:
-        with passes(device, precision):
+        with passes(device, how.precision):
             loss = loss_of(chosen[part])
         return loss, loss.detach()
 
     with _seeded(device, rng):
-        for epoch in range(epochs):
+        for epoch in range(how.epochs):
             total = torch.zeros((), device=device)
-            for chosen in torch.split(torch.randperm(count, generator=rng), batch):
+            for chosen in torch.split(torch.randperm(count, generator=rng), how.batch):
                 factor = next(factors)
                 for group, peak in zip(optimiser.param_groups, peaks, strict=True):
                     group["lr"] = peak * factor
@@ -129,16 +169,12 @@ def fit(
                 raise FloatingPointError(
                     f"diverged: loss is not finite at epoch {epoch + 1}; lower lr"
                 )
-    return Fit(epochs * math.ceil(count / batch), tuple(losses))
+    return Fit(steps, tuple(losses))
 
 
 def passes(device: torch.device, precision: Precision) -> torch.autocast:
     """Run the passes of a block in `precision`; gradients may be taken outside it."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
-
-
-def _factors(kind: Schedule, total: int, warmup: float) -> list[float]:
-    return [schedule(kind, step, total, round(warmup * total)) for step in range(total)]
 
 
 @contextmanager

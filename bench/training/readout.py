@@ -51,17 +51,11 @@ def with_classifier(
 
     head.train()  # dropout sits in the head alone; a backbone's batch norms keep their statistics
     assert how.lr is not None
-    fit = loop.fit(
-        head.parameters() if frozen else made.parameters(),
-        loss_of,
-        len(images),
-        epochs=how.epochs,
-        batch=how.batch,
-        lr=how.lr,
-        weight_decay=how.weight_decay,
-        schedule=how.schedule,
-        rng=rng,
+    settings = loop.Training(
+        how.epochs, how.batch, how.lr, how.schedule, weight_decay=how.weight_decay
     )
+    parameters = head.parameters() if frozen else made.parameters()
+    fit = loop.fit(parameters, loss_of, len(images), settings, rng)
     made.notes = {"final_loss": fit.losses[-1], "steps": fit.steps}
     return made.eval()
 

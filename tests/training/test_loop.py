@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import pytest
@@ -78,12 +79,13 @@ def problem(dropout=0.0):
     return net, lambda i: nn.functional.cross_entropy(net(x[i]), y[i])
 
 
-SETTINGS = {"epochs": 3, "batch": 16, "lr": 0.05, "schedule": "cosine", "warmup": 0.25}
+SETTINGS = loop.Training(epochs=3, batch=16, lr=0.05, schedule="cosine", warmup=0.25)
 
 
 def fit(net, loss_of, seed=0, **changes):
     rng = torch.Generator().manual_seed(seed)
-    return loop.fit(net.parameters(), loss_of, 50, rng=rng, **{**SETTINGS, **changes})
+    how = dataclasses.replace(SETTINGS, **changes)
+    return loop.fit(net.parameters(), loss_of, 50, how, rng)
 
 
 def test_fitting_takes_the_steps_of_a_plain_loop():
@@ -128,7 +130,7 @@ def test_groups_keep_their_own_peak_rate():
     before = {name: value.clone() for name, value in net.state_dict().items()}
     groups = [{"params": [net[1].weight], "lr": 0.0}, {"params": [net[1].bias]}]
     rng = torch.Generator().manual_seed(0)
-    loop.fit(groups, loss_of, 50, rng=rng, **SETTINGS)
+    loop.fit(groups, loss_of, 50, SETTINGS, rng)
     assert torch.equal(net[1].weight, before["1.weight"])
     assert not torch.equal(net[1].bias, before["1.bias"])
 

@@ -167,9 +167,8 @@ def test_training_goes_on_with_what_fits_and_learns_the_same(monkeypatch):
             return F.cross_entropy(model.logits(images.batch(chosen, CPU)), images.labels[chosen])
 
         rng = torch.Generator().manual_seed(0)
-        made = loop.fit(
-            model.parameters(), loss_of, len(images), epochs=1, batch=32, lr=1e-3, rng=rng
-        )
+        how = loop.Training(epochs=1, batch=32, lr=1e-3)
+        made = loop.fit(model.parameters(), loss_of, len(images), how, rng)
         return made.losses[0], model.state_dict(), rng.get_state()
 
     loss, weights, rng = trained()
