@@ -17,9 +17,8 @@ walk at a time would, but for rounding.
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import torch
@@ -27,7 +26,7 @@ from pydantic import Field
 from torch import Tensor
 
 from bench.data import Images
-from bench.models import VisionModel, aside, clone, timed
+from bench.models import Ideal, VisionModel, clone
 from bench.registry import method
 from bench.training import MicroBatches, answers, classifier
 from bench.types import (
@@ -121,7 +120,7 @@ class AdvTra:
         model, known = classifier(owner, ctx.device, least=self.classes), owner.classes
         base = self._draw(ctx)
         orders = torch.rand(len(base), known, generator=ctx.rng).argsort(1)  # (2n, k)
-        walks, tried, tally = list[Tensor](), 0, Tally(MicroBatches(self.batch))
+        walks, tried, tally = list[Tensor](), 0, Tally.of(self.batch, self.hops, ctx.device)
         while tried < len(base) and (missing := self.trajectories - sum(map(len, walks))):
             # As many as are missing: one image after another would try the same ones, and no more.
             wave = torch.arange(tried, min(tried + missing, len(base)))
@@ -231,7 +230,7 @@ class AdvTra:
             for place, images in enumerate(path, number * self.length + 1):
                 kept[alive, place] = _bytes(images)
             tally.hops += len(alive)
-            if number % -(-self.hops // TIMED_ROUNDS) == 0:
+            if number in tally.there.rounds:
                 self._time(model, start, goals[arrived], tally)
         return kept[alive]
 
@@ -333,11 +332,10 @@ class AdvTra:
         """Time a bare pass there, and one there and back, unless that is known well enough."""
         fits = tally.micro.size
         images, targets = images[:fits], targets[:fits]
-        if len(images) and len(tally.timed) < TIMED_ROUNDS:
-            with torch.no_grad(), aside(images.device):
-                there = timed(lambda: model.logits(images), images.device)
-                back = timed(lambda: _ascent(model, images, targets), images.device)
-            tally.timed.append((there / len(images), back / len(images)))
+        if len(images) and len(tally.there.seconds) < TIMED_ROUNDS:
+            with torch.no_grad():
+                tally.there.time(lambda: model.logits(images), len(images))
+            tally.back.time(lambda: _ascent(model, images, targets), len(images))
 
 
 class Hop(NamedTuple):
@@ -353,18 +351,24 @@ class Tally:
     """What the walks took, in images, and how many of them fit into a pass."""
 
     micro: MicroBatches
+    there: Ideal  # a label
+    back: Ideal  # a gradient, with its label
     starts: int = 0  # hops begun
     epochs: int = 0
     hops: int = 0  # hops that arrived
     labelled: int = 0  # besides
-    timed: list[tuple[float, float]] = field(default_factory=list)  # seconds an image
+
+    @staticmethod
+    def of(batch: int, hops: int, device: torch.device) -> Tally:
+        """Begin at nothing; what is timed is spread over the hops of a walk."""
+        rounds = range(0, hops, -(-hops // TIMED_ROUNDS))
+        return Tally(MicroBatches(batch), Ideal(device, rounds), Ideal(device, rounds))
 
     def ideal_seconds(self, half: int) -> float:
         """Return the time of the passes that were needed, each at the pace of a full batch."""
-        there = statistics.median(seconds for seconds, _ in self.timed)
-        back = statistics.median(seconds for _, seconds in self.timed)
         gradients = self.starts + self.epochs * (half - 1) + self.hops * half
-        return there * (self.epochs + self.labelled) + back * gradients
+        labels = self.epochs + self.labelled
+        return self.there.median * labels + self.back.median * gradients
 
 
 @torch.enable_grad()

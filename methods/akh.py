@@ -17,7 +17,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from bench.models import VisionModel, aside, clone, timed
+from bench.models import Ideal, VisionModel, clone
 from bench.registry import method
 from bench.training import answers, classifier, matches
 from bench.types import (
@@ -82,13 +82,10 @@ class AnnaKarenina:
             "queries": len(chosen),
             "filled": len(chosen) - wrong,
         }
-        with aside(ctx.device):
-            first = pixels[: self.batch]
-            seconds = timed(
-                lambda: answers(model.logits, first, self.batch, ctx.device), ctx.device
-            )
-        ideal = seconds / len(first) * len(pixels)  # every image is looked at once
-        return Protected(clone(owner).cpu(), {"pixels": kept, "labels": labels}, notes, ideal)
+        ideal, first = Ideal(ctx.device), pixels[: self.batch]
+        ideal.time(lambda: answers(model.logits, first, self.batch, ctx.device), len(first))
+        seconds = ideal.median * len(pixels)  # every image is looked at once
+        return Protected(clone(owner).cpu(), {"pixels": kept, "labels": labels}, notes, seconds)
 
     def extract(self, secret: Mapping[str, Tensor], suspect: Suspect, ctx: Context) -> Evidence:
         """Ask for the label of every image; one query is one image."""

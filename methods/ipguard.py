@@ -17,6 +17,7 @@ on its own.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
@@ -24,7 +25,7 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from bench.models import VisionModel, aside, clone, timed
+from bench.models import Ideal, VisionModel, clone
 from bench.registry import method
 from bench.training import MicroBatches, answers, classifier, matches
 from bench.types import (
@@ -187,23 +188,24 @@ class IPGuard:
         points, steps = torch.empty_like(x), torch.full((len(x),), self.iterations)
         rows = torch.arange(len(x), device=x.device)
         first, second = torch.zeros_like(x), torch.zeros_like(x)  # Adam's moments
-        ideal = per_pass = 0.0
+        seconds = 0.0
+        ideal = Ideal(x.device, range(0, self.iterations, TIMED_EVERY))
         for number in range(self.iterations):
-            if number % TIMED_EVERY == 0:
-                per_pass = _bare_seconds(logits, x, micro) / len(x)
-            ideal += per_pass * len(x)
+            if number in ideal.rounds:
+                ideal.time(functools.partial(_there_and_back, logits, x, micro), len(x))
+            seconds += ideal.seconds[-1] * len(x)
             done, gradient, finished = self._looked_at(logits, x, source, target, k, micro)
             if finished:
                 points[rows[done]], steps[rows[done].cpu()] = x[done], number
             if finished == len(x):
-                return Descent(points.cpu(), steps, ideal)
+                return Descent(points.cpu(), steps, seconds)
             if finished:
                 x, gradient, first, second, rows, source, target = (
                     part[~done] for part in (x, gradient, first, second, rows, source, target)
                 )
             x, first, second = self._adam(x, gradient, first, second, number)
         points[rows] = x
-        return Descent(points.cpu(), steps, ideal)
+        return Descent(points.cpu(), steps, seconds)
 
     def _looked_at(
         self,
@@ -268,12 +270,12 @@ def boundary_loss(logits: Tensor, source: Tensor, target: Tensor, k: float) -> T
     return loss + (others - at_source).relu()
 
 
-def _bare_seconds(logits: Callable[[Tensor], Tensor], x: Tensor, micro: MicroBatches) -> float:
-    """Time one forward and one backward pass to the pixels, left out of what is measured."""
+def _there_and_back(logits: Callable[[Tensor], Tensor], x: Tensor, micro: MicroBatches) -> None:
+    """Make one forward and one backward pass to the pixels: an iteration cannot do with less."""
 
-    def there_and_back(part: slice) -> None:
+    def bare(part: slice) -> None:
         pixels = x[part].detach().requires_grad_(True)
         torch.autograd.grad(logits(pixels).sum(), pixels)
 
-    with aside(x.device):
-        return timed(lambda: list(micro.over(len(x), there_and_back)), x.device)
+    for _ in micro.over(len(x), bare):
+        pass

@@ -17,14 +17,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from statistics import median
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from bench.data import Images
-from bench.models import VisionModel, aside, clone, measuring, timed
+from bench.models import Ideal, VisionModel, aside, clone, measuring
 from bench.registry import method
 from bench.training import answers, classifier, head_accuracy, in_batches, matches
 from bench.types import (
@@ -271,7 +270,9 @@ def _seconds_per_image(model: VisionModel, ctx: Context) -> float:
     def look() -> None:
         list(in_batches(len(images), BATCH, lambda part: model.logits(images[part])))
 
+    ideal = Ideal(ctx.device, range(TIMED_PASSES))
     with aside(ctx.device):
         look()  # not timed cold
-        rounds = [timed(look, ctx.device) for _ in range(TIMED_PASSES)]
-    return median(rounds) / len(images)
+    for _ in ideal.rounds:
+        ideal.time(look, len(images))
+    return ideal.median

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from bench.models.heads import SegmentationHead as SegmentationHead
     from bench.models.libraries import Library as Library
     from bench.models.libraries import Place as Place
+    from bench.models.meter import Ideal as Ideal
     from bench.models.meter import aside as aside
     from bench.models.meter import measuring as measuring
     from bench.models.meter import timed as timed
@@ -40,7 +41,7 @@ _SHOWN = {
     "building": ("build", "randomised"),
     "heads": ("ClassifierHead", "Head", "SegmentationHead"),
     "libraries": ("Library", "Place"),
-    "meter": ("aside", "measuring", "timed"),
+    "meter": ("Ideal", "aside", "measuring", "timed"),
     "surgery": ("dimensions", "narrow", "segmentation_head", "with_head"),
     "suspect": ("View",),
     "vision": ("Architecture", "Dimensions", "Part", "VisionModel", "clone"),

@@ -6,10 +6,11 @@ import ctypes
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 
 import torch
 
@@ -111,6 +112,29 @@ def timed(work: Callable[[], object], device: torch.device) -> float:
     start = now(device)
     work()
     return now(device) - start
+
+
+@dataclass(slots=True, eq=False)
+class Ideal:
+    """What the fewest passes take, timed beside the work in some of its rounds, and put aside.
+
+    `rounds` are the numbers of those; `seconds` hold what came of each, of one image or one step.
+    """
+
+    device: torch.device
+    rounds: Collection[int] = range(1)
+    seconds: list[float] = field(default_factory=list)
+
+    def time(self, passes: Callable[[], object], images: int = 1) -> float:
+        """Time one run of `passes`, left out of every running meter; return its share of each."""
+        with aside(self.device):
+            self.seconds.append(timed(passes, self.device) / images)
+        return self.seconds[-1]
+
+    @property
+    def median(self) -> float:
+        """The round in the middle: one that met with a hiccup counts no more than another."""
+        return median(self.seconds)
 
 
 def waited() -> float:

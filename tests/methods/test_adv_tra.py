@@ -15,7 +15,6 @@ from bench.models.suspect import View
 from bench.models.vision import Architecture, clone
 from bench.records.nouns import Access, UserError
 from bench.registry import METHODS
-from bench.training.microbatch import MicroBatches
 from bench.types import Context
 from methods.adv_tra import AdvTra, Tally, _step
 
@@ -98,7 +97,7 @@ def reference_hop(model, start, target, how):
 
 
 def fresh(batch=64):
-    return Tally(MicroBatches(batch))
+    return Tally.of(batch, 9, CPU)
 
 
 def reference_walk(model, start, targets, how):

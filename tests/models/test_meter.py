@@ -4,7 +4,16 @@ import pytest
 import torch
 
 from bench.models import meter as module
-from bench.models.meter import _CLEAR, _STATUS, aside, count, counting, measuring, timed
+from bench.models.meter import (
+    _CLEAR,
+    _STATUS,
+    Ideal,
+    aside,
+    count,
+    counting,
+    measuring,
+    timed,
+)
 
 CPU = torch.device("cpu")
 
@@ -92,3 +101,26 @@ def test_peak_memory_sees_what_was_allocated_and_freed():
 
 def test_a_time_covers_the_work():
     assert timed(lambda: time.sleep(0.02), CPU) >= 0.02
+
+
+def test_an_ideal_is_timed_beside_the_work_and_counts_for_nothing(monkeypatch):
+    ticks = iter(range(100))  # every look at the clock costs one second
+    monkeypatch.setattr(module, "now", lambda device: float(next(ticks)))
+    with measuring(CPU) as alone:
+        count(forward=1)
+    with measuring(CPU) as meter:
+        count(forward=1)
+        assert Ideal(CPU).time(lambda: count(forward=9), images=4) == 0.25
+    # Besides its own, `aside` costs the meter around it the two looks that it takes itself.
+    assert (alone.seconds, meter.seconds) == (1.0, 2.0)
+    assert meter.forward_passes == 1
+
+
+def test_a_hiccup_in_one_round_moves_no_ideal(monkeypatch):
+    took = iter([0.5, 90.0, 1.5])
+    monkeypatch.setattr(module, "timed", lambda passes, device: next(took))
+    ideal = Ideal(CPU, range(0, 9, 4))
+    for number in range(9):
+        if number in ideal.rounds:
+            ideal.time(lambda: None, images=2)
+    assert (ideal.seconds, ideal.median) == ([0.25, 45.0, 0.75], 0.75)

@@ -8,7 +8,6 @@ from bench import testing
 from bench.models import meter
 from bench.models.vision import clone
 from bench.records.nouns import Access
-from bench.training.microbatch import MicroBatches
 from methods.adv_tra import AdvTra, Tally
 
 CPU = torch.device("cpu")
@@ -77,7 +76,7 @@ def test_lock_step_takes_fewer_passes_and_less_time_than_one_image_after_another
     targets = orders[orders != images.labels[:8, None]].view(8, 9)[:, : HOW.hops]
 
     def lock_step():
-        walks = HOW._walk(ours, start, targets, Tally(MicroBatches(HOW.batch)))
+        walks = HOW._walk(ours, start, targets, Tally.of(HOW.batch, HOW.hops, CPU))
         HOW._read(lambda x: ours.logits(x).argmax(1), walks, CPU)
         return len(walks)
 
