@@ -1,18 +1,16 @@
 """Runs of a whole suite, as a user starts them: killed, repeated, at once, on a damaged store."""
 
-import contextlib
 import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
+import warm
 import yaml
 
 from bench.records import ledger
@@ -67,42 +65,34 @@ if __name__ == "__main__":
 
 def start(
     suite: Path, results: Path, workers: int = 1, watched: dict[str, str] | None = None
-) -> subprocess.Popen:
-    program = ["-m", "bench"]
+) -> warm.Running:
+    program = "bench"
     if watched is not None:
-        (results / "watched.py").write_text(WATCHED)
-        program = [str(results / "watched.py")]
-    arguments = ["--results", str(results), "--device", "cpu", "--workers", str(workers)]
-    return subprocess.Popen(
-        [sys.executable, *program, "run", str(suite), *arguments],
-        env=os.environ | (watched or {}),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,  # a process group of its own, to be killed as one
-    )
+        program = results / "watched.py"
+        program.write_text(WATCHED)
+    arguments = ["--results", results, "--device", "cpu", "--workers", workers]
+    return warm.start(program, "run", suite, *arguments, env=os.environ | (watched or {}))
 
 
-def finish(process: subprocess.Popen) -> str:
-    output, _ = process.communicate()
+def finish(process: warm.Running) -> str:
+    output = process.finish()
     assert process.returncode == 0, output
     return output
 
 
 def run(suite: Path, results: Path, workers: int = 1) -> str:
-    return finish(start(suite, results, workers))
+    with start(suite, results, workers) as process:
+        return finish(process)
 
 
 def killed(suite: Path, results: Path, workers: int, delay: float) -> bool:
     """Start a run and kill it after `delay` seconds, unless it has finished by then."""
     with start(suite, results, workers) as process:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.communicate(timeout=delay)
-            assert process.returncode == 0
+        if process.over_within(delay):
+            finish(process)
             return False
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        process.kill()
+        process.finish()
     return process.returncode == -signal.SIGKILL
 
 
@@ -140,13 +130,27 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def timed(suite: Path, results: Path, workers: int) -> tuple[Path, float]:
+    began = time.monotonic()
+    run(suite, results, workers)
+    return results, time.monotonic() - began
+
+
 @pytest.fixture(scope="module")
 def undisturbed(suite: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
     """The results of a run nobody disturbed, and the seconds it took; not to be written to."""
-    results = tmp_path_factory.mktemp("undisturbed")
-    began = time.monotonic()
-    run(suite, results)
-    return results, time.monotonic() - began
+    return timed(suite, tmp_path_factory.mktemp("undisturbed"), 1)
+
+
+@pytest.fixture(scope="module")
+def reversed_by_two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
+    """The same of two workers and a suite whose attacks are in reverse."""
+    content = yaml.safe_load(SUITE)
+    content["attacks"].reverse()
+    results = tmp_path_factory.mktemp("reversed")
+    suite = results / "reversed.yaml"
+    suite.write_text(yaml.safe_dump(content))
+    return timed(suite, results, 2)
 
 
 @pytest.fixture
@@ -156,14 +160,14 @@ def results(undisturbed: tuple[Path, float], tmp_path: Path) -> Path:
 
 
 def test_a_run_killed_ten_times_ends_with_the_evidence_of_one_left_alone(
-    suite, undisturbed, tmp_path
+    suite, undisturbed, reversed_by_two, tmp_path
 ):
-    calm, seconds = undisturbed
-    print(f"seed {SEED}, an undisturbed run takes {seconds:.1f} s")  # shown if the test fails
+    calm, seconds = undisturbed[0], {1: undisturbed[1], 2: reversed_by_two[1]}
+    print(f"seed {SEED}, seconds that runs take undisturbed: {seconds}")  # shown if the test fails
     rng, folders, left = random.Random(SEED), [tmp_path / "0"], KILLS
     while left:
         workers = rng.choice([1, 2])
-        if killed(suite, folders[-1], workers, rng.uniform(0, workers * seconds)):
+        if killed(suite, folders[-1], workers, rng.uniform(0, seconds[workers])):
             left -= 1
         else:  # it was quicker than the kill: the others have to hit a new one
             folders.append(tmp_path / str(len(folders)))
@@ -191,8 +195,10 @@ def everything(suite: Path) -> set[str]:
 
 def test_two_runs_at_once_on_one_folder_agree_and_do_each_stage_once(suite, undisturbed, tmp_path):
     log = tmp_path / "log"
-    for process in [start(suite, tmp_path, n, {"LOG": str(log)}) for n in (1, 2)]:
-        finish(process)
+    one, two = (start(suite, tmp_path, workers, {"LOG": str(log)}) for workers in (1, 2))
+    with one, two:
+        finish(one)
+        finish(two)
     assert begun(log) == dict.fromkeys(everything(suite), 1)
     assert answers(tmp_path) == answers(undisturbed[0])
     assert damage(tmp_path) == []
@@ -210,8 +216,8 @@ def test_what_a_killed_run_was_at_the_other_run_takes_over(suite, undisturbed, t
             for line in other.stdout:
                 if "waiting for" in line:
                     break
-            os.killpg(stuck.pid, signal.SIGKILL)
-            stuck.communicate()
+            stuck.kill()
+            stuck.finish()
             finish(other)
     twice = {line: times for line, times in begun(log).items() if times > 1}
     assert kind in {line.split()[0] for line in twice}
@@ -221,18 +227,14 @@ def test_what_a_killed_run_was_at_the_other_run_takes_over(suite, undisturbed, t
     assert answers(tmp_path) == answers(undisturbed[0])
 
 
-def test_neither_order_nor_engine_changes_the_evidence(undisturbed, tmp_path):
-    content = yaml.safe_load(SUITE)
-    content["attacks"].reverse()
-    suite = tmp_path / "reversed.yaml"
-    suite.write_text(yaml.safe_dump(content))
-    run(suite, tmp_path, workers=2)
+def test_neither_order_nor_engine_changes_the_evidence(undisturbed, reversed_by_two):
+    (calm, _), (other, _) = undisturbed, reversed_by_two
     there, here = (
         [key for key, _ in ledger.read_outline(folder / "tiny" / "suite.json").cells]
-        for folder in (undisturbed[0], tmp_path)
+        for folder in (calm, other)
     )
     assert here != there
-    assert answers(tmp_path) == answers(undisturbed[0])
+    assert answers(other) == answers(calm)
 
 
 def artefact(results: Path, kind: str, step: str = "") -> str:
