@@ -31,16 +31,8 @@ PUBLIC = {
     "bench.registry": ("attack", "method"),
     "bench.models": (
         *("Architecture", "Backbone", "ClassifierHead", "Dimensions", "Head", "Ideal"),
-        *(
-            "Library",
-            "OpenClipViT",
-            "OtherTrunk",
-            "Part",
-            "Place",
-            "SegmentationHead",
-            "TimmViT",
-            "View",
-        ),
+        *("Library", "OpenClipViT", "OtherTrunk", "Part", "Place", "SegmentationHead"),
+        *("TimmViT", "View"),
         *("VisionModel", "aside", "build", "clone", "dimensions", "measuring", "narrow"),
         *("randomised", "segmentation_head", "timed", "with_head"),
     ),
