@@ -274,6 +274,12 @@ class Record:
     schema: int = SCHEMA
 
 
+def evidence_of(record: Record) -> Evidence:
+    """Return the evidence of a record that carries some, as whoever asks has made sure."""
+    assert record.evidence is not None
+    return record.evidence
+
+
 @dataclass(frozen=True, slots=True)
 class Outline:
     """What was asked: the suite's cells by key and in its order, and what to print around them."""
@@ -285,12 +291,21 @@ class Outline:
     reductions: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
+    @property
+    def heading(self) -> str:
+        """Return what the suite is called in captions."""
+        return self.title or self.name
+
 
 Shape = Literal["mini", "mini-deep", "mini-wide"]
 """The embedded architectures; the owner is a `mini`, the others are for strangers."""
 
-POPULATIONS: tuple[tuple[Lineage, str], ...] = (
-    ("released", "marked"),
-    ("owner", "twin"),
-    ("stranger", "stranger"),
-)
+POPULATIONS: Mapping[Lineage, str] = {
+    "released": "marked",
+    "owner": "twin",
+    "stranger": "stranger",
+}
+"""What tables call suspects, by what they descend from."""
+
+UNTOUCHED = "control.identity"
+"""The attack that stands for "nothing was done": a plan prices a mark on it."""

@@ -10,16 +10,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean
-from typing import TYPE_CHECKING
 
-from bench.records.nouns import Cell, Evidence, Lineage, Record, Spec, canonical
+from bench.records.nouns import (
+    UNTOUCHED,
+    Cell,
+    Lineage,
+    Outline,
+    Record,
+    Spec,
+    canonical,
+    evidence_of,
+)
 from bench.verdicts.innocents import Innocents, innocents, lineage, model_name, secret_of
 from bench.verdicts.intervals import Spread, spread
 from bench.verdicts.verdict import Verdict, decide, detection_curve
-
-if TYPE_CHECKING:
-    from bench.records.nouns import Outline
-
 
 LONGEST_LABEL = 48
 """Letters; a longer name gets a number and moves to the legend."""
@@ -27,11 +31,11 @@ LONGEST_LABEL = 48
 LONGEST_REASON = 48
 """Letters; the record keeps the whole of it."""
 
-UNTOUCHED = "control.identity"
-"""The attack that does nothing; its row holds the strangers that nothing was done to."""
-
 OTHER_KEY = "another owner's mark"
 """The row of copies of the owner that were marked with another key than the one read with."""
+
+MARKED_AND_TWINS: tuple[Lineage, ...] = ("released", "owner")
+"""The suspects made from the owner's model, marked and unmarked."""
 
 TAUS = tuple(range(8))
 """The bit errors of the paper's Fig. 3."""
@@ -237,12 +241,10 @@ def _setting(spec: Spec, name: str) -> str:
 
 def judged(row: Row, nulls: Mapping[str, Innocents], alpha: float) -> list[Verdict]:
     """Judge every marked copy of a row against the innocents read with its secret."""
-    verdicts = []
-    for record in row.records("released"):
-        null = nulls[secret_of(record.cell)]
-        score = evidence_of(record).score
-        verdicts.append(decide(score, null.strangers, null.descendants, alpha, bar=null.bar))
-    return verdicts
+    return [
+        decide(evidence_of(record).score, nulls[secret_of(record.cell)], alpha)
+        for record in row.records("released")
+    ]
 
 
 def detection(row: Row, origin: Lineage) -> Spread | None:
@@ -265,12 +267,6 @@ def rates_by_tau(records: Sequence[Record]) -> list[list[float]]:
         for curves in models.values()
     ]
     return [list(rates) for rates in zip(*means, strict=True)]
-
-
-def evidence_of(record: Record) -> Evidence:
-    """Return the evidence of a record that carries some."""
-    assert record.evidence is not None  # `found` lets nothing else through
-    return record.evidence
 
 
 def per_model(readings: Iterable[tuple[Record, float]]) -> list[float]:

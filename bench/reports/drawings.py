@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from bench.records.nouns import Evidence, Lineage, Record
+from bench.records.nouns import Lineage, Outline, Record, evidence_of
 from bench.records.table import Picture
 from bench.reports import frontier
 from bench.reports.blocks import TAUS, Block, Row, detection, rates_by_tau
@@ -24,8 +24,6 @@ from bench.verdicts.intervals import Interval, Spread
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-    from bench.records.nouns import Outline
 
 
 FRONTIER_STYLES = tuple(
@@ -189,7 +187,9 @@ def curves(row: Row, name: str) -> str:
     found = {origin: _counted(row.records(origin)) for origin in STYLES}
     if not any(found.values()):
         return ""
-    threshold = next(_evidence(records[0]).rule.threshold for records in found.values() if records)
+    threshold = next(
+        evidence_of(records[0]).rule.threshold for records in found.values() if records
+    )
 
     def draw(axes: Axes) -> None:
         axes.axvline(threshold, color=MUTED, linewidth=0.6)
@@ -210,7 +210,7 @@ def histogram(block: Block, name: str) -> str:
 
     if not block.found:
         return ""
-    rule = _evidence(block.found[0]).rule
+    rule = evidence_of(block.found[0]).rule
     edges = _edges(block.found)
 
     def draw(axes: Axes) -> None:
@@ -228,19 +228,14 @@ def histogram(block: Block, name: str) -> str:
 
 
 def _counted(records: Sequence[Record]) -> list[Record]:
-    return [record for record in records if _evidence(record).rule.statistic == COUNTED]
-
-
-def _evidence(record: Record) -> Evidence:
-    assert record.evidence is not None  # rows hand out no other records
-    return record.evidence
+    return [record for record in records if evidence_of(record).rule.statistic == COUNTED]
 
 
 def _edges(records: Sequence[Record]) -> list[float]:
     """Return the edges of bins: one per count, or equal ones between the extremes."""
-    low = min(min(_evidence(record).statistic) for record in records)
-    high = max(max(_evidence(record).statistic) for record in records)
-    if _evidence(records[0]).rule.statistic == COUNTED:
+    low = min(min(evidence_of(record).statistic) for record in records)
+    high = max(max(evidence_of(record).statistic) for record in records)
+    if evidence_of(records[0]).rule.statistic == COUNTED:
         return [count - 0.5 for count in range(int(high) + 2)]
     width = (high - low or 1.0) / BINS
     return [low + i * width for i in range(BINS + 1)]
@@ -250,7 +245,7 @@ def _shares(records: Sequence[Record], edges: Sequence[float]) -> list[float]:
     """Return the share of queries in every bin, mean over suspects."""
     import numpy as np
 
-    counts = [np.histogram(_evidence(r).statistic, edges)[0] for r in records]
+    counts = [np.histogram(evidence_of(r).statistic, edges)[0] for r in records]
     shares = [count / max(count.sum(), 1) for count in counts]
     return [float(share) for share in np.mean(shares, axis=0)]
 

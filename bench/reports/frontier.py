@@ -11,22 +11,36 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import TYPE_CHECKING
 
-from bench.records.nouns import Lineage, Record, Spec, UserError, Utility, canonical
+from bench.records.nouns import (
+    UNTOUCHED,
+    Lineage,
+    Outline,
+    Record,
+    Spec,
+    UserError,
+    Utility,
+    canonical,
+    evidence_of,
+)
 from bench.records.table import NOTHING, Table
 from bench.reports import notes
-from bench.reports.blocks import UNTOUCHED, Block, Row, core, detection, grouped, judged, per_model
+from bench.reports.blocks import (
+    MARKED_AND_TWINS,
+    Block,
+    Row,
+    core,
+    detection,
+    grouped,
+    judged,
+    per_model,
+)
 from bench.reports.blocks import labelled as labelled_
 from bench.reports.tables import utility_text
 from bench.verdicts import intervals
 from bench.verdicts.innocents import secret_of
 from bench.verdicts.intervals import Interval, difference_interval
 from bench.verdicts.verdict import Verdict
-
-if TYPE_CHECKING:
-    from bench.records.nouns import Outline
-
 
 R_HIGH = 0.75
 """Detection rate below which a copy counts as missed: 750 of 1000 images in A. Chistyakova,
@@ -35,8 +49,6 @@ here it judges their own rates too."""
 
 SHARES = ("accuracy", "probe accuracy")
 """Metrics that are shares of test images: their difference has a binomial interval."""
-
-POPULATIONS: tuple[Lineage, ...] = ("released", "owner")
 
 WHAT_A_SWEEP_IS = (
     "a sweep is one attack listed several times with one number changed, such as "
@@ -184,7 +196,7 @@ def tables(outline: Outline, records: Mapping[str, Record]) -> tuple[Table, ...]
 
     """
     swept, legend = sweeps_of(outline, records)
-    title = outline.title or outline.name
+    title = outline.heading
     return (_frontier(swept, title, legend, outline), _prices(swept, title, outline.reductions))
 
 
@@ -241,7 +253,7 @@ def _block_sweeps(block: Block, families: Mapping[str, _Family], alpha: float) -
     untouched = next((row for row in block.rows if row.label == UNTOUCHED), None)
 
     def point(strength: float, row: Row, yardstick: _Yardstick) -> Point:
-        losses = {p: loss for p in POPULATIONS if (loss := _loss(row, p, yardstick))}
+        losses = {p: loss for p in MARKED_AND_TWINS if (loss := _loss(row, p, yardstick))}
         return Point(strength, row, judged(row, nulls, alpha), losses)
 
     for label, family in families.items():
@@ -262,10 +274,10 @@ def _yardstick(untouched: Row | None, rows: Mapping[float, Row]) -> _Yardstick:
     """Choose by the records: is the suspects' task the one their model was measured on before?"""
     before: dict[tuple[str, str], Utility] = {
         (secret_of(record.cell), record.cell.base): utility
-        for population in POPULATIONS
+        for population in MARKED_AND_TWINS
         for record, utility in (_measured(untouched, population) if untouched else [])
     }
-    suspects = [u for row in rows.values() for p in POPULATIONS for _, u in _measured(row, p)]
+    suspects = [u for row in rows.values() for p in MARKED_AND_TWINS for _, u in _measured(row, p)]
     same = {_task(u) for u in suspects} <= {_task(u) for u in before.values()}
     return _Yardstick(before, _best(rows) if before and not same else None)
 
@@ -344,10 +356,10 @@ def _frontier(swept: Sequence[Sweep], title: str, legend: Sequence[str], outline
 
 
 def _point_row(point: Point, tasks: dict[str, str]) -> tuple[str, ...]:
-    scores = [_score(point.row, population) for population in POPULATIONS]
+    scores = [_score(point.row, population) for population in MARKED_AND_TWINS]
     return (
         f"{point.strength:g}",
-        *(notes.rate_text(point.row, population) for population in POPULATIONS),
+        *(notes.rate_text(point.row, population) for population in MARKED_AND_TWINS),
         NOTHING if set(scores) == {NOTHING} else " / ".join(scores),
         notes.largest_p(point.verdicts),
         notes.counts_text([verdict.outcome for verdict in point.verdicts]),
@@ -357,7 +369,7 @@ def _point_row(point: Point, tasks: dict[str, str]) -> tuple[str, ...]:
 
 
 def _score(row: Row, population: Lineage) -> str:
-    read = [(r, r.evidence.score) for r in row.records(population) if r.evidence is not None]
+    read = [(r, evidence_of(r).score) for r in row.records(population)]
     return f"{fmean(per_model(read)):.3f}" if read else NOTHING
 
 

@@ -5,18 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from statistics import fmean
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
-from bench.records.nouns import Lineage, Record, canonical
+from bench.records.nouns import Lineage, Record, canonical, evidence_of
 from bench.records.table import NOTHING
-from bench.reports.blocks import OTHER_KEY, Block, Row, core, detection, evidence_of, judged
+from bench.reports.blocks import OTHER_KEY, Block, Row, core, detection, judged
 from bench.verdicts.innocents import Innocents, model_name, secret_of
 from bench.verdicts.intervals import Interval, mean_interval, means_agree
 from bench.verdicts.verdict import Verdict, false_positives, innocents_needed
-
-if TYPE_CHECKING:
-    from bench.records.nouns import Outline
-
 
 T = TypeVar("T", bound=Hashable)
 
@@ -134,8 +130,8 @@ def _null(null: Innocents, alpha: float) -> str:
     twins = "" if null.descendants is None else f" and {sizes[1]} descendants of the clean owner"
     short = "" if min(sizes) >= needed else f"; undecided, {needed} of each are needed"
     unread = null.descendants is not None and null.clean is None
-    clean = " The clean owner itself was not read: no copy had to score above it." * unread
-    keys = f", above {len(null.other_keys)} marked with other keys" * bool(null.other_keys)
+    clean = " The clean owner itself was not read: no copy had to score above it." if unread else ""
+    keys = f", above {len(null.other_keys)} marked with other keys" if null.other_keys else ""
     return (
         f"p from {sizes[0]} strangers{twins}, counted as models{keys}; smallest attainable p "
         f"{_p(1 / (min(sizes) + 1))} at alpha = {alpha:g}{short}; {_level(null, alpha)}.{clean}"
@@ -235,8 +231,3 @@ def number_text(
 ) -> str:
     """Write the middle of some values, and from which to which they go."""
     return f"{middle(values):.{decimals}f}" if values else NOTHING
-
-
-def title_text(outline: Outline) -> str:
-    """Return what a suite is called in captions."""
-    return outline.title or outline.name

@@ -13,10 +13,19 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from statistics import fmean
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-from bench.records import nouns
-from bench.records.nouns import Cost, Evidence, Fidelity, Json, Lineage, Record, Spec, canonical
+from bench.records.nouns import (
+    POPULATIONS,
+    Cost,
+    Evidence,
+    Fidelity,
+    Json,
+    Outline,
+    Record,
+    Spec,
+    canonical,
+)
 from bench.records.table import NOTHING, Picture, Table
 from bench.reports import drawings, tables
 from bench.reports.blocks import Asked, Block, grouped, judged
@@ -24,10 +33,6 @@ from bench.reports.notes import counts_text, largest_p
 from bench.verdicts.innocents import Innocents
 from bench.verdicts.intervals import wilson
 from bench.verdicts.verdict import Verdict
-
-if TYPE_CHECKING:
-    from bench.records.nouns import Outline
-
 
 STATES = {
     "ok": "answered",
@@ -37,8 +42,6 @@ STATES = {
     "incompatible": "incompatible",
 }
 """What can have become of a cell, in the words of the page."""
-
-POPULATIONS: dict[Lineage, str] = dict(nouns.POPULATIONS)
 
 
 class Line(NamedTuple):
@@ -115,7 +118,7 @@ def html(
     script = resources.files("bench.reports").joinpath("templates/report.js").read_text("utf-8")
     return environment.get_template("report.html").render(
         outline=outline,
-        title=outline.title or outline.name,
+        title=outline.heading,
         cards=cards,
         totals=_states(asked for block in blocks for asked in block.asked),
         environments=_environments(records, outline),
@@ -139,7 +142,8 @@ def _asked(blocks: Sequence[Block]) -> str:
     owners, methods = ({getattr(block, kind) for block in blocks} for kind in ("owner", "method"))
     attacks = {row.label for block in blocks for row in block.rows}
     words = ((owners, "owner"), (methods, "method"), (attacks, "attack"))
-    return ", ".join(f"{len(found)} {word}{'s' * (len(found) != 1)}" for found, word in words)
+    counted = [(len(found), word) for found, word in words]
+    return ", ".join(f"{n} {word}" if n == 1 else f"{n} {word}s" for n, word in counted)
 
 
 def _state(asked: Asked) -> str:
@@ -219,7 +223,7 @@ def _null(null: Innocents) -> str:
     strangers = f"{len(null.strangers)} strangers"
     if null.descendants is None:
         return strangers
-    keys = f", {len(null.other_keys)} marked with other keys" * bool(null.other_keys)
+    keys = f", {len(null.other_keys)} marked with other keys" if null.other_keys else ""
     return f"{strangers}, {len(null.descendants)} descendants of the clean owner{keys}"
 
 

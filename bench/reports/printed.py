@@ -20,17 +20,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from statistics import fmean
-from typing import TYPE_CHECKING
 
-from bench.records.nouns import Json, Record, Spec
+from bench.records.nouns import Json, Outline, Record, Spec, evidence_of
 from bench.records.table import NOTHING, Table
 from bench.reports import notes
 from bench.reports.blocks import Block, Row, grouped, rates_by_tau
 from bench.reports.tables import cost_row
-
-if TYPE_CHECKING:
-    from bench.records.nouns import Outline
-
 
 CAUTION = "other models, data and machines than ours: no target, and part of no verdict."
 
@@ -82,7 +77,7 @@ def _rows_1(blocks: Iterable[Block], printed: Json) -> Iterator[tuple[str, ...]]
         for row in block.rows:
             whole += [] if row.chain else row.records("released")
             segmented += row.records("released") if _done(row, printed["segmented"]) else []
-        errors = [fmean(r.evidence.statistic) for r in whole if r.evidence]
+        errors = [fmean(evidence_of(r).statistic) for r in whole]
         ours = (_rate(whole, 0), f"{fmean(errors):.3f}" if errors else NOTHING, _rate(segmented, 4))
         beside = zip(ours, (f"{figure:.3f}" for figure in figures), strict=True)
         yield block.owner, block.method, str(number), *(text for pair in beside for text in pair)

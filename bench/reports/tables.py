@@ -9,16 +9,24 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from statistics import fmean, median
-from typing import TYPE_CHECKING
 
-from bench.records.nouns import POPULATIONS, Cost, Fidelity, Lineage, Record, canonical
+from bench.records.nouns import (
+    POPULATIONS,
+    Cost,
+    Fidelity,
+    Lineage,
+    Outline,
+    Record,
+    canonical,
+    evidence_of,
+)
 from bench.records.table import NOTHING, Table
 from bench.reports.blocks import (
+    MARKED_AND_TWINS,
     TAUS,
     Block,
     Row,
     detection,
-    evidence_of,
     grouped,
     judged,
     per_model,
@@ -35,14 +43,10 @@ from bench.reports.notes import (
     models_text,
     number_text,
     rate_text,
-    title_text,
 )
 from bench.verdicts import bounds
 from bench.verdicts.innocents import Innocents
 from bench.verdicts.intervals import between, difference_interval, mean_interval
-
-if TYPE_CHECKING:
-    from bench.records.nouns import Outline
 
 
 def tables(outline: Outline, records: Mapping[str, Record]) -> tuple[Table, ...]:
@@ -83,7 +87,7 @@ def _table_1(outline: Outline, blocks: Sequence[Block]) -> Table:
     ]
     return Table(
         name="Table 1",
-        caption=f"what the block that a mark is put at decides ({title_text(outline)})",
+        caption=f"what the block that a mark is put at decides ({outline.heading})",
         columns=(
             *("owner", "method", "block", "attack", "marked R(0)", "marked R(4)"),
             *("marked errors", "twin R(0)", "twin R(4)", "twin errors"),
@@ -102,7 +106,7 @@ def _table_1(outline: Outline, blocks: Sequence[Block]) -> Table:
 def _place(row: Row) -> tuple[str, ...]:
     """Write R(0), R(4) and the mean bit errors of marked copies, then of twins."""
     cells: list[str] = []
-    for origin, _ in POPULATIONS[:2]:
+    for origin in MARKED_AND_TWINS:
         records = row.records(origin)
         rates = rates_by_tau(records)
         errors = per_model((r, fmean(evidence_of(r).statistic)) for r in records)
@@ -130,7 +134,7 @@ def _table_2(outline: Outline, blocks: Sequence[Block], legend: Sequence[str]) -
         ]
     return Table(
         name="Table 2",
-        caption=f"who is recognised after which attack ({title_text(outline)})",
+        caption=f"who is recognised after which attack ({outline.heading})",
         columns=(
             *("owner", "method", "access"),
             *("attack", "marked", "twin", "stranger", "statistic (m/t/s)", "p", "verdict"),
@@ -159,7 +163,7 @@ def _side_by_side(outline: Outline, blocks: Sequence[Block], legend: Sequence[st
         rows += [(owner, *cells) for cells in _columns(columns, outline.alpha)]
     return Table(
         name="Table 2 side by side",
-        caption=f"every method on copies made by the same recipes ({title_text(outline)})",
+        caption=f"every method on copies made by the same recipes ({outline.heading})",
         columns=("owner", "kind", "experiment", *methods),
         rows=tuple(rows) if len(methods) > 1 else (),
         notes=(
@@ -190,7 +194,7 @@ def _columns(blocks: Sequence[Block | None], alpha: float) -> Iterator[tuple[str
     yield ("what is compared", "needs", *(_needs(block) for block in blocks))
     yield ("what is compared", "rate of", *(_rule(block) for block in blocks))
     yield ("what is compared", "price: feature cosine", *(_brief_price(block) for block in blocks))
-    for origin, _ in POPULATIONS:
+    for origin in POPULATIONS:
         shown: set[tuple[str, ...]] = set()
         for label in labels:
             cells = tuple(
@@ -278,7 +282,7 @@ def _attack_row(
     native = _statistics(row)
     return (
         row.label,
-        *(rate_text(row, origin) for origin, _ in POPULATIONS),
+        *(rate_text(row, origin) for origin in POPULATIONS),
         NOTHING if set(native) == {NOTHING} else " / ".join(native),
         largest_p(verdicts),
         counts_text([verdict.outcome for verdict in verdicts]),
@@ -290,7 +294,7 @@ def _statistics(row: Row) -> list[str]:
     """Write each population's native statistic, mean over models, or that nothing is there."""
     found = [
         per_model((r, fmean(evidence_of(r).statistic)) for r in row.records(origin))
-        for origin, _ in POPULATIONS
+        for origin in POPULATIONS
     ]
     return [f"{fmean(means):#.3g}" if means else NOTHING for means in found]
 
@@ -298,7 +302,7 @@ def _statistics(row: Row) -> list[str]:
 def utility_text(row: Row, tasks: dict[str, str]) -> str:
     """Write marked / twin with the numbers of the tasks; `tasks` gains those not met before."""
     texts, numbers = [], set()
-    for origin in ("released", "owner"):
+    for origin in MARKED_AND_TWINS:
         measured = [(r, r.utility) for r in row.records(origin) if r.utility is not None]
         values = per_model((record, utility.value) for record, utility in measured)
         texts.append(f"{fmean(values):.3f}" if values else NOTHING)
@@ -312,7 +316,7 @@ def _table_3(outline: Outline, blocks: Sequence[Block]) -> Table:
     """Return what embedding and extraction cost, beside the fewest passes they need."""
     return Table(
         name="Table 3",
-        caption=f"what marking and reading cost ({title_text(outline)})",
+        caption=f"what marking and reading cost ({outline.heading})",
         heads=2,
         columns=(
             *("owner", "device", "method", "embed min", "embed s", "ideal s", "ratio", "step"),
@@ -376,7 +380,7 @@ def _figure_3(blocks: Sequence[Block]) -> Table:
     for block in blocks:
         if not any(evidence_of(record).rule.statistic == "bit errors" for record in block.found):
             continue
-        for row, (origin, name) in itertools.product(block.rows, POPULATIONS):
+        for row, (origin, name) in itertools.product(block.rows, POPULATIONS.items()):
             if curve := _curve(row.records(origin)):
                 rows.append((block.owner, block.method, row.label, name, *curve))
     return Table(

@@ -21,12 +21,12 @@ from bench.data.manifest import split
 from bench.models.building import build
 from bench.models.libraries import EMBEDDED
 from bench.models.vision import Architecture
-from bench.records.nouns import Passes, Sizes, UserError
+from bench.records.nouns import UNTOUCHED, Passes, Sizes, UserError
 from bench.records.settings import suggestion
 from bench.records.store import Artefact, Store
 from bench.registry import ATTACKS, METHODS
 from bench.runs.owners import architecture_of
-from bench.suite.graph import UNTOUCHED, Kind, Plan, Stage
+from bench.suite.graph import Kind, Plan, Stage
 from bench.suite.todo import guesses, spare_copies, start
 from bench.types import CountsExtracting, CountsPasses, CountsProtecting, Method
 

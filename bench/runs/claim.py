@@ -33,6 +33,7 @@ from bench.registry import METHODS
 from bench.runs.key import Key, is_key
 from bench.suite.owners import WEIGHT_FILES
 from bench.types import Context, Method
+from bench.verdicts.innocents import Innocents
 from bench.verdicts.verdict import Verdict, decide, innocents_needed
 
 HELD_OUT = 0.3
@@ -51,11 +52,11 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What every key read off one model, in the order of the keys; a reason where it could not."""
+    """What every key read off one model; a reason where it could not."""
 
     name: str
     digest: str
-    found: tuple[Evidence | str, ...]
+    found: Mapping[Key, Evidence | str]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -151,7 +152,7 @@ def protect(
 
 def read_others(key: Key, copies: Sequence[Path], device: torch.device) -> Key:
     """Read a key off the other users' copies, and return it with the highest agreement found."""
-    found = [read_file(copy, [key], device).found[0] for copy in copies]
+    found = [read_file(copy, [key], device).found[key] for copy in copies]
     scores = [evidence.score for evidence in found if isinstance(evidence, Evidence)]
     return dataclasses.replace(key, others_score=max(scores, default=None))
 
@@ -179,13 +180,13 @@ def read_file(file: Path, keys: Sequence[Key], device: torch.device) -> Reading:
 
 def read(name: str, loaded: Loaded, keys: Sequence[Key], device: torch.device) -> Reading:
     """Read one model with every key."""
-    found: list[Evidence | str] = []
+    found: dict[Key, Evidence | str] = {}
     for key in keys:
         try:
-            found.append(_extract(key.reader, key.secret, loaded.model, device))
+            found[key] = _extract(key.reader, key.secret, loaded.model, device)
         except Incompatible as error:
-            found.append(str(error))
-    return Reading(name, loaded.digest, tuple(found))
+            found[key] = str(error)
+    return Reading(name, loaded.digest, found)
 
 
 def judge(
@@ -208,8 +209,8 @@ def judge(
     """
     _refuse_the_owners_own(keys, strangers)
     return [
-        _finding(keys, i, suspect, _distinct(strangers), _distinct(descendants), alpha)
-        for i in range(len(keys))
+        _finding(key, keys, suspect, _distinct(strangers), _distinct(descendants), alpha)
+        for key in keys
     ]
 
 
@@ -274,12 +275,13 @@ def sentences(found: Finding, alpha: float) -> list[tuple[str, str]]:
         ("possible", _possible(found, verdict, alpha)),
     ]
     decided = verdict.outcome != "undecided"
-    level = f"at alpha = {alpha:g}" + f", for {found.keys} keys together" * (found.keys > 1)
-    return [*lines, ("verdict", f"{verdict.outcome} {level}" if decided else "undecided")]
+    together = f", for {found.keys} keys together" if found.keys > 1 else ""
+    level = f" at alpha = {alpha:g}{together}" if decided else ""
+    return [*lines, ("verdict", f"{verdict.outcome}{level}")]
 
 
 def _innocents_known(key: Key) -> str:
-    others = " or another user's copy at most" * (key.others_score is not None)
+    others = "" if key.others_score is None else " or another user's copy at most"
     return f"the clean owner{others}"
 
 
@@ -295,7 +297,7 @@ def _ranks(found: Finding, verdict: Verdict) -> str:
     ]
     if found.p_value is None:
         return f"none: {'; '.join(parts)}"
-    corrected = f", times {found.keys} keys" * (found.keys > 1)
+    corrected = f", times {found.keys} keys" if found.keys > 1 else ""
     return f"{found.p_value:.4g}: {'; '.join(parts)}{corrected}"
 
 
@@ -307,7 +309,7 @@ def _possible(found: Finding, verdict: Verdict, alpha: float) -> str:
         for n, who in zip(populations, ("strangers", "descendants"), strict=True)
         if n is not None
     )
-    each = " of each" * (verdict.n_descendants is not None)
+    each = "" if verdict.n_descendants is None else " of each"
     smallest = f"at best {min(1.0, found.keys * verdict.attainable):.4g}"
     if verdict.outcome == "undecided":
         return f"{smallest}: {verdict.needed}{each} needed at alpha = {alpha:g}, {given}"
@@ -320,15 +322,14 @@ def _score(found: Finding) -> float:
 
 
 def _finding(
+    key: Key,
     keys: Sequence[Key],
-    position: int,
     suspect: Reading,
     strangers: Sequence[Reading],
     descendants: Sequence[Reading],
     alpha: float,
 ) -> Finding:
-    key, evidence = keys[position], suspect.found[position]
-    marks = key.reader.marks
+    evidence, marks = suspect.found[key], key.reader.marks
     if descendants and not marks:
         raise UserError(
             f"--descendants: expected none with the fingerprint {key.method.name}, for which "
@@ -337,22 +338,17 @@ def _finding(
     innocent = [r for r in descendants if r.digest != key.released]
     ours = {digest for k in keys for digest in (k.clean, k.released)}
     recorded = [key.clean_score, *([] if key.others_score is None else [key.others_score])]
-    known = max(recorded + _scores([r for r in innocent if r.digest in ours], position))
+    known = max(recorded + _scores([r for r in innocent if r.digest in ours], key))
     if isinstance(evidence, str):
         return Finding(key, evidence, None, known, len(keys))
-    verdict = decide(
-        evidence.score,
-        _scores(strangers, position),
-        _scores(innocent, position) if marks else None,
-        alpha / len(keys),
-        bar=known if marks else None,
-    )
-    return Finding(key, evidence, verdict, known, len(keys))
+    descended = tuple(_scores(innocent, key)) if marks else None
+    null = Innocents(tuple(_scores(strangers, key)), descended, clean=known)
+    return Finding(key, evidence, decide(evidence.score, null, alpha / len(keys)), known, len(keys))
 
 
-def _scores(readings: Sequence[Reading], position: int) -> list[float]:
+def _scores(readings: Sequence[Reading], key: Key) -> list[float]:
     """Return the scores of the models that this key can read: the others are no innocents."""
-    found = [reading.found[position] for reading in readings]
+    found = [reading.found[key] for reading in readings]
     return [evidence.score for evidence in found if isinstance(evidence, Evidence)]
 
 

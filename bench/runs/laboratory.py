@@ -23,6 +23,7 @@ from bench.models.vision import Architecture, VisionModel, compiling
 from bench.models.weights import load_state, weights_digest
 from bench.records.leases import Leases
 from bench.records.nouns import (
+    UNTOUCHED,
     Access,
     Cost,
     Evidence,
@@ -40,7 +41,7 @@ from bench.records.store import Artefact, Store
 from bench.registry import ATTACKS, METHODS
 from bench.runs.machine import device_name, environment
 from bench.runs.owners import load_owner, refuse_others
-from bench.suite.graph import UNTOUCHED, Plan, Stage
+from bench.suite.graph import Plan, Stage
 from bench.suite.owners import ClassifierSettings, OwnerSettings
 from bench.suite.plan import weights_file
 from bench.training import pretraining, probe, readout

@@ -17,9 +17,6 @@ Kind = Literal[
     "owner", "classifier", "cohort", "protect", "attack", "extract", "utility", "fidelity"
 ]
 
-UNTOUCHED = "control.identity"
-"""The control that stands for "nothing was done": the plan prices a mark on it."""
-
 STRANGER = "control.stranger"
 """The control the plan makes innocents with."""
 

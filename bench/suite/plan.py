@@ -20,9 +20,19 @@ from bench.data.manifest import Manifest
 from bench.data.settings import LOADERS
 from bench.models import libraries
 from bench.records.files import file_digest
-from bench.records.nouns import Access, Cell, Json, Lineage, Readout, Shape, Spec, UserError
+from bench.records.nouns import (
+    UNTOUCHED,
+    Access,
+    Cell,
+    Json,
+    Lineage,
+    Readout,
+    Shape,
+    Spec,
+    UserError,
+)
 from bench.registry import ATTACKS, METHODS
-from bench.suite.graph import READ_WITH, STRANGER, UNTOUCHED, Kind, Plan, Question, Stage
+from bench.suite.graph import READ_WITH, STRANGER, Kind, Plan, Question, Stage
 from bench.suite.grid import Suite
 from bench.suite.innocents import RECIPE, recipe_digest
 from bench.suite.owners import ClassifierSettings, OwnerSettings

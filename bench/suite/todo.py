@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import Any
 
-from bench.records.nouns import digest
+from bench.records.nouns import UNTOUCHED, digest
 from bench.records.store import Artefact, Store
-from bench.suite.graph import UNTOUCHED, Plan, Question, Stage
+from bench.suite.graph import Plan, Question, Stage
 
 
 def missing(plan: Plan, store: Store, questions: Iterable[Question]) -> tuple[str, ...]:

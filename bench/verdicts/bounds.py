@@ -15,16 +15,12 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Literal, get_args
 
-from bench.records.nouns import Evidence, Record, UserError
+from bench.records.nouns import Evidence, Outline, Record, UserError, evidence_of
 from bench.records.table import NOTHING, Table
 from bench.verdicts.innocents import Population, populations
 from bench.verdicts.intervals import upper_bound
-
-if TYPE_CHECKING:
-    from bench.records.nouns import Outline
-
 
 Level = Literal["bits, as printed", "bits, through eq. 6", "images"]
 """What the intervals of equation 11 are for: the bits of an image, taken for the image itself, as
@@ -295,7 +291,7 @@ def bounds_table(outline: Outline, groups: Iterable[tuple[str, str, Sequence[Rec
     ]
     return Table(
         name="Bounds",
-        caption=f"section 3.3 of the ActiveMark paper ({outline.title or outline.name})",
+        caption=f"section 3.3 of the ActiveMark paper ({outline.heading})",
         columns=(
             *("owner", "method", "r is the chance of", "marked / innocent", "l(x)", "u(x)"),
             *(
@@ -334,18 +330,13 @@ def _everyone(population: Population) -> tuple[Record, ...]:
 
 
 def _counts_bits(record: Record) -> bool:
-    return counts_bits(_evidence(record))
-
-
-def _evidence(record: Record) -> Evidence:
-    assert record.evidence is not None  # `populations` lets nothing else through
-    return record.evidence
+    return counts_bits(evidence_of(record))
 
 
 def _bound_row(level: Level, read: Sequence[Population]) -> tuple[str, ...]:
     try:
         found = [
-            bounds(list(map(_evidence, p.marked)), list(map(_evidence, p.innocent)), level)
+            bounds(list(map(evidence_of, p.marked)), list(map(evidence_of, p.innocent)), level)
             for p in read
         ]
     except UserError as error:
@@ -367,8 +358,8 @@ def _bound_row(level: Level, read: Sequence[Population]) -> tuple[str, ...]:
 
 def _model_row(read: Sequence[Population]) -> tuple[str, ...]:
     """Count suspects whole: what remains when nothing is supposed of images."""
-    marked = [[_evidence(r).rate for r in p.marked] for p in read]
-    innocent = [[_evidence(r).rate for r in p.innocent] for p in read]
+    marked = [[evidence_of(r).rate for r in p.marked] for p in read]
+    innocent = [[evidence_of(r).rate for r in p.innocent] for p in read]
     high, low = (
         min((rate for rates in marked for rate in rates), default=None),
         max((rate for rates in innocent for rate in rates), default=None),

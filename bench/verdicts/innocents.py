@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from bench.records.nouns import Cell, Lineage, Record
+from bench.records.nouns import Cell, Lineage, Record, evidence_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +164,7 @@ def populations(records: Iterable[Record]) -> dict[str, Population]:
         )
         name = innocent_name(record, trained)
         held = groups[origin].setdefault(name, record)
-        higher = (score_of(record), record.key) > (score_of(held), held.key)
+        higher = (evidence_of(record).score, record.key) > (evidence_of(held).score, held.key)
         if held is not record and higher != (origin == "released"):
             groups[origin][name] = record
     ordered = {c: {o: _in_order(g) for o, g in groups.items()} for c, groups in found.items()}
@@ -176,9 +176,3 @@ def populations(records: Iterable[Record]) -> dict[str, Population]:
 
 def _in_order(models: Mapping[str, Record]) -> tuple[Record, ...]:
     return tuple(record for _, record in sorted(models.items()))
-
-
-def score_of(record: Record) -> float:
-    """Return the score of a record that carries evidence."""
-    assert record.evidence is not None  # `populations` lets nothing else through
-    return record.evidence.score

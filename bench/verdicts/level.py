@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, get_args
+from typing import get_args
 
-from bench.records.nouns import Record
+from bench.records.nouns import Outline, Record, evidence_of
 from bench.records.table import NOTHING, Table
 from bench.verdicts import separation
 from bench.verdicts.families import ENOUGH_KEYS, holm
 from bench.verdicts.innocents import Innocents, innocents, populations, secret_of
 from bench.verdicts.intervals import exact
 from bench.verdicts.verdict import Kind, Verdict, decide, false_positives, innocents_needed
-
-if TYPE_CHECKING:
-    from bench.records.nouns import Outline
-
 
 RATE = 0.05
 """The false-positive rate at which detection is stated."""
@@ -30,7 +26,7 @@ def level_table(outline: Outline, groups: Iterable[tuple[str, str, Sequence[Reco
     keys = min((_keys(records) for *_, records in told), default=ENOUGH_KEYS)
     return Table(
         name="Level and power",
-        caption=f"verdicts at alpha = {outline.alpha:g} ({outline.title or outline.name})",
+        caption=f"verdicts at alpha = {outline.alpha:g} ({outline.heading})",
         columns=(
             *("owner", "method", "strangers", "descendants"),
             *(f"{kind} called owned" for kind in KINDS),
@@ -94,18 +90,10 @@ def _verdicts(
     records: Sequence[Record], nulls: Mapping[str, Innocents], alpha: float
 ) -> list[Verdict]:
     """Judge every distinct copy of the released model."""
-    found = populations(records)
     return [
-        decide(
-            record.evidence.score,
-            nulls[claim].strangers,
-            nulls[claim].descendants,
-            alpha,
-            bar=nulls[claim].bar,
-        )
-        for claim, population in sorted(found.items())
+        decide(evidence_of(record).score, nulls[claim], alpha)
+        for claim, population in sorted(populations(records).items())
         for record in population.marked
-        if record.evidence is not None
     ]
 
 

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
-from bench.records.nouns import Cell, Record
+from bench.records.nouns import Cell, Outline, Record
 from bench.records.table import NOTHING, Table
 from bench.verdicts.families import Paired, paired, paired_together
 from bench.verdicts.innocents import innocents, lineage, secret_of
 from bench.verdicts.verdict import decide
-
-if TYPE_CHECKING:
-    from bench.records.nouns import Outline
 
 
 def pairs_table(outline: Outline, groups: Iterable[tuple[str, str, Sequence[Record]]]) -> Table:
@@ -31,7 +27,7 @@ def pairs_table(outline: Outline, groups: Iterable[tuple[str, str, Sequence[Reco
         name="Methods compared",
         caption=(
             f"verdicts at alpha = {outline.alpha:g} on copies made by the same recipes, over "
-            f"{len(compared)} comparisons by Holm ({outline.title or outline.name})"
+            f"{len(compared)} comparisons by Holm ({outline.heading})"
         ),
         columns=(
             *("owner", "first", "second", "copies", "only first", "only second", "difference"),
@@ -64,15 +60,14 @@ def recognised(records: Sequence[Record], alpha: float) -> list[tuple[Cell, bool
     for record in records:
         if record.evidence is None or lineage(record) != "released":
             continue
-        null, score = nulls[secret_of(record.cell)], record.evidence.score
-        verdict = decide(score, null.strangers, null.descendants, alpha, bar=null.bar)
+        verdict = decide(record.evidence.score, nulls[secret_of(record.cell)], alpha)
         if verdict.outcome != "undecided":
             found.append((record.cell, verdict.outcome == "owned"))
     return found
 
 
 def _line(pair: Paired, adjusted: float | None) -> tuple[str, ...]:
-    short = f", {pair.needed} keys needed" * (pair.outcome == "undecided")
+    short = f", {pair.needed} keys needed" if pair.outcome == "undecided" else ""
     return (
         f"{pair.pairs} of {pair.pairs + pair.unmatched}",
         str(pair.only_first),

@@ -12,13 +12,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from bench.records.nouns import Record, digest
+from bench.records.nouns import Record, digest, evidence_of
 from bench.verdicts.families import ENOUGH_KEYS
 from bench.verdicts.innocents import (
     innocent_name,
     model_name,
     populations,
-    score_of,
     trained_strangers,
 )
 from bench.verdicts.intervals import Interval, exact, upper_bound
@@ -92,9 +91,9 @@ def readings(records: Iterable[Record]) -> tuple[tuple[Reading, ...], tuple[Read
     trained = trained_strangers(read)
     marked, innocent = [], []
     for key, population in sorted(populations(read).items()):
-        marked += [Reading(model_name(r), key, score_of(r)) for r in population.marked]
+        marked += [Reading(model_name(r), key, evidence_of(r).score) for r in population.marked]
         for record in population.twins + population.strangers:
-            innocent.append(Reading(innocent_name(record, trained), key, score_of(record)))
+            innocent.append(Reading(innocent_name(record, trained), key, evidence_of(record).score))
     return tuple(marked), tuple(innocent)
 
 
@@ -148,8 +147,9 @@ def interval_note(keys: int) -> str:
     said = (
         "95 % bootstrap over models and keys, exact (Clopper-Pearson) where scores do not overlap"
     )
-    few = f", too narrow over fewer than {ENOUGH_KEYS} keys, as here"
-    return said + few * (keys < ENOUGH_KEYS)
+    if keys >= ENOUGH_KEYS:
+        return said
+    return f"{said}, too narrow over fewer than {ENOUGH_KEYS} keys, as here"
 
 
 def _interval(

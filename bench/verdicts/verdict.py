@@ -67,22 +67,16 @@ def innocents_needed(alpha: float) -> int:
     return needed
 
 
-def decide(
-    score: float,
-    strangers: Sequence[float],
-    descendants: Sequence[float] | None,
-    alpha: float,
-    *,
-    bar: float | None = None,
-) -> Verdict:
+def decide(score: float, innocents: Innocents, alpha: float) -> Verdict:
     """Call a suspect owned when its score is rare among the innocents of every null that counts.
 
     A mark must beat both nulls, so its p is the larger one; for a fingerprint `descendants` is
     None. A null too small to reach `alpha` leaves the suspect undecided. Ties count against
-    ownership. `bar` is the highest score of the known innocents, read with the same secret: having
-    no chance about them, the p-value against them is 1 for a suspect that does not score above all
-    of them, else 0, and `p_descendant` is the larger of this and the rank.
+    ownership. Of the known innocents, read with the same secret, chance decides nothing: the
+    p-value against them is 1 for a suspect that does not score above all of them, else 0, and
+    `p_descendant` is the larger of this and the rank.
     """
+    strangers, descendants, bar = innocents.strangers, innocents.descendants, innocents.bar
     nulls = [strangers] if descendants is None else [strangers, descendants]
     p_values = [rank_p_value(score, null) if null else None for null in nulls]
     if descendants and bar is not None and score <= bar:
@@ -113,21 +107,20 @@ def false_positives(null: Innocents, alpha: float) -> dict[Kind, FalsePositives]
     costs one innocent: exactly `innocents_needed` are too few.
     """
     strangers, descendants, keys = null.strangers, null.descendants, null.other_keys
-    left_out = [replace(null, other_keys=_without(keys, i)) for i in range(len(keys))]
     verdicts: dict[Kind, list[Verdict]] = {
         "strangers": [
-            decide(score, _without(strangers, i), descendants, alpha, bar=null.bar)
+            decide(score, replace(null, strangers=_without(strangers, i)), alpha)
             for i, score in enumerate(strangers)
         ]
     }
     if descendants is not None:
         verdicts["descendants"] = [
-            decide(score, strangers, _without(descendants, i), alpha, bar=null.bar)
+            decide(score, replace(null, descendants=_without(descendants, i)), alpha)
             for i, score in enumerate(descendants)
         ]
         verdicts["other keys"] = [
-            decide(score, strangers, descendants, alpha, bar=others.bar)
-            for score, others in zip(keys, left_out, strict=True)
+            decide(score, replace(null, other_keys=_without(keys, i)), alpha)
+            for i, score in enumerate(keys)
         ]
     return {kind: _counted(found) for kind, found in verdicts.items()}
 

@@ -9,7 +9,7 @@ from sklearn import metrics
 
 from bench.records.nouns import Cell, Evidence, Record, Rule, Spec, UserError
 from bench.verdicts.families import Family, holm, paired, paired_together
-from bench.verdicts.innocents import innocents, populations
+from bench.verdicts.innocents import Innocents, innocents, populations
 from bench.verdicts.intervals import exact, upper_bound
 from bench.verdicts.separation import Reading, detection_at, halves, readings, roc, separation
 from bench.verdicts.verdict import Verdict, decide, rank_p_value
@@ -366,13 +366,13 @@ def test_holm_calls_any_innocent_owned_with_the_chance_alpha_at_most(draw, n):
     rng, trials, alpha, wrong = np.random.default_rng(n), 200, 0.2, 0
     for _ in range(trials):
         *scores, a, b, c, d = draw(rng, n + 4).tolist()
-        verdicts = [decide(s, scores, None, alpha) for s in (a, b, c, d)]
+        verdicts = [decide(s, Innocents(scores, None), alpha) for s in (a, b, c, d)]
         wrong += "owned" in holm(verdicts, alpha).outcomes
     assert wrong / trials <= allowed(alpha, trials)
 
 
 def test_holm_calls_nothing_owned_that_decide_leaves_undecided():
-    verdicts = [decide(0.9, [0.1] * n, [0.1] * 40, ALPHA) for n in (5, 18, 19, 300)]
+    verdicts = [decide(0.9, Innocents([0.1] * n, [0.1] * 40), ALPHA) for n in (5, 18, 19, 300)]
     found = holm(verdicts, ALPHA)
     for verdict, outcome in zip(verdicts, found.outcomes, strict=True):
         assert verdict.outcome == "owned" or outcome == "undecided"

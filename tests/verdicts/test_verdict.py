@@ -97,7 +97,7 @@ LOW = [0.1] * 19
 def test_a_mark_must_beat_both_nulls_and_a_fingerprint_its_strangers(
     strangers, descendants, outcome, p_value, attainable
 ):
-    verdict = decide(0.9, strangers, descendants, ALPHA)
+    verdict = decide(0.9, Innocents(strangers, descendants), ALPHA)
     assert (verdict.outcome, verdict.p_value, verdict.attainable) == (outcome, p_value, attainable)
     assert verdict.n_strangers == len(strangers)
     assert verdict.n_descendants == (None if descendants is None else len(descendants))
@@ -111,14 +111,14 @@ def test_a_mark_must_beat_both_nulls_and_a_fingerprint_its_strangers(
 def test_many_twins_of_strong_attacks_do_not_hide_the_clean_owner(score, p_value, outcome):
     twins = [0.2] * 60 + [0.9]  # the clean owner, which 60 attacked twins fall short of
     assert rank_p_value(0.85, twins) < ALPHA  # the rank alone would call it owned
-    verdict = decide(score, LOW, twins, ALPHA, bar=0.9)
+    verdict = decide(score, Innocents(LOW, twins, clean=0.9), ALPHA)
     assert (verdict.p_descendant, verdict.outcome) == (p_value, outcome)
     assert verdict.p_stranger == 0.05
 
 
 def test_known_innocents_say_nothing_about_a_fingerprint_or_an_empty_null():
-    assert decide(0.5, LOW, None, ALPHA, bar=0.9).outcome == "owned"
-    assert decide(0.5, LOW, [], ALPHA, bar=0.9).p_descendant is None
+    assert decide(0.5, Innocents(LOW, None, clean=0.9), ALPHA).outcome == "owned"
+    assert decide(0.5, Innocents(LOW, [], clean=0.9), ALPHA).p_descendant is None
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_decide_holds_its_error_rate_on_innocents(draw, n, alpha):
     rng, trials, owned = np.random.default_rng(n), 2000, 0
     for _ in range(trials):
         *innocent, suspect = draw(rng, n + 1).tolist()
-        owned += decide(suspect, innocent, None, alpha).outcome == "owned"
+        owned += decide(suspect, Innocents(innocent, None), alpha).outcome == "owned"
     # 3.3 standard errors: the exact level passes by chance alone in all but 1 of 2,000 runs.
     assert owned / trials <= alpha + 3.3 * math.sqrt(alpha * (1 - alpha) / trials)
 
@@ -152,7 +152,7 @@ def test_decide_holds_its_error_rate_on_innocents(draw, n, alpha):
 def test_decide_uses_all_of_its_error_rate_when_scores_never_tie(n):
     rng, trials = np.random.default_rng(n), 4000
     draws = rng.beta(0.3, 4, (trials, n + 1)).tolist()
-    owned = sum(decide(s, rest, None, ALPHA).outcome == "owned" for s, *rest in draws)
+    owned = sum(decide(s, Innocents(rest, None), ALPHA).outcome == "owned" for s, *rest in draws)
     assert abs(owned / trials - ALPHA) < 3.3 * math.sqrt(ALPHA * (1 - ALPHA) / trials)
 
 
@@ -162,7 +162,7 @@ def test_a_mark_holds_its_error_rate_on_either_kind_of_innocent(innocent_as):
     for _ in range(trials):
         strangers, twins = rng.beta(1, 9, 19).tolist(), rng.beta(2, 5, 19).tolist()
         suspect = float(rng.beta(1, 9) if innocent_as == "stranger" else rng.beta(2, 5))
-        owned += decide(suspect, strangers, twins, ALPHA).outcome == "owned"
+        owned += decide(suspect, Innocents(strangers, twins), ALPHA).outcome == "owned"
     assert owned / trials <= ALPHA + 3.3 * math.sqrt(ALPHA * (1 - ALPHA) / trials)
 
 
@@ -246,7 +246,7 @@ def test_many_twins_do_not_hide_a_copy_marked_with_another_key():
     ]
     (null,) = innocents(read).values()
     for score, outcome in ((0.8, "not owned"), (0.81, "owned")):
-        verdict = decide(score, null.strangers, null.descendants, ALPHA, bar=null.bar)
+        verdict = decide(score, null, ALPHA)
         assert (verdict.outcome, verdict.n_descendants) == (outcome, 61)
 
 
