@@ -11,9 +11,8 @@ import dataclasses
 import functools
 import itertools
 import operator
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import get_args
 
 from bench.data import manifest
 from bench.data.manifest import Manifest
@@ -21,22 +20,20 @@ from bench.data.settings import LOADERS
 from bench.models import libraries
 from bench.records.files import file_digest
 from bench.records.nouns import (
-    UNTOUCHED,
     Access,
     Cell,
     Json,
-    Lineage,
     Readout,
     Shape,
     Spec,
     UserError,
 )
 from bench.registry import ATTACKS, METHODS
-from bench.suite.graph import READ_WITH, STRANGER, Kind, Plan, Question, Stage
+from bench.suite.cells import Peers, cells, strange_to, untouched, uses_base
+from bench.suite.graph import READ_WITH, Kind, Plan, Question, Stage
 from bench.suite.grid import Suite
 from bench.suite.innocents import RECIPE, recipe_digest
 from bench.suite.owners import ClassifierSettings, OwnerSettings
-from bench.types import UsesBase
 from bench.verdicts.verdict import innocents_needed
 
 COHORT = 10
@@ -150,7 +147,7 @@ class _Builder:
         self.questions: dict[str, Question] = {}
         self.owners: dict[str, OwnerSettings] = {}
         self.models: list[Spec] = []
-        self.public: tuple[Spec, str] | None = None  # what the owner's backbone was finetuned from
+        self.public: str | None = None  # what the owner's backbone was finetuned from
         self.warnings: list[str] = []
         self.recipe = dataclasses.replace(RECIPE, steps=suite.innocents.pretraining_steps)
 
@@ -162,15 +159,20 @@ class _Builder:
         self.models.append(self._loaded(model, weights)[0])
 
     def add_owner(self, owner: OwnerSettings, weights: str) -> None:
-        spec, key = self._loaded(dataclasses.replace(owner, classifier=None), weights)
-        strangers = self._strangers(owner, len(self._others(spec)))
-        self.public = None
+        clean, key = self._loaded(dataclasses.replace(owner, classifier=None), weights)
+        others = strange_to(clean, self.models)
+        strangers = self._strangers(owner, len(others))
+        claimed, public = clean, None
         if owner.classifier is not None:
-            self.public = (spec, key) if owner.classifier.backbone == "finetuned" else None
-            spec, key = self._classified(spec, owner.classifier, key)
+            public = clean if owner.classifier.backbone == "finetuned" else None
+            self.public = None if public is None else key
+            claimed, key = self._classified(clean, owner.classifier, key)
+        else:
+            self.public = None
+        peers = Peers(claimed, strangers, others, public)
         for method in self.suite.methods:
             for seed in self.suite.seeds:
-                for cell in self._cells(spec, method, seed, strangers):
+                for cell in cells(self.suite, peers, method, seed):
                     self._ask(cell, key)
 
     def _loaded(self, model: OwnerSettings, weights: str) -> tuple[Spec, str]:
@@ -208,15 +210,6 @@ class _Builder:
             )
         return 0
 
-    def _others(self, owner: Spec) -> list[Spec]:
-        """List the models that never met the owner: its own weights, at whatever size, did."""
-
-        def weights(spec: Spec) -> Json:
-            by_name = [spec.name, spec.args["library"], spec.args["pretrained"]]
-            return by_name if spec.args["digest"] == "hub" else spec.args["digest"]
-
-        return [model for model in self.models if weights(model) != weights(owner)]
-
     def _check_shares(self, owner: OwnerSettings) -> None:
         """Warn where the suite would test on images the embedded models were trained on."""
         for name, data in self.suite.data.items():
@@ -232,58 +225,6 @@ class _Builder:
                         f"(owner_share {settings.owner_share}, held_out {settings.held_out}): "
                         "what this suite holds out it may have seen"
                     )
-
-    def _cells(self, owner: Spec, method: Spec, seed: int, strangers: int) -> Iterator[Cell]:
-        """Yield the cells of one claim: per attack the marked copy, its twins and strangers."""
-        marks = METHODS.get(method.name).marks
-        innocents = self.suite.innocents
-        for chain in self.suite.attacks:
-            random = any(ATTACKS.get(step.name).random for step in chain)
-            own = seed if random else 0
-            ask = functools.partial(Cell, owner, method, seed)
-            if not _derived(chain):
-                yield ask("owner", chain, own, "stranger")
-                continue
-            yield ask("released", chain, own, "released")
-            seeds = sorted({*range(innocents.twin_seeds), own}) if random else [0]
-            if marks:
-                yield from (ask("owner", chain, one, "owner") for one in seeds)
-            untouched = all(step.name == UNTOUCHED for step in chain)
-            count = strangers if untouched else min(innocents.attacked_strangers, strangers)
-            if any(_uses_base(step) for step in chain):
-                count = 0  # mixed with the owner's base, a stranger is none
-            for i in range(count):
-                start = ATTACKS.spec(STRANGER, {"index": i})
-                steps = (start,) if untouched else (start, *chain)
-                yield ask("owner", steps, own, "stranger")
-        yield from self._untouched_innocents(owner, method, seed, marks)
-
-    def _untouched_innocents(
-        self, owner: Spec, method: Spec, seed: int, marks: bool
-    ) -> Iterator[Cell]:
-        """Yield what is read as it comes: other keys' marks, other models, other shapes.
-
-        The public model that an owner finetuned its own from is innocent of the mark as the clean
-        owner is; to a fingerprint of the finetuned model it is a stranger.
-        """
-        innocents = self.suite.innocents
-        ask = functools.partial(Cell, owner, method, seed)
-        as_it_is = (ATTACKS.spec(UNTOUCHED, {}),)
-        # The suite's other seeds cost nothing: their marks are there.
-        known = [other for other in self.suite.seeds if other != seed]
-        seeds = itertools.chain(known, itertools.count(max(self.suite.seeds) + 1))
-        for other in itertools.islice(seeds, innocents.other_keys if marks else 0):
-            yield ask("other key", as_it_is, 0, "owner", other_seed=other)
-        for model in self._others(owner):
-            yield ask("other model", as_it_is, 0, "stranger", other_model=model)
-        if self.public is not None:
-            lineage: Lineage = "owner" if marks else "stranger"
-            yield ask("other model", as_it_is, 0, lineage, other_model=self.public[0])
-        embedded = owner.args["library"] == libraries.EMBEDDED
-        others = [shape for shape in get_args(Shape) if shape != owner.name] if embedded else []
-        for shape, i in itertools.product(others, range(innocents.other_shapes)):
-            start = ATTACKS.spec(STRANGER, {"index": i, "shape": shape})
-            yield ask("owner", (start,), 0, "stranger")
 
     def _ask(self, cell: Cell, owner: str) -> None:
         method, readout = METHODS.get(cell.method.name), _readout(cell.method)
@@ -309,7 +250,7 @@ class _Builder:
         tests = {"own": data, "owner": task.digest, "probe": probe}
         utility = self._add("utility", tests, (suspect,))
         fidelity = None
-        if method.marks and cell.lineage == "released" and _untouched(cell.attack):
+        if method.marks and cell.lineage == "released" and untouched(cell.attack):
             tests = {"owner": owner_data, "probe": probe}
             fidelity = self._add("fidelity", tests, (owner, protect))
         question = Question(
@@ -332,8 +273,8 @@ class _Builder:
                 # It owes the victim nothing, so the victim is not in its key.
                 shape = step.args.get("shape", "mini")
                 parents = (self._cohort(int(step.args.get("index", 0)), shape),)
-            if _uses_base(step):
-                parents = (*parents, self.public[1] if self.public else owner)
+            if uses_base(step):
+                parents = (*parents, self.public or owner)
             named = step.args.get("data")
             used = self.manifests[named or self.suite.probe].digest
             if named and Access.LABELS not in attack.offers:
@@ -383,11 +324,6 @@ def _made_by(method: Spec) -> Json:
     return Spec(method.name, args, method.version).json()
 
 
-def _uses_base(step: Spec) -> bool:
-    attack = ATTACKS.get(step.name)
-    return isinstance(attack, UsesBase) and attack.uses_base
-
-
 def _unobtainable(cell: Cell, images: Manifest) -> str:
     """Say why this suspect cannot be read at all; empty if it can."""
     needs, readout = METHODS.get(cell.method.name).needs, _readout(cell.method)
@@ -409,14 +345,6 @@ def _unobtainable(cell: Cell, images: Manifest) -> str:
 
 def _labelled(images: Manifest) -> bool:
     return bool(images.classes) and not images.masked
-
-
-def _derived(chain: Iterable[Spec]) -> bool:
-    return all(ATTACKS.get(step.name).derived for step in chain)
-
-
-def _untouched(chain: Iterable[Spec]) -> bool:
-    return all(step.name == UNTOUCHED for step in chain)
 
 
 def departures(suite: Suite) -> tuple[str, ...]:
