@@ -20,17 +20,16 @@ CODE = re.compile(FENCE + r"|(?<!`)`(?P<inline>[^`\n]+)`(?!`)", re.MULTILINE | r
 BLOCK = re.compile(FENCE, re.MULTILINE | re.DOTALL)
 
 # A command ends with its line, or where a comment, another command or a redirection begins.
-COMMAND = re.compile(r"(?:^|[/\s])(bench|python -m bench\.\w+) ((?:[^\n#&|;>\\]|\\\n)+)")
+COMMAND = re.compile(r"(?:^|[/\s])bench ((?:[^\n#&|;>\\]|\\\n)+)")
 
 THE_READERS = ("mine", "/data", "/shared", "/tmp")
 """Where the files lie that readers bring, or a drawn sample may."""
 
 
 class Command(NamedTuple):
-    """What a reader would type, and whether it is the program itself."""
+    """What a reader would type after `bench`."""
 
     words: list[str]
-    module: str
 
     def parsed(self) -> Namespace:
         return parser(COMMANDS).parse_args(self.words)
@@ -69,7 +68,7 @@ def code(document: Path) -> Iterator[tuple[str, str]]:
 
 def commands(text: str) -> list[Command]:
     found = COMMAND.findall(text)
-    return [Command(shlex.split(words.replace("\\\n", " ")), module) for module, words in found]
+    return [Command(shlex.split(words.replace("\\\n", " "))) for words in found]
 
 
 def shown(document: Path) -> Iterator[Command]:
@@ -83,9 +82,6 @@ def missing(document: Path) -> Iterator[str]:
     """Files a command names that neither the tree has, nor its reader, nor a line above made."""
     made = {*suites(document), *scripts(document)}
     for command in shown(document):
-        if command.module != "bench":
-            made.add(command.words[0])
-            continue
         given = vars(command.parsed())
         made |= outputs(given)
         for value in given.values():
@@ -96,7 +92,7 @@ def missing(document: Path) -> Iterator[str]:
 
 def outputs(given: dict[str, object]) -> set[str]:
     """What a command leaves behind."""
-    made = {str(given["output"])} if given.get("output") else set()
+    made = {str(given[name]) for name in ("output", "folder") if given.get(name)}
     if given.get("update"):
         made.add(str(given["baseline"]))
     if "engine" in given:

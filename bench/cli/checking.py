@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.cli.parser import OK, USERS_MISTAKE
+from bench.cli.parser import OK, USERS_MISTAKE, Command, a_suite
 from bench.records.nouns import UserError
 from bench.records.table import wide_console
 
 if TYPE_CHECKING:
-    import argparse
-
     from rich.console import Console
 
     from bench.data.manifest import Manifest
     from bench.data.settings import DataSettings
     from bench.suite.owners import OwnerSettings
+
+
+def _check_arguments(command: argparse.ArgumentParser) -> None:
+    a_suite(command)
+    command.add_argument(
+        "--download",
+        action="store_true",
+        help="fetch what its publisher lets anybody fetch: weights from the hub, Oxford-IIIT Pet",
+    )
 
 
 def check_suite(arguments: argparse.Namespace) -> int:
@@ -110,3 +118,8 @@ def _unlike_published(made: Manifest) -> str:
     if (len(made.items), len(made.classes)) == (known.images, classes):
         return ""
     return f"published with {known.images} images and {classes} classes: this is another edition"
+
+
+CHECK = Command(
+    "check", "say line by line what a suite needs, and how to get it", _check_arguments, check_suite
+)

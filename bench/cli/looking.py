@@ -3,15 +3,41 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from bench.cli import reporting
-from bench.cli.parser import OK, owner_of
+from bench.cli.parser import OK, Command, a_device, data_root
 from bench.records.nouns import UserError
 from bench.records.table import Table, markdown, print_table, wide_console, write_tables
 
-if TYPE_CHECKING:
-    pass
+
+def _perf_arguments(command: argparse.ArgumentParser) -> None:
+    command.epilog = (
+        "Exit status with --check: 0 all holds, 2 something to put right in the command, 3 "
+        "something is worse, 4 something could not be measured."
+    )
+    given = command.add_mutually_exclusive_group()
+    given.add_argument("--check", action="store_true", help="hold counts and times to the baseline")
+    given.add_argument("--update", action="store_true", help="make what is measured the baseline")
+    command.add_argument(
+        "--base", metavar="REV", help="with --check: time this revision in turns with the tree, too"
+    )
+    command.add_argument(
+        "--workloads",
+        type=Path,
+        nargs="+",
+        default=[Path("tests/perf/workloads.py")],
+        metavar="FILE",
+        help="Python files that list WORKLOADS (default: tests/perf/workloads.py)",
+    )
+    command.add_argument(
+        "--baseline",
+        type=Path,
+        default=Path("results/perf/baseline.json"),
+        metavar="FILE",
+        help="default: results/perf/baseline.json",
+    )
+    command.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1 ...")
 
 
 def watch_speed(arguments: argparse.Namespace) -> int:
@@ -31,6 +57,11 @@ def watch_speed(arguments: argparse.Namespace) -> int:
     return {"holds": OK, "worse": reporting.WORSE, "not measured": reporting.UNMEASURED}[
         found.outcome
     ]
+
+
+def _list_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("what", choices=("methods", "attacks", "models", "data"))
+    command.add_argument("--format", choices=("terminal", "markdown"), default="terminal")
 
 
 def list_known(arguments: argparse.Namespace) -> int:
@@ -98,6 +129,21 @@ def _known_models() -> Table:
     return Table("Models", "owners, by library", ("model", "where it comes from"), tuple(rows))
 
 
+def _profile_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("model", help="mini or LIBRARY:NAME, see `bench list models`")
+    command.add_argument("--weights", default="hub", help="hub (default), random or a file")
+    command.add_argument("--pretrained", help="open_clip's tag, for weights from the hub")
+    command.add_argument("--images", default="photos", help="photos (default) or a folder")
+    command.add_argument(
+        "--count", type=int, default=100, help="images (default 100, as the paper)"
+    )
+    command.add_argument(
+        "-o", "--output", type=Path, metavar="DIR", help="where to write the table, too"
+    )
+    data_root(command)
+    a_device(command)
+
+
 def profile_model(arguments: argparse.Namespace) -> int:
     """Print the activation profile of section 3.2.4 and the block both rules choose."""
     import torch
@@ -107,6 +153,7 @@ def profile_model(arguments: argparse.Namespace) -> int:
     from bench.data.settings import DataSettings
     from bench.runs.machine import find_device, pin_threads, usable_cores
     from bench.runs.owners import load_owner
+    from bench.suite.owners import owner_of
     from bench.suite.plan import weights_file
     from bench.training import activations
 
@@ -131,3 +178,20 @@ def profile_model(arguments: argparse.Namespace) -> int:
     if arguments.output is not None:
         write_tables(arguments.output, [figure])
     return OK
+
+
+PERF = Command(
+    "perf",
+    "measure the speed of watched work; --check fails where it is worse",
+    _perf_arguments,
+    watch_speed,
+)
+LIST = Command(
+    "list", "list methods, attacks, models or embedded data", _list_arguments, list_known
+)
+PROFILE = Command(
+    "profile",
+    "measure the activations of every block of a model",
+    _profile_arguments,
+    profile_model,
+)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from bench.cli.parser import OK, owner_of
+from bench.cli.parser import OK, Command, a_device, a_model, data_root, positive
 from bench.records.nouns import UserError
 
 if TYPE_CHECKING:
-    import argparse
-
     from bench.data.settings import DataSettings
     from bench.records.nouns import Json
 
@@ -23,6 +23,46 @@ KEY, RELEASED = "key.safetensors", "model.safetensors"
 """The files that `protect` writes: what is kept secret and what goes out."""
 
 
+def _names(text: str) -> tuple[str, ...]:
+    names = tuple(text.split(","))
+    if len(set(names)) < len(names) or not all(re.fullmatch(r"\w[\w.-]*", n) for n in names):
+        raise argparse.ArgumentTypeError(f"expected different names such as alice,bob, got {text}")
+    return names
+
+
+def _protect_arguments(command: argparse.ArgumentParser) -> None:
+    a_model(command)
+    command.add_argument("--method", required=True, help="see `bench list methods`")
+    command.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME=VALUE",
+        help="settings of the method",
+    )
+    command.add_argument(
+        "--images", required=True, help="your images: a folder, or the embedded photos or digits"
+    )
+    command.add_argument(
+        "--labels",
+        choices=("none", "sorted"),
+        default="none",
+        help="sorted: the files of a flat folder show one class each, in the order of their names",
+    )
+    command.add_argument(
+        "--users", type=_names, default=("",), metavar="A,B", help="a copy and a key for each"
+    )
+    command.add_argument(
+        "--seed",
+        type=int,
+        help="to repeat a trial; a secret is no safer than its seed (default: unpredictable)",
+    )
+    command.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
+    data_root(command)
+    a_device(command)
+
+
 def protect_model(arguments: argparse.Namespace) -> int:
     """Protect a copy for every user, write each with its key, and say what to publish."""
     from bench.data import manifest
@@ -32,6 +72,7 @@ def protect_model(arguments: argparse.Namespace) -> int:
     from bench.runs.key import refuse_to_replace, write
     from bench.runs.machine import find_device
     from bench.runs.owners import load_owner
+    from bench.suite.owners import owner_of
     from bench.suite.plan import weights_file
 
     spec = METHODS.spec(arguments.method, _settings(arguments.set))
@@ -101,6 +142,33 @@ def _print_lines(lines: Sequence[tuple[str, str]]) -> None:
         print(f"{label:10} {text}")
 
 
+def _verify_arguments(command: argparse.ArgumentParser) -> None:
+    command.epilog = (
+        "Exit status: 0 owned (with several keys: by one of them), 1 not owned, 2 something to put "
+        "right, 3 undecided, 4 incompatible: no key can read this suspect."
+    )
+    command.add_argument("suspect", type=Path, help="its weights: safetensors, or a state dict")
+    command.add_argument(
+        "--key", type=Path, nargs="+", required=True, metavar="FILE", help="one for each user"
+    )
+    command.add_argument(
+        "--commitment", nargs="+", metavar="HEX", help="what was published, of every key"
+    )
+    command.add_argument("--model", help="the suspect's architecture (default: the owner's)")
+    command.add_argument("--image-size", type=positive, help="its side, where not the library's")
+    command.add_argument(
+        "--strangers", type=Path, metavar="DIR", help="models that never met the owner's"
+    )
+    command.add_argument(
+        "--descendants",
+        type=Path,
+        metavar="DIR",
+        help="for a mark: finetuned copies of the clean owner, and the clean owner itself",
+    )
+    command.add_argument("--alpha", type=float, default=0.05, help="level of the verdict (0.05)")
+    a_device(command)
+
+
 def verify_suspect(arguments: argparse.Namespace) -> int:
     """Read a suspect and the innocents given with every key; the status is the verdict."""
     import dataclasses
@@ -110,6 +178,7 @@ def verify_suspect(arguments: argparse.Namespace) -> int:
     from bench.runs.key import read_all
     from bench.runs.machine import find_device
     from bench.runs.owners import architecture_of
+    from bench.suite.owners import owner_of
     from bench.verdicts.verdict import innocents_needed
 
     innocents_needed(arguments.alpha)  # refuses an alpha that is none
@@ -143,3 +212,17 @@ def verify_suspect(arguments: argparse.Namespace) -> int:
         _print_lines([("named", who)])
     outcomes = {found.outcome for found in findings}
     return next(status for outcome, status in VERDICTS.items() if outcome in outcomes)
+
+
+PROTECT = Command(
+    "protect",
+    "mark or fingerprint a model of yours and keep the key",
+    _protect_arguments,
+    protect_model,
+)
+VERIFY = Command(
+    "verify",
+    "say whether a suspect is the model a key was made for",
+    _verify_arguments,
+    verify_suspect,
+)

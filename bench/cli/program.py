@@ -1,23 +1,32 @@
-"""The command `bench`: run a suite, plan it, report on it, and look at what there is."""
+"""The command `bench`: find the command a line names, carry it out, and say what went wrong."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from bench.cli import looking, reporting, running
-from bench.cli.checking import check_suite
-from bench.cli.owning import protect_model, verify_suspect
+from bench.cli.checking import CHECK
+from bench.cli.looking import LIST, PERF, PROFILE
+from bench.cli.owning import PROTECT, VERIFY
 from bench.cli.parser import OK, USERS_MISTAKE, Command, parser
+from bench.cli.reporting import COMPARE, REPORT, VERIFY_RESULTS
+from bench.cli.running import PLAN, RUN, STORE
+from bench.cli.sampling import SAMPLE
 from bench.records.nouns import Incompatible, UserError
+
+COMMANDS: tuple[Command, ...] = (
+    *(RUN, PLAN, REPORT, COMPARE, VERIFY_RESULTS, PERF, LIST, CHECK),
+    *(PROFILE, PROTECT, VERIFY, STORE, SAMPLE),
+)
+"""Every command, in the order of `bench --help`."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status; a user's mistake is one line on stderr."""
     arguments = parser(COMMANDS).parse_args(argv)
     try:
-        status: int = arguments.command(arguments)
+        status: int = arguments.carry_out(arguments)
     except (UserError, Incompatible) as error:
         print(f"bench: {error}", file=sys.stderr)
         return USERS_MISTAKE
@@ -31,20 +40,3 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("bench: interrupted; what was finished is kept, run again to go on", file=sys.stderr)
         return 130
     return status
-
-
-COMMANDS: Mapping[str, Command] = {
-    "run": running.run_suite,
-    "plan": running.show_plan,
-    "report": reporting.show_report,
-    "compare": reporting.compare_results,
-    "verify-results": reporting.verify_results,
-    "perf": looking.watch_speed,
-    "list": looking.list_known,
-    "check": check_suite,
-    "profile": looking.profile_model,
-    "protect": protect_model,
-    "verify": verify_suspect,
-    "store": running.show_store,
-}
-"""What carries out each command."""

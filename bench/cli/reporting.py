@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.cli.parser import OK
+from bench.cli.parser import OK, Command
 from bench.records.nouns import UserError
 from bench.records.table import (
     Picture,
@@ -27,6 +27,28 @@ if TYPE_CHECKING:
 
 WORSE, UNMEASURED = 3, 4
 """Of `compare` and `verify-results`: something is worse or wrong; nothing was there to tell by."""
+
+
+def _report_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("suite", type=Path, help="suite file, or the folder of its results")
+    command.add_argument("--results", type=Path, default=Path("results"), metavar="DIR")
+    formats = ("terminal", "markdown", "latex", "csv", "html")
+    command.add_argument("--format", choices=formats, default="terminal")
+    command.add_argument(
+        "--reference", action="store_true", help="the paper's printed figures beside ours, too"
+    )
+    command.add_argument(
+        "--frontier",
+        action="store_true",
+        help="the price of removal instead: utility lost against what is still detected, printed "
+        "and written beside the records, with a picture (frontier.svg)",
+    )
+    command.add_argument(
+        "--calibration",
+        action="store_true",
+        help="level and power of the verdicts, AUC, detection at a stated false-positive rate and "
+        "every two methods compared, too, written beside the records with a picture (roc.svg)",
+    )
 
 
 def show_report(arguments: argparse.Namespace) -> int:
@@ -101,6 +123,14 @@ def _calibration(
     return judged, (() if curve is None else (curve,))
 
 
+def _compare_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("base", type=Path, help="folder of the old results")
+    command.add_argument("head", type=Path, help="folder of the new results")
+    for name in ("rate", "score", "utility"):
+        text = f"how far the {name} of a cell may move for the worse (the table says the default)"
+        command.add_argument(f"--{name}", type=float, help=text)
+
+
 def compare_results(arguments: argparse.Namespace) -> int:
     """Print what moved between two results; 3 if for the worse, 4 if nothing can tell."""
     from bench.records.ledger import read_results
@@ -114,6 +144,10 @@ def compare_results(arguments: argparse.Namespace) -> int:
     return {"same": OK, "regressed": WORSE, "not measured": UNMEASURED}[found.outcome]
 
 
+def _verify_results_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
+
+
 def verify_results(arguments: argparse.Namespace) -> int:
     """Print every record that does not hold; 3 if there is one, 4 if nothing could be verified."""
     from bench.reports import audit
@@ -125,3 +159,20 @@ def verify_results(arguments: argparse.Namespace) -> int:
     if "does not hold" in outcomes:
         return WORSE
     return OK if "holds" in outcomes else UNMEASURED
+
+
+REPORT = Command(
+    "report", "print the tables again, from the records alone", _report_arguments, show_report
+)
+COMPARE = Command(
+    "compare",
+    "say whether new results are worse than old ones",
+    _compare_arguments,
+    compare_results,
+)
+VERIFY_RESULTS = Command(
+    "verify-results",
+    "check records against outline and store",
+    _verify_results_arguments,
+    verify_results,
+)

@@ -10,7 +10,7 @@ from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.cli.parser import OK, SOME_FAILED
+from bench.cli.parser import OK, SOME_FAILED, Command, a_device, a_suite, data_root, positive
 from bench.records.nouns import UserError
 from bench.records.table import print_table, wide_console, write_tables
 
@@ -28,6 +28,47 @@ def _workers(threads: int) -> int:
     from bench.runs.machine import available_memory_mb, usable_cores
 
     return max(1, min(usable_cores() // threads, int(available_memory_mb() // 1500), 8))
+
+
+def _run_arguments(command: argparse.ArgumentParser) -> None:
+    a_suite(command)
+    a_device(command)
+    command.add_argument(
+        "--engine",
+        choices=("processes", "ray"),
+        default="processes",
+        help="processes (default): workers on this machine; ray: all GPUs of it, or a cluster",
+    )
+    command.add_argument(
+        "--address",
+        metavar="HOST:PORT",
+        help="of a Ray cluster, auto for the one on this machine (default: Ray on this machine)",
+    )
+    command.add_argument(
+        "--workers",
+        type=positive,
+        help="stages carried out side by side (default: 1 on a GPU, else one per --threads cores; "
+        "with ray, as many as the cluster has room for)",
+    )
+    command.add_argument(
+        "--threads",
+        type=positive,
+        default=1,
+        help="CPU threads of one stage; evidence is repeatable for equal numbers (default 1)",
+    )
+    command.add_argument(
+        "--compile",
+        action="store_true",
+        help="run transformer blocks through torch.compile: the last digits of evidence may "
+        "differ, and records say so (meant for GPUs; on a CPU it made DeiT-Tiny slower)",
+    )
+    command.add_argument(
+        "--drop-copies",
+        action="store_true",
+        help="delete the weights of an attacked copy as soon as no cell of this suite needs them: "
+        "less disk, and records are as ever; a later suite makes again what it needs; two runs at "
+        "once on one store drop nothing",
+    )
 
 
 def run_suite(arguments: argparse.Namespace) -> int:
@@ -176,6 +217,16 @@ def _plan(arguments: argparse.Namespace, assume: bool = False) -> Plan:
     return make(reader.load(arguments.suite), arguments.data, assume)
 
 
+def _plan_arguments(command: argparse.ArgumentParser) -> None:
+    a_suite(command)
+    command.add_argument(
+        "--device",
+        metavar="NAME",
+        help="estimate for a device that is not here, by what is declared of it (a100-80gb ...); "
+        "default: by what was measured here",
+    )
+
+
 def show_plan(arguments: argparse.Namespace) -> int:
     """Print cells, stages and what the store has, and price the rest, here or elsewhere."""
     from rich.table import Table as Grid
@@ -229,6 +280,18 @@ def _gigabytes(value: float | None) -> str:
     return "?" if value is None else f"{value / 1e9:.1f}" if value >= 1e8 else f"{value / 1e9:.3f}"
 
 
+def _store_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--results", type=Path, default=Path("results"), metavar="DIR")
+    command.add_argument(
+        "--collect",
+        nargs="+",
+        type=Path,
+        metavar="SUITE",
+        help="remove every artefact that none of these suites uses",
+    )
+    data_root(command)
+
+
 def show_store(arguments: argparse.Namespace) -> int:
     """List the store by kind of artefact; with --collect, free what no given suite uses."""
     from rich.table import Table as Grid
@@ -276,3 +339,15 @@ def _collect(store: Store, kept: Container[str]) -> list[Artefact]:
         for path in [*store.leftovers(), *store.decoded()]:
             path.unlink(missing_ok=True)
     return gone
+
+
+RUN = Command("run", "answer every cell of a suite and print its tables", _run_arguments, run_suite)
+PLAN = Command(
+    "plan", "say what a run would do, what is there, what it costs", _plan_arguments, show_plan
+)
+STORE = Command(
+    "store",
+    "list what the store holds; --collect frees what no suite uses",
+    _store_arguments,
+    show_store,
+)

@@ -1,4 +1,4 @@
-"""Make a small sample of everything that `suites/paper-smoke.yaml` reads: data sets and weights.
+"""Carry out `bench sample`: draw a little of all that `suites/paper-smoke.yaml` reads.
 
 Pictures are crops of the embedded photographs and labels are drawn: laid out as the published data
 sets are, they exercise loaders and loops, and nothing can be learnt from them. Weights are drawn
@@ -13,15 +13,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
-from safetensors.torch import save_file
 
+from bench.cli.parser import OK, Command, positive
 from bench.data import embedded, manifest
-from bench.data.images import Preprocess, load
 from bench.data.settings import DataSettings
-from bench.models.building import randomised
-from bench.runs.owners import architecture_of
 from bench.suite.owners import OwnerSettings
 
 LARGER = 9 / 7
@@ -107,6 +103,11 @@ def weights(root: Path, image_size: int, models: Iterable[str]) -> None:
 
     With patches of 32 pixels a model takes images twice as large, or it had less than 46 tokens.
     """
+    from safetensors.torch import save_file
+
+    from bench.models.building import randomised
+    from bench.runs.owners import architecture_of
+
     root.mkdir(parents=True, exist_ok=True)
     for seed, name in enumerate(models, 1):
         size = image_size * (2 if "patch32" in name else 1)
@@ -118,6 +119,10 @@ def weights(root: Path, image_size: int, models: Iterable[str]) -> None:
 
 def _pictures(side: int = 144, images: int = IMAGES) -> Pictures:
     """Yield crops of the embedded photographs, all different, `images` and some hundreds."""
+    import torch
+
+    from bench.data.images import Preprocess, load
+
     crops = 32 + max(0, images - IMAGES) // len(embedded.PHOTOGRAPHS)
     listed = manifest.read("photos", DataSettings("photos", crops=crops))
     order = torch.randperm(len(listed.items), generator=torch.Generator().manual_seed(0))
@@ -128,6 +133,8 @@ def _pictures(side: int = 144, images: int = IMAGES) -> Pictures:
 
 def _patches(ids: int, seed: int, side: int) -> np.ndarray[tuple[int, int], np.dtype[np.uint8]]:
     """Draw a mask of 4 x 4 patches of one id each."""
+    import torch
+
     rng = torch.Generator().manual_seed(seed)
     drawn = torch.randint(ids, (4, 4), generator=rng, dtype=torch.uint8).numpy()
     patch = np.ones((-(-side // 4),) * 2, np.uint8)
@@ -139,19 +146,24 @@ def _save(image: Image.Image, path: Path) -> None:
     image.save(path)
 
 
-def main() -> None:
-    """Write the sample where the command line says."""
-    parser = argparse.ArgumentParser(prog="python -m bench.cli.sampling", description=__doc__)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--image-size", type=int, default=112, help="of the models (default 112)")
-    parser.add_argument(
-        "--images", type=int, default=IMAGES, help="in place of ImageNet's (default 96)"
+def _sample_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("folder", type=Path, metavar="FOLDER")
+    command.add_argument(
+        "--image-size", type=positive, default=112, help="of the models (default 112)"
     )
-    parser.add_argument("--no-weights", action="store_true", help="write data sets alone")
-    arguments = parser.parse_args()
+    command.add_argument(
+        "--images", type=int, default=IMAGES, help=f"in place of ImageNet's (default {IMAGES})"
+    )
+    command.add_argument("--no-weights", action="store_true", help="write data sets alone")
+
+
+def write_sample(arguments: argparse.Namespace) -> int:
+    """Write the sample where the command line says."""
     models = () if arguments.no_weights else INNOCENTS
     write(arguments.folder, arguments.image_size, arguments.images, models)
+    return OK
 
 
-if __name__ == "__main__":
-    main()
+SAMPLE = Command(
+    "sample", "draw data sets and weights to try large suites with", _sample_arguments, write_sample
+)

@@ -138,6 +138,16 @@ def mapping_of(value: Json, example: str) -> Mapping[str, Json]:
     return value
 
 
+def owner_of(
+    text: str, weights: str, pretrained: str | None, image_size: int | None = None
+) -> OwnerSettings:
+    """Return the model that LIBRARY:NAME names, as a suite would have it."""
+    library, _, name = text.rpartition(":")
+    value = {"library": library or libraries.EMBEDDED, "name": name, "weights": weights}
+    given = {"pretrained": pretrained, "image_size": image_size}
+    return settings(OwnerSettings, value | {k: v for k, v in given.items() if v is not None})
+
+
 def owner_from(value: Json) -> OwnerSettings:
     """Read a model somebody owns: its library is the key of its name."""
     entry, listed = dict(mapping_of(value, "timm: vit_base_patch16_224")), libraries.names()
