@@ -1,1 +1,244 @@
-"""Who owns this vision foundation model? Methods crossed with attacks, answered with records."""
+"""Who owns this vision foundation model? Methods crossed with attacks, answered with records.
+
+What the command `bench` does, from Python: run a suite and read its records as typed values, turn
+them into tables and these into pandas frames, protect a model and verify a suspect. Importing this
+costs nothing: each function loads what it works with, and only `run`, `protect` and `verify` torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from bench.records.ledger import Results as Results
+    from bench.records.nouns import Json
+    from bench.records.nouns import Record as Record
+    from bench.records.nouns import UserError as UserError
+    from bench.records.table import Table as Table
+    from bench.runs.claim import Claim as Claim
+    from bench.runs.claim import Finding as Finding
+    from bench.runs.claim import Verification as Verification
+    from bench.runs.key import Key as Key
+    from bench.runs.session import Watch
+    from bench.suite.graph import Plan as Plan
+
+NOUNS = {
+    "Claim": "bench.runs.claim",
+    "Finding": "bench.runs.claim",
+    "Key": "bench.runs.key",
+    "Plan": "bench.suite.graph",
+    "Record": "bench.records.nouns",
+    "Results": "bench.records.ledger",
+    "Table": "bench.records.table",
+    "UserError": "bench.records.nouns",
+    "Verification": "bench.runs.claim",
+}
+"""What the functions here take and return, and what they raise; loaded when first asked for."""
+
+__all__ = ["plan", "protect", "read", "report", "run", "verify", *NOUNS]
+
+
+def __getattr__(name: str) -> Any:
+    if name in NOUNS:
+        return getattr(importlib.import_module(NOUNS[name]), name)
+    raise AttributeError(f"module 'bench' has no attribute '{name}'")
+
+
+def plan(suite: str | Path, data: str | Path | None = None, *, assume: bool = False) -> Plan:
+    """Lay out a suite file: its cells, and the stages that answer them.
+
+    Relative paths of data and weights start at `data`, by default at BENCH_DATA. With `assume` a
+    data set that is not there counts with its published size; such a plan is to look at, not to
+    run.
+
+    Raises:
+        UserError: the suite asks for what there is not.
+
+    """
+    from bench.suite import plan, reader
+
+    return plan.make(reader.load(Path(suite)), _root(data), assume)
+
+
+def run(
+    suite: str | Path | Plan,
+    results: str | Path = "results",
+    data: str | Path | None = None,
+    *,
+    device: str = "auto",
+    engine: Literal["processes", "ray"] = "processes",
+    address: str | None = None,
+    workers: int | None = 1,
+    threads: int = 1,
+    compile: bool = False,
+    drop_copies: bool = False,
+    note: Callable[[str], None] = print,
+    watch: Watch | None = None,
+) -> Results:
+    """Answer every cell of a suite that has no record yet, and return all there are.
+
+    Outline, records and tables are written to the folder of the suite's name in `results`. A cell
+    that fails is a record too, see `Results.failed`. With several `workers`, or None for as many as
+    there is room for, each is a process that runs your script first: call this under
+    `if __name__ == "__main__":`. The other arguments are those of the command `bench run`; `note`
+    is told what a user should know on the way, and `watch` is handed the records as they come.
+
+    Raises:
+        UserError: the suite asks for what there is not, or weights cannot be loaded.
+
+    """
+    from bench.runs import session
+    from bench.suite.graph import Plan
+
+    return session.run(
+        session.Session(
+            suite if isinstance(suite, Plan) else plan(suite, data),
+            Path(results),
+            _root(data),
+            device=device,
+            engine=engine,
+            address=address,
+            workers=workers,
+            threads=threads,
+            compile=compile,
+            drop_copies=drop_copies,
+            note=note,
+            watch=watch or session.unwatched,
+        )
+    )
+
+
+def read(folder: str | Path) -> Results:
+    """Read a suite's folder of results, without torch and without the models.
+
+    Raises:
+        UserError: there are none, or a file is not as the bench writes it.
+
+    """
+    from bench.records.ledger import read_results
+
+    return read_results(Path(folder))
+
+
+def report(
+    results: Results,
+    *,
+    reference: bool = False,
+    frontier: bool = False,
+    calibration: bool = False,
+) -> tuple[Table, ...]:
+    """Make tables of results, as `bench report` prints them; `Table.frame` is one for pandas.
+
+    They are the paper's; with `frontier` the price of removal instead. `reference` adds the figures
+    that the paper printed, `calibration` what verdicts are worth.
+    """
+    from bench.reports import frontier as removal
+    from bench.reports import printed, tables
+    from bench.reports.blocks import by_method
+
+    found = results.outline, results.records
+    return (
+        *(removal.tables(*found) if frontier else tables.tables(*found)),
+        *(printed.tables(*found) if reference else ()),
+        *(tables.calibration(results.outline, by_method(*found)) if calibration else ()),
+    )
+
+
+def protect(
+    model: str,
+    method: str,
+    images: str,
+    output: str | Path,
+    *,
+    settings: Mapping[str, Json] | None = None,
+    users: Sequence[str] = ("",),
+    labels: Literal["none", "sorted"] = "none",
+    weights: str = "hub",
+    pretrained: str | None = None,
+    image_size: int | None = None,
+    data: str | Path | None = None,
+    seed: int | None = None,
+    device: str = "auto",
+    watch: Callable[[Claim], object] = lambda made: None,
+) -> tuple[Claim, ...]:
+    """Mark or fingerprint a model of yours; write a key, and for a mark a copy, for every user.
+
+    `model` is mini or LIBRARY:NAME, `weights` hub, random or a file. `images` is a
+    folder of yours, or the embedded photos or digits. Files go to `output`, or to a folder there
+    for each user that has a name. `watch` is told of every copy as it is made.
+
+    Raises:
+        UserError: there is no such model, method or image, or a key lies there already.
+        Incompatible: the method cannot work with this model.
+
+    """
+    from bench.data import manifest
+    from bench.registry import METHODS
+    from bench.runs import claim
+    from bench.runs.machine import find_device
+    from bench.runs.owners import load_owner
+    from bench.suite.owners import owner_of
+    from bench.suite.plan import weights_file
+
+    spec = METHODS.spec(method, settings or {})
+    root, there = _root(data), find_device(device)
+    named = owner_of(model, weights, pretrained, image_size)
+    homes = claim.homes(Path(output), users)
+    owner = load_owner(named, weights_file(named, root) if named.from_file else None)
+    listed = manifest.read("images", claim.described(images, labels), root)
+    pools = claim.owners_images(listed, owner.preprocess)
+    return claim.protect_copies(owner, spec, pools, homes, seed, there, watch)
+
+
+def verify(
+    suspect: str | Path,
+    keys: Key | str | Path | Sequence[Key | str | Path],
+    *,
+    commitments: Sequence[str] | None = None,
+    strangers: str | Path | None = None,
+    descendants: str | Path | None = None,
+    model: str | None = None,
+    image_size: int | None = None,
+    alpha: float = 0.05,
+    device: str = "auto",
+) -> Verification:
+    """Say whether a file of weights is the model that a key was made for.
+
+    Without innocents the verdict stays undecided: `strangers` is a folder of models that never met
+    the owner's, `descendants`, for a mark, one of finetuned copies of the clean owner. `model` is
+    the suspect's architecture, by default the owner's; `commitments` what was published of the
+    keys.
+
+    Raises:
+        UserError: a file is missing, damaged or not what it should be.
+
+    """
+    import dataclasses
+
+    from bench.runs import claim
+    from bench.runs.key import Key, read_all
+    from bench.runs.machine import find_device
+    from bench.runs.owners import architecture_of
+    from bench.suite.owners import owner_of
+    from bench.verdicts.verdict import innocents_needed
+
+    innocents_needed(alpha)  # refuses an alpha that is none
+    given = [keys] if isinstance(keys, Key | str | Path) else keys
+    known = read_all([k if isinstance(k, Key) else Path(k) for k in given], commitments)
+    there, architecture = find_device(device), known[0].owner
+    if model is not None:
+        architecture = architecture_of(owner_of(model, str(suspect), None))
+    if image_size is not None:
+        architecture = dataclasses.replace(architecture, image_size=image_size)
+    innocents = claim.weight_files(strangers), claim.weight_files(descendants)
+    return claim.verify(Path(suspect), architecture, known, innocents, alpha, there)
+
+
+def _root(data: str | Path | None) -> Path | None:
+    """Return where relative paths of data and weights start."""
+    found = data or os.environ.get("BENCH_DATA")
+    return Path(found) if found else None

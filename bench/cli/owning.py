@@ -3,31 +3,24 @@
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
+import bench
 from bench.cli.parser import OK, Command, a_device, a_model, data_root, positive
+from bench.models.libraries import find
 from bench.records.nouns import UserError
+from bench.verdicts.verdict import innocents_needed
 
 if TYPE_CHECKING:
-    from bench.data.settings import DataSettings
     from bench.records.nouns import Json
+    from bench.runs.claim import Claim, Finding, Verification
+    from bench.runs.key import Key
+    from bench.verdicts.verdict import Verdict
 
-
-VERDICTS = {"owned": 0, "undecided": 3, "not owned": 1, "incompatible": 4}
-"""Exit statuses of `verify`; with several keys the first of these that one of them came to."""
-
-KEY, RELEASED = "key.safetensors", "model.safetensors"
-"""The files that `protect` writes: what is kept secret and what goes out."""
-
-
-def _names(text: str) -> tuple[str, ...]:
-    names = tuple(text.split(","))
-    if len(set(names)) < len(names) or not all(re.fullmatch(r"\w[\w.-]*", n) for n in names):
-        raise argparse.ArgumentTypeError(f"expected different names such as alice,bob, got {text}")
-    return names
+STATUSES = {"owned": 0, "undecided": 3, "not owned": 1, "incompatible": 4}
+"""Exit statuses of `verify`, by the verdict of all keys together."""
 
 
 def _protect_arguments(command: argparse.ArgumentParser) -> None:
@@ -51,7 +44,11 @@ def _protect_arguments(command: argparse.ArgumentParser) -> None:
         help="sorted: the files of a flat folder show one class each, in the order of their names",
     )
     command.add_argument(
-        "--users", type=_names, default=("",), metavar="A,B", help="a copy and a key for each"
+        "--users",
+        type=lambda text: text.split(","),
+        default=[""],
+        metavar="A,B",
+        help="a copy and a key for each",
     )
     command.add_argument(
         "--seed",
@@ -65,60 +62,30 @@ def _protect_arguments(command: argparse.ArgumentParser) -> None:
 
 def protect_model(arguments: argparse.Namespace) -> int:
     """Protect a copy for every user, write each with its key, and say what to publish."""
-    from bench.data import manifest
-    from bench.models.weights import release
-    from bench.registry import METHODS
-    from bench.runs import claim
-    from bench.runs.key import refuse_to_replace, write
-    from bench.runs.machine import find_device
-    from bench.runs.owners import load_owner
-    from bench.suite.owners import owner_of
-    from bench.suite.plan import weights_file
-
-    spec = METHODS.spec(arguments.method, _settings(arguments.set))
-    device = find_device(arguments.device)
-    base = arguments.data or Path()
-    settings = owner_of(
-        arguments.model, arguments.weights, arguments.pretrained, arguments.image_size
+    claims = bench.protect(
+        arguments.model,
+        arguments.method,
+        arguments.images,
+        arguments.output,
+        settings=_settings(arguments.set),
+        users=arguments.users,
+        labels=arguments.labels,
+        weights=arguments.weights,
+        pretrained=arguments.pretrained,
+        image_size=arguments.image_size,
+        data=arguments.data,
+        seed=arguments.seed,
+        device=arguments.device,
+        watch=lambda made: _print_lines(advice(made)),
     )
-    homes = {user: arguments.output / user for user in arguments.users}
-    for home in homes.values():
-        for name in (KEY, RELEASED):
-            refuse_to_replace(home / name)  # before the work, not after it
-    owner = load_owner(settings, weights_file(settings, base) if settings.from_file else None)
-    listed = manifest.read("images", _described(arguments.images, arguments.labels), base)
-    pools = claim.owners_images(listed, owner.preprocess)
-    keys, copies = {}, {}
-    for user, home in homes.items():
-        rng = claim.generator(arguments.seed, user)
-        made = claim.protect(owner, spec, pools, rng, device, user)
-        keys[user] = made.key
-        if METHODS.get(spec.name).marks:
-            copies[user] = home / RELEASED
-            release(made.model, home / RELEASED)
-        _print_lines(claim.advice(made, home / RELEASED))
-    for user, key in keys.items():
-        others = [copy for whose, copy in copies.items() if whose != user]
-        key = claim.read_others(key, others, device)
-        write(homes[user] / KEY, key)
-        _print_lines(
-            [
-                ("key", f"{homes[user] / KEY}: keep it, and keep it secret"),
-                ("commitment", key.commitment),
-            ]
-        )
+    for made in claims:
+        kept = f"{made.key_file}: keep it, and keep it secret"
+        _print_lines([("key", kept), ("commitment", made.key.commitment)])
     print(
         "Publish the commitment where somebody else vouches for the date, before the model goes "
         "out: a key made later can be fitted to anybody's model, and proves nothing."
     )
     return OK
-
-
-def _described(images: str, labels: Literal["none", "sorted"]) -> DataSettings:
-    from bench.data.settings import DataSettings
-
-    embedded = {"photos": DataSettings("photos"), "digits": DataSettings("digits")}
-    return embedded.get(images) or DataSettings("folder", path=images, labels=labels)
 
 
 def _settings(texts: Sequence[str]) -> dict[str, Json]:
@@ -171,47 +138,120 @@ def _verify_arguments(command: argparse.ArgumentParser) -> None:
 
 def verify_suspect(arguments: argparse.Namespace) -> int:
     """Read a suspect and the innocents given with every key; the status is the verdict."""
-    import dataclasses
-
-    from bench.models.weights import load_suspect
-    from bench.runs import claim
-    from bench.runs.key import read_all
-    from bench.runs.machine import find_device
-    from bench.runs.owners import architecture_of
-    from bench.suite.owners import owner_of
-    from bench.verdicts.verdict import innocents_needed
-
-    innocents_needed(arguments.alpha)  # refuses an alpha that is none
-    keys = read_all(arguments.key, arguments.commitment)
-    device = find_device(arguments.device)
-    architecture = keys[0].owner
-    if arguments.model is not None:
-        architecture = architecture_of(owner_of(arguments.model, str(arguments.suspect), None))
-    if arguments.image_size is not None:
-        architecture = dataclasses.replace(architecture, image_size=arguments.image_size)
-    strangers = claim.weight_files(arguments.strangers)
-    descendants = claim.weight_files(arguments.descendants)
-    loaded = load_suspect(arguments.suspect, architecture)
-    suspect = claim.read(arguments.suspect.name, loaded, keys, device)
-    findings = claim.judge(
-        keys,
-        suspect,
-        [claim.read_file(file, keys, device) for file in strangers],
-        [claim.read_file(file, keys, device) for file in descendants],
-        arguments.alpha,
+    found = bench.verify(
+        arguments.suspect,
+        arguments.key,
+        commitments=arguments.commitment,
+        strangers=arguments.strangers,
+        descendants=arguments.descendants,
+        model=arguments.model,
+        image_size=arguments.image_size,
+        alpha=arguments.alpha,
+        device=arguments.device,
     )
-    _print_lines([("suspect", claim.description(arguments.suspect.name, loaded))])
+    _print_lines([("suspect", description(found))])
     if arguments.commitment is None:
         late = "without --commitment nothing shows that a key is older than the suspect"
         _print_lines([("note", late)])
-    for found in findings:
-        _print_lines(claim.sentences(found, arguments.alpha))
-    if len(keys) > 1:
-        best = claim.named(findings)
+    for finding in found.findings:
+        _print_lines(sentences(finding, found.alpha))
+    if len(found.findings) > 1:
+        best = found.named
         who = "nobody" if best is None else best.key.user or best.key.commitment
         _print_lines([("named", who)])
-    outcomes = {found.outcome for found in findings}
-    return next(status for outcome, status in VERDICTS.items() if outcome in outcomes)
+    return STATUSES[found.outcome]
+
+
+def description(found: Verification) -> str:
+    """Say what a suspect was read as, and what in its file was not read."""
+    parts = ", ".join(f"{part} ({count} tensors)" for part, count in found.ignored.items())
+    left_out = f"; ignored, as no part of the backbone: {parts}" if parts else ""
+    return f"{found.suspect}, read as {found.architecture}{left_out}"
+
+
+def advice(made: Claim) -> list[tuple[str, str]]:
+    """Say what was made and what the key reads, off the released model and off the clean one."""
+    key, lines = made.key, []
+    marks = made.model_file is not None
+    if key.user:
+        lines.append(("user", key.user))
+    if marks:
+        line = find(key.owner.library).in_python(key.owner)
+        how = f" (load_state_dict of {line})" if line else ""
+        lines.append(("model", f"{made.model_file}: to be released{how}"))
+    else:
+        lines.append(("model", f"{key.method.name} is a fingerprint: the model stays as it is"))
+    rule = f"by the paper's own rule, {made.released.rule.text}"
+    clean = f"; off the clean owner {made.clean.rate:.3f}" if marks else ""
+    lines.append(("rate", f"{made.released.rate:.3f} of the secret read back {rule}{clean}"))
+    if made.released.rate <= 0.5:
+        lines.append(("note", "the rule fails on most of the secret: give it more steps"))
+    if marks and made.clean.rate > 0.5:
+        fits = "this key also fits the unmarked model: it shows which base a suspect comes from "
+        lines.append(("note", f"{fits}rather than that the released copy was taken"))
+    return lines
+
+
+def sentences(found: Finding, alpha: float) -> list[tuple[str, str]]:
+    """Say what one key found, in lines of a label and a text."""
+    key, evidence, verdict = found.key, found.evidence, found.verdict
+    whose = f", the copy released to {key.user}" if key.user else ""
+    lines = [("key", f"{key.method.name}{whose}, commitment {key.commitment}")]
+    if isinstance(evidence, str) or verdict is None:
+        why = f"{evidence}; this speaks neither for nor against the claim"
+        return [*lines, ("verdict", f"incompatible: {why}")]
+    queries = f"{len(evidence.agreement)} {evidence.unit}s"
+    lines += [
+        ("rate", f"{evidence.rate:.3f} of {queries} by the paper's own rule, {evidence.rule.text}"),
+        (
+            "agreement",
+            f"{evidence.score:.3f}; the released copy had {key.released_score:.3f}"
+            + (f", {_innocents_known(key)} {found.known:.3f}" if key.reader.marks else ""),
+        ),
+        ("p-value", _ranks(found, verdict)),
+        ("possible", _possible(found, verdict, alpha)),
+    ]
+    decided = verdict.outcome != "undecided"
+    together = f", for {found.keys} keys together" if found.keys > 1 else ""
+    level = f" at alpha = {alpha:g}{together}" if decided else ""
+    return [*lines, ("verdict", f"{verdict.outcome}{level}")]
+
+
+def _innocents_known(key: Key) -> str:
+    others = "" if key.others_score is None else " or another user's copy at most"
+    return f"the clean owner{others}"
+
+
+def _ranks(found: Finding, verdict: Verdict) -> str:
+    """Return the p-value and where it comes from, population by population."""
+    parts = [
+        f"{p:.4g} among {n} {who}" if p is not None else f"no {who} given"
+        for p, n, who in (
+            (verdict.p_stranger, verdict.n_strangers, "strangers"),
+            (verdict.p_descendant, verdict.n_descendants, "descendants of the clean owner"),
+        )
+        if n is not None
+    ]
+    if found.p_value is None:
+        return f"none: {'; '.join(parts)}"
+    corrected = f", times {found.keys} keys" if found.keys > 1 else ""
+    return f"{found.p_value:.4g}: {'; '.join(parts)}{corrected}"
+
+
+def _possible(found: Finding, verdict: Verdict, alpha: float) -> str:
+    """Say how small p could have been, and what it would take to get below alpha, or further."""
+    populations = (verdict.n_strangers, verdict.n_descendants)
+    given = " and ".join(
+        f"{n} {who} given"
+        for n, who in zip(populations, ("strangers", "descendants"), strict=True)
+        if n is not None
+    )
+    each = "" if verdict.n_descendants is None else " of each"
+    smallest = f"at best {min(1.0, found.keys * verdict.attainable):.4g}"
+    if verdict.outcome == "undecided":
+        return f"{smallest}: {verdict.needed}{each} needed at alpha = {alpha:g}, {given}"
+    stronger = innocents_needed(alpha / 5 / found.keys)
+    return f"{smallest}, {given}; {stronger}{each} are needed for {alpha / 5:g}"
 
 
 PROTECT = Command(

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from bench.records.nouns import Cell, Record
+from bench.records.nouns import POPULATIONS, Cell, Record
+from bench.reports.blocks import labelled
 
 SHOWN = 12
 """Rows of the live table: the latest cells."""
@@ -19,15 +20,38 @@ SHOWN = 12
 STYLE = {"ok": "green", "skipped": "dim", "incompatible": "yellow", "failed": "bold red"}
 
 
-def show(records: Iterable[Record], total: int, console: Console) -> Iterator[Record]:
+Describe = Callable[[Cell], str]
+"""Names a cell in a few words."""
+
+
+def show(
+    records: Iterable[Record], total: int, describe: Describe, console: Console
+) -> Iterator[Record]:
     """Yield the records unchanged while showing each as it comes."""
-    if console.is_terminal:
-        yield from _live(records, total, console)
-    else:
-        yield from _lines(records, total, console)
+    shown = _live if console.is_terminal else _lines
+    yield from shown(records, total, describe, console)
 
 
-def _lines(records: Iterable[Record], total: int, console: Console) -> Iterator[Record]:
+def names(cells: Sequence[Cell]) -> Describe:
+    """Return what names a suite's cells as its tables do: by the settings that tell them apart.
+
+    A name holds owner, method, what the suspect descends from, what was done to it, and the seed.
+    """
+    owners = labelled(cell.owner for cell in cells)
+    methods = labelled(cell.method for cell in cells)
+    steps = labelled(step for cell in cells for step in cell.attack)
+    kinds = dict(POPULATIONS)
+
+    def describe(cell: Cell) -> str:
+        who = f"{owners(cell.owner)} · {methods(cell.method)} · {kinds[cell.lineage]}"
+        return f"{who} · {steps(*cell.attack)} · seed {cell.attack_seed}"
+
+    return describe
+
+
+def _lines(
+    records: Iterable[Record], total: int, describe: Describe, console: Console
+) -> Iterator[Record]:
     start = time.monotonic()
     for number, record in enumerate(records, start=1):
         elapsed = time.monotonic() - start
@@ -36,7 +60,9 @@ def _lines(records: Iterable[Record], total: int, console: Console) -> Iterator[
         yield record
 
 
-def _live(records: Iterable[Record], total: int, console: Console) -> Iterator[Record]:
+def _live(
+    records: Iterable[Record], total: int, describe: Describe, console: Console
+) -> Iterator[Record]:
     latest: deque[Record] = deque(maxlen=SHOWN)
     counts: Counter[str] = Counter()
     start = time.monotonic()
@@ -48,31 +74,16 @@ def _live(records: Iterable[Record], total: int, console: Console) -> Iterator[R
             summary = ", ".join(f"{n} {status}" for status, n in sorted(counts.items()))
             elapsed = time.monotonic() - start
             head = Text(f"{counts.total()} of {total} cells in {elapsed:.0f} s: {summary}")
-            live.update(Group(_table(latest), head))
+            live.update(Group(_table(latest, describe), head))
             yield record
 
 
-def _table(records: Iterable[Record]) -> Table:
+def _table(records: Iterable[Record], describe: Describe) -> Table:
     table = Table("cell", "status", "result", box=None, pad_edge=False)
     for record in records:
         status = Text(record.status, style=STYLE[record.status])
         table.add_row(Text(describe(record.cell)), status, Text(_result(record)))
     return table
-
-
-def describe(cell: Cell) -> str:
-    """Name a cell in a few words: owner, method, what the suspect descends from, attack, seeds."""
-    kind = {"released": "marked", "owner": "twin", "stranger": "stranger"}[cell.lineage]
-    words = [cell.method.args.get(setting) for setting in ("variant", "readout")]
-    method = " ".join([cell.method.name, *(str(word) for word in words if word)])
-    steps = " > ".join(_step(step.name, step.args) for step in cell.attack)
-    return f"{cell.owner.name} · {method} · {kind} · {steps} · seed {cell.attack_seed}"
-
-
-def _step(name: str, args: object) -> str:
-    words = args if isinstance(args, dict) else {}
-    telling = [str(words[key]) for key in ("schedule", "amount", "index") if key in words]
-    return " ".join([name, *telling])
 
 
 def _result(record: Record) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+import gc
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import bench
 from bench.cli.parser import OK, Command
 from bench.records.nouns import UserError
 from bench.records.table import (
@@ -22,7 +23,7 @@ from bench.records.table import (
 )
 
 if TYPE_CHECKING:
-    from bench.records.nouns import Outline, Record
+    from bench.records.ledger import Results
 
 
 WORSE, UNMEASURED = 3, 4
@@ -53,43 +54,53 @@ def _report_arguments(command: argparse.ArgumentParser) -> None:
 
 def show_report(arguments: argparse.Namespace) -> int:
     """Print a suite's tables from its records; needs neither torch nor the models."""
-    from bench.records import ledger
-    from bench.reports import drawings, frontier, page, printed, tables
-
     home = _home(arguments)
-    records = ledger.answers(home)
-    outline = ledger.read_outline(home / "suite.json")
-    whole = arguments.format == "html"  # a page holds all that there are numbers for
-    made = () if arguments.frontier else tables.tables(outline, records)
-    pictures: tuple[Picture, ...] = ()
-    if arguments.frontier or (whole and frontier.has_sweeps(outline)):
-        prices, pictures = (
-            frontier.tables(outline, records),
-            (drawings.frontier_picture(outline, records),),
-        )
-        made = (*made, *prices)
-        if arguments.frontier:
-            write_tables(home, prices, pictures)
-    if arguments.reference:
-        made = (*made, *printed.tables(outline, records))
-    if whole and (profiled := home / "figure2.csv").is_file():
-        caption = "activations after each block, as `bench profile` left them beside the records"
-        made = (*made, read_csv(profiled, "Figure 2", caption))
-    if arguments.calibration or whole:
-        judged, drawn = _calibration(outline, records, arguments.calibration)
-        made, pictures = (*made, *judged), (*pictures, *drawn)
-        if arguments.calibration:
-            write_tables(home, judged, drawn)
-    write = {"markdown": markdown, "latex": latex, "csv": csv}
-    if whole:
-        print(page.html(outline, records, made, pictures), end="")
+    results = bench.read(home)
+    gc.freeze()  # records make no cycles, and looking for some among so many takes seconds
+    made, pictures = _asked(results, home, arguments)
+    if arguments.format == "html":
+        from bench.reports import page
+
+        print(page.html(results.outline, results.records, made, pictures), end="")
     elif arguments.format == "terminal":
         console = wide_console()
         for table in made:
             print_table(table, console)
     else:
+        write = {"markdown": markdown, "latex": latex, "csv": csv}
         print(*map(write[arguments.format], made), sep="\n")
     return OK
+
+
+def _asked(
+    results: Results, home: Path, arguments: argparse.Namespace
+) -> tuple[tuple[Table, ...], tuple[Picture, ...]]:
+    """Make what is asked for, and write what was asked for by name beside the records.
+
+    A page holds all that there are numbers for, asked for or not.
+    """
+    from bench.reports import drawings, frontier, printed
+
+    found, whole = (results.outline, results.records), arguments.format == "html"
+    made = () if arguments.frontier else bench.report(results)
+    pictures: tuple[Picture, ...] = ()
+    if arguments.frontier or (whole and frontier.has_sweeps(results.outline)):
+        prices = bench.report(results, frontier=True)
+        pictures = (drawings.frontier_picture(*found),)
+        made = (*made, *prices)
+        if arguments.frontier:
+            write_tables(home, prices, pictures)
+    if arguments.reference:
+        made = (*made, *printed.tables(*found))
+    if whole and (profiled := home / "figure2.csv").is_file():
+        caption = "activations after each block, as `bench profile` left them beside the records"
+        made = (*made, read_csv(profiled, "Figure 2", caption))
+    if arguments.calibration or whole:
+        judged, drawn = _calibration(results, arguments.calibration)
+        made, pictures = (*made, *judged), (*pictures, *drawn)
+        if arguments.calibration:
+            write_tables(home, judged, drawn)
+    return made, pictures
 
 
 def _home(arguments: argparse.Namespace) -> Path:
@@ -106,21 +117,17 @@ def _home(arguments: argparse.Namespace) -> Path:
     return Path(arguments.results) / str(name)
 
 
-def _calibration(
-    outline: Outline, records: Mapping[str, Record], asked: bool
-) -> tuple[tuple[Table, ...], tuple[Picture, ...]]:
+def _calibration(results: Results, asked: bool) -> tuple[tuple[Table, ...], tuple[Picture, ...]]:
     """Return what verdicts are worth; nothing if nobody asked and too few innocents can tell."""
-    from bench.reports import drawings
-    from bench.reports.blocks import grouped
-    from bench.verdicts import level, pairs
+    from bench.reports import drawings, tables
+    from bench.reports.blocks import by_method
+    from bench.verdicts import level
 
-    blocks, _ = grouped(outline, records)
-    groups = [(block.owner, block.method, block.records) for block in blocks]
-    if not asked and not level.decidable(outline, groups):
+    groups = by_method(results.outline, results.records)
+    if not asked and not level.decidable(results.outline, groups):
         return (), ()
-    compared, curve = pairs.pairs_table(outline, groups), drawings.roc_picture(groups)
-    judged = (level.level_table(outline, groups), *((compared,) if compared.rows else ()))
-    return judged, (() if curve is None else (curve,))
+    curve = drawings.roc_picture(groups)
+    return tables.calibration(results.outline, groups), () if curve is None else (curve,)
 
 
 def _compare_arguments(command: argparse.ArgumentParser) -> None:
@@ -133,10 +140,9 @@ def _compare_arguments(command: argparse.ArgumentParser) -> None:
 
 def compare_results(arguments: argparse.Namespace) -> int:
     """Print what moved between two results; 3 if for the worse, 4 if nothing can tell."""
-    from bench.records.ledger import read_results
     from bench.reports import compare
 
-    base, head = read_results(arguments.base), read_results(arguments.head)
+    base, head = bench.read(arguments.base), bench.read(arguments.head)
     given = {name: getattr(arguments, name) for name in ("rate", "score", "utility")}
     tolerance = compare.Tolerance(**{k: v for k, v in given.items() if v is not None})
     found = compare.compare(base, head, tolerance)

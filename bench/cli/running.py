@@ -3,31 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import functools
 import sys
-from collections.abc import Container, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import bench
+from bench.cli import progress
 from bench.cli.parser import OK, SOME_FAILED, Command, a_device, a_suite, data_root, positive
-from bench.records.nouns import UserError
-from bench.records.table import print_table, wide_console, write_tables
+from bench.records.table import print_table, wide_console
 
 if TYPE_CHECKING:
-    import torch
     from rich.console import Console
 
-    from bench.records.store import Artefact, Store
-    from bench.runs.session import Engine
-    from bench.suite.graph import Plan, Question
-
-
-def _workers(threads: int) -> int:
-    """Return how many stages run side by side unless told: by cores, and 1.5 GB of memory each."""
-    from bench.runs.machine import available_memory_mb, usable_cores
-
-    return max(1, min(usable_cores() // threads, int(available_memory_mb() // 1500), 8))
+    from bench.records.nouns import Record
+    from bench.runs.session import Start
+    from bench.suite.graph import Plan
 
 
 def _run_arguments(command: argparse.ArgumentParser) -> None:
@@ -73,148 +64,42 @@ def _run_arguments(command: argparse.ArgumentParser) -> None:
 
 def run_suite(arguments: argparse.Namespace) -> int:
     """Answer the cells that have no record yet, then print and write the tables."""
-    from bench.cli import progress
-    from bench.records.store import Store
-
-    plan = _plan(arguments)
-    home = arguments.results / plan.suite.name
-    todo = _unanswered(plan, home)
+    plan = bench.plan(arguments.suite, arguments.data)
     console = wide_console()
-    for warning in plan.warnings:
-        console.print(f"note: {warning}", markup=False, highlight=False)
-    store = Store(arguments.results / ".store")
-    if not todo:
-        _write_outline(plan, home)
-        if arguments.drop_copies:
-            _drop_copies(plan, store, console)
-    else:
-        from bench.models.vision import refuse_no_compiler
-        from bench.runs.laboratory import Laboratory, load_owners
-        from bench.runs.machine import pin_threads
-        from bench.runs.session import run
+    _print_warnings(plan, console)
 
-        pin_threads(arguments.threads)
-        with _engine(arguments) as (engine, device, where):
-            if arguments.compile and arguments.engine != "ray":  # whose nodes say so themselves
-                refuse_no_compiler(device)
-            laboratory = Laboratory(
-                plan,
-                store,
-                arguments.data,
-                device,
-                compile=arguments.compile,
-                drop_copies=arguments.drop_copies,
-            )
-            load_owners(laboratory)
-            _write_outline(plan, home)  # only now: a run that cannot start changes no report
-            console.print(
-                f"{plan.suite.name}: {len(todo)} of {len(plan.questions)} cells to answer "
-                f"on {where}",
-                highlight=False,
-            )
-            records = run(laboratory, todo, engine, _records_file(home))
-            for _ in progress.show(records, len(todo), console):
-                pass
-    return _finish(home, console, {q.key for q in plan.questions})
+    def watch(start: Start, records: Iterator[Record]) -> Iterator[Record]:
+        cells = f"{start.suite}: {start.todo} of {start.cells} cells to answer"
+        console.print(f"{cells} on {start.where}", highlight=False)
+        names = progress.names([question.cell for question in plan.questions])
+        return progress.show(records, start.todo, names, console)
 
-
-def _drop_copies(plan: Plan, store: Store, console: Console) -> None:
-    """Drop what an earlier run kept, unless another run is here that may count on it."""
-    from bench.records.leases import KEPT, Leases, drop_spare
-    from bench.suite.todo import spare_copies
-
-    with Leases(store.leases) as leases:
-        if not drop_spare(store, leases, spare_copies(plan, ())):
-            console.print(f"note: {KEPT}", markup=False, highlight=False)
-
-
-@contextlib.contextmanager
-def _engine(arguments: argparse.Namespace) -> Iterator[tuple[Engine, torch.device, str]]:
-    """Yield what carries out the stages, the device of this process, and in words where they go."""
-    from bench.runs import engines
-    from bench.runs.machine import device_name, find_device
-
-    threads, workers = arguments.threads, arguments.workers
-    if arguments.engine == "ray":
-        from bench.runs import cluster
-
-        with cluster.connected(arguments.address):
-            there = cluster.choose_device(arguments.device, threads)
-            where = cluster.size(there, threads)
-            on_ray = functools.partial(
-                cluster.on_ray, device=there, threads=threads, workers=workers
-            )
-            yield on_ray, find_device("cpu"), where
-        return
-    if arguments.address is not None:
-        raise UserError("--address: expected none without --engine ray")
-    device = find_device(arguments.device)
-    workers = workers or (1 if device.type == "cuda" else _workers(threads))
-    engine: Engine = engines.serial
-    if workers > 1:
-        engine = functools.partial(engines.processes, workers=workers, threads=threads)
-    yield engine, device, device_name(device)
-
-
-def _unanswered(plan: Plan, home: Path) -> list[Question]:
-    """Return the questions a run would ask: those without a record, and those that failed."""
-    from bench.records import ledger
-
-    answered = ledger.latest(ledger.read(home))
-    settled = {key for key, record in answered.items() if record.status != "failed"}
-    return [q for q in plan.questions if q.key not in settled]
-
-
-def _finish(home: Path, console: Console, keys: set[str]) -> int:
-    """Print and write the tables; the status says whether any cell failed."""
-    from bench.records import ledger
-    from bench.reports import tables
-
-    records = ledger.latest(ledger.read(home))
-    made = tables.tables(ledger.read_outline(home / "suite.json"), records)
-    for table in made:
-        print_table(table, console)
-    write_tables(home, made)
-    failed = [r for k, r in records.items() if k in keys and r.status == "failed"]
-    if not failed:
-        return OK
-    print(
-        f"bench: {len(failed)} of {len(keys)} cells failed, first: {failed[0].reason}; "
-        "run again to retry them",
-        file=sys.stderr,
+    results = bench.run(
+        plan,
+        arguments.results,
+        arguments.data,
+        device=arguments.device,
+        engine=arguments.engine,
+        address=arguments.address,
+        workers=arguments.workers,
+        threads=arguments.threads,
+        compile=arguments.compile,
+        drop_copies=arguments.drop_copies,
+        watch=watch,
     )
+    for table in bench.report(results):
+        print_table(table, console)
+    if not results.failed:
+        return OK
+    count, cells = len(results.failed), len(results.outline.cells)
+    why = f"first: {results.failed[0].reason}; run again to retry them"
+    print(f"bench: {count} of {cells} cells failed, {why}", file=sys.stderr)
     return SOME_FAILED
 
 
-def _records_file(home: Path) -> Path:
-    """Name a new file of records: time-stamped for people, unique for concurrent runs."""
-    import time
-    import uuid
-
-    stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
-    return home / "records" / f"{stamp}-{uuid.uuid4().hex[:8]}.jsonl"
-
-
-def _write_outline(plan: Plan, home: Path) -> None:
-    from bench.records import ledger
-    from bench.records.nouns import Outline
-    from bench.suite.plan import departures
-
-    suite = plan.suite
-    cells = tuple((q.key, q.cell) for q in plan.questions)
-    reductions = (
-        *(f"Reduced: {text}" for text in suite.reductions),
-        *(f"Not the default: {text}" for text in departures(suite)),
-    )
-    outline = Outline(suite.name, suite.title, suite.alpha, cells, reductions, plan.warnings)
-    ledger.write_outline(home / "suite.json", outline)
-
-
-def _plan(arguments: argparse.Namespace, assume: bool = False) -> Plan:
-    from bench.suite import reader
-    from bench.suite.plan import make
-
-    return make(reader.load(arguments.suite), arguments.data, assume)
+def _print_warnings(plan: Plan, console: Console) -> None:
+    for warning in plan.warnings:
+        console.print(f"note: {warning}", markup=False, highlight=False)
 
 
 def _plan_arguments(command: argparse.ArgumentParser) -> None:
@@ -232,14 +117,13 @@ def show_plan(arguments: argparse.Namespace) -> int:
     from rich.table import Table as Grid
 
     from bench.records.store import Store
-    from bench.runs import budget
-    from bench.suite.todo import missing as missing_
+    from bench.runs import budget, session
+    from bench.suite.todo import missing
 
-    made = _plan(arguments, assume=True)
+    made = bench.plan(arguments.suite, arguments.data, assume=True)
     store = Store(arguments.results / ".store")
-    todo = _unanswered(made, arguments.results / made.suite.name)
-    missing = missing_(made, store, todo)
-    found = budget.budget(made, store, missing, arguments.device)
+    todo = session.unanswered(made, arguments.results / made.suite.name)
+    found = budget.budget(made, store, missing(made, store, todo), arguments.device)
     hours = "GPU time" if arguments.device else "time"
     table = Grid("stage", "to run", "there, or not needed", "forward", "backward", hours, "GB")
     for row in (*found.rows, found.total):
@@ -259,8 +143,7 @@ def show_plan(arguments: argparse.Namespace) -> int:
     console.print(table)
     for line in (budget.basis(arguments.device), *found.notes):
         console.print(line, markup=False, highlight=False)
-    for warning in made.warnings:
-        console.print(f"note: {warning}", markup=False, highlight=False)
+    _print_warnings(made, console)
     return OK
 
 
@@ -297,18 +180,15 @@ def show_store(arguments: argparse.Namespace) -> int:
     from rich.table import Table as Grid
 
     from bench.records.store import Store
-    from bench.suite import reader
-    from bench.suite.plan import make
+    from bench.runs import session
 
     store = Store(arguments.results / ".store")
     console = wide_console()
     if arguments.collect:
         kept = {
-            key
-            for path in arguments.collect
-            for key in make(reader.load(path), arguments.data).stages
+            key for path in arguments.collect for key in bench.plan(path, arguments.data).stages
         }
-        gone = _collect(store, kept)
+        gone = session.collect(store, kept)
         freed = sum(a.on_disk for a in gone) / 1e6
         console.print(f"removed {len(gone)} artefacts, {freed:.1f} MB", highlight=False)
     table = Grid("kind", "artefacts", "weights dropped", "MB")
@@ -321,24 +201,6 @@ def show_store(arguments: argparse.Namespace) -> int:
     table.add_row("decoded images", str(len(pixels)), "0", f"{sum(pixels) / 1e6:.1f}")
     console.print(table)
     return OK
-
-
-def _collect(store: Store, kept: Container[str]) -> list[Artefact]:
-    """Remove all but what is kept; return the artefacts that are gone."""
-    from bench.records.leases import Leases
-
-    with Leases(store.leases) as leases, leases.behind_the_door() as alone:
-        if not alone:
-            raise UserError(
-                "--collect: expected no run on this store, one is at it; wait for its end (where "
-                f"it was killed on another machine, empty {store.leases})"
-            )
-        gone = [artefact for artefact in store if artefact.key not in kept]
-        for artefact in gone:
-            store.remove(artefact.key)
-        for path in [*store.leftovers(), *store.decoded()]:
-            path.unlink(missing_ok=True)
-    return gone
 
 
 RUN = Command("run", "answer every cell of a suite and print its tables", _run_arguments, run_suite)

@@ -15,6 +15,7 @@ from bench.records.files import write_atomically
 from bench.records.nouns import UserError
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
     from rich.console import Console
 
 
@@ -67,6 +68,13 @@ class Table:
 
     def __post_init__(self) -> None:
         assert all(len(row) == len(self.columns) for row in self.rows), "a row of another width"
+
+    def frame(self) -> DataFrame:
+        """Return the rows for pandas: numbers where all of a column is numbers, else text."""
+        import pandas
+
+        nothing = [NOTHING]
+        return pandas.read_csv(io.StringIO(csv(self)), na_values=nothing, keep_default_na=False)
 
     def blocks(self) -> dict[tuple[str, ...], list[tuple[str, ...]]]:
         """Return the rows without their heads, by head, in order."""

@@ -145,6 +145,14 @@ def grouped(outline: Outline, records: Mapping[str, Record]) -> tuple[list[Block
     return blocks, [*owners.legend, *methods.legend, *steps.legend]
 
 
+def by_method(
+    outline: Outline, records: Mapping[str, Record]
+) -> list[tuple[str, str, Sequence[Record]]]:
+    """Return all records of every owner with every method, after the two names."""
+    blocks, _ = grouped(outline, records)
+    return [(block.owner, block.method, block.records) for block in blocks]
+
+
 def _rows(asked: Sequence[Asked], steps: _Labels) -> list[Row]:
     """Make a row per attack, then one per control: strangers stand beside what they went through.
 

@@ -44,7 +44,7 @@ from bench.reports.notes import (
     number_text,
     rate_text,
 )
-from bench.verdicts import bounds
+from bench.verdicts import bounds, level, pairs
 from bench.verdicts.innocents import Innocents
 from bench.verdicts.intervals import between, difference_interval, mean_interval
 
@@ -66,6 +66,14 @@ def tables(outline: Outline, records: Mapping[str, Record]) -> tuple[Table, ...]
         bounds.bounds_table(outline, groups),
     )
     return tuple(table for table in found if table.rows or table.name in ("Table 2", "Table 3"))
+
+
+def calibration(
+    outline: Outline, groups: Sequence[tuple[str, str, Sequence[Record]]]
+) -> tuple[Table, ...]:
+    """Return what verdicts are worth: level and power, and every two methods compared."""
+    compared = pairs.pairs_table(outline, groups)
+    return (level.level_table(outline, groups), *((compared,) if compared.rows else ()))
 
 
 def _table_1(outline: Outline, blocks: Sequence[Block]) -> Table:

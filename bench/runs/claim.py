@@ -13,41 +13,65 @@ trained on fresh messages carries anybody's.
 from __future__ import annotations
 
 import dataclasses
+import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from bench.data.images import Images, Preprocess, load
 from bench.data.manifest import Manifest
-from bench.models.libraries import find
+from bench.data.settings import DataSettings
 from bench.models.suspect import View
-from bench.models.vision import VisionModel
-from bench.models.weights import Loaded, headless, load_suspect, weights_digest
+from bench.models.vision import Architecture, VisionModel
+from bench.models.weights import Loaded, headless, load_suspect, release, weights_digest
 from bench.records import nouns
 from bench.records.nouns import Access, Evidence, Incompatible, Spec, UserError
 from bench.registry import METHODS
-from bench.runs.key import Key, is_key
+from bench.runs.key import Key, is_key, refuse_to_replace, write
 from bench.suite.owners import WEIGHT_FILES
 from bench.types import Context, Method
 from bench.verdicts.innocents import Innocents
-from bench.verdicts.verdict import Verdict, decide, innocents_needed
+from bench.verdicts.verdict import Verdict, decide
 
 HELD_OUT = 0.3
 """Share of the owner's source images that a method may test on but not train on."""
 
 
+KEY, RELEASED = "key.safetensors", "model.safetensors"
+"""The files that an owner is left with: what is kept secret and what goes out."""
+
+OUTCOMES = ("owned", "undecided", "not owned", "incompatible")
+"""What keys may say; of several keys the first of these that one of them came to counts."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
-class Claim:
+class ProtectedCopy:
     """A protected model with its key, and what the key reads off it and off the clean owner."""
 
     model: VisionModel
     key: Key
     released: Evidence
     clean: Evidence
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Claim:
+    """What an owner is left with: a key, where it and its copy lie, and what the key reads.
+
+    `released` is read off the protected copy, `clean` off the owner as it was. A fingerprint leaves
+    the model as it is: there is no file of a copy.
+    """
+
+    key: Key
+    released: Evidence
+    clean: Evidence
+    key_file: Path
+    model_file: Path | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +108,35 @@ class Finding:
         return self.verdict.outcome if self.verdict else "incompatible"
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Verification:
+    """What every key says of one suspect at the level `alpha`, and what it was read as."""
+
+    suspect: str
+    architecture: str
+    ignored: Mapping[str, int]  # tensors that are no part of the backbone, by part
+    alpha: float
+    findings: tuple[Finding, ...]
+
+    @property
+    def outcome(self) -> str:
+        """Return the verdict of all keys together: owned where one of them says so."""
+        said = {finding.outcome for finding in self.findings}
+        return next(outcome for outcome in OUTCOMES if outcome in said)
+
+    @property
+    def named(self) -> Finding | None:
+        """Return the finding of the key that fits best, None if none does."""
+        owned = [found for found in self.findings if found.outcome == "owned"]
+        return min(owned, key=lambda found: (found.p_value, -_score(found)), default=None)
+
+
+def described(images: str, labels: Literal["none", "sorted"] = "none") -> DataSettings:
+    """Return the data set that an owner names: an embedded one, or a folder."""
+    embedded = {"photos": DataSettings("photos"), "digits": DataSettings("digits")}
+    return embedded.get(images) or DataSettings("folder", path=images, labels=labels)
+
+
 def owners_images(listed: Manifest, preprocess: Preprocess) -> tuple[Images, Images]:
     """Decode all images of a data set, in those to work with and those held out, by source."""
     sources = sorted({item.source for item in listed.items}, key=nouns.digest)
@@ -110,6 +163,57 @@ def generator(seed: int | None, user: str) -> torch.Generator:
     return rng
 
 
+def homes(output: Path, users: Sequence[str]) -> dict[str, Path]:
+    """Return where the files of every user go.
+
+    Raises:
+        UserError: two users have one name, one has none that a folder may have, or there is a key.
+
+    """
+    named = [user for user in users if user]
+    if len(set(users)) < len(users) or not all(re.fullmatch(r"\w[\w.-]*", n) for n in named):
+        names = ",".join(users)
+        raise UserError(f"--users: expected different names such as alice,bob, got {names}")
+    found = {user: output / user for user in users}
+    for home in found.values():
+        for name in (KEY, RELEASED):
+            refuse_to_replace(home / name)  # before the work, not after it
+    return found
+
+
+def protect_copies(
+    owner: VisionModel,
+    spec: Spec,
+    pools: tuple[Images, Images],
+    homes: Mapping[str, Path],
+    seed: int | None,
+    device: torch.device,
+    watch: Callable[[Claim], object],
+) -> tuple[Claim, ...]:
+    """Protect a copy for every user, and write it with its key to the user's home.
+
+    Keys are written once all copies are made, for each says what it reads off the others. `watch`
+    is told of every copy as it is made.
+    """
+    claims = []
+    for user, home in homes.items():
+        made = protect(owner, spec, pools, generator(seed, user), device, user)
+        file = home / RELEASED if METHODS.get(spec.name).marks else None
+        if file is not None:
+            release(made.model, file)
+        claims.append(Claim(made.key, made.released, made.clean, home / KEY, file))
+        watch(claims[-1])
+    copies = {claim.model_file for claim in claims if claim.model_file}
+    return tuple(_kept(claim, sorted(copies - {claim.model_file}), device) for claim in claims)
+
+
+def _kept(claim: Claim, others: Sequence[Path], device: torch.device) -> Claim:
+    """Write a key that knows what it reads off the other users' copies."""
+    key = read_others(claim.key, others, device)
+    write(claim.key_file, key)
+    return dataclasses.replace(claim, key=key)
+
+
 def protect(
     owner: VisionModel,
     spec: Spec,
@@ -117,7 +221,7 @@ def protect(
     rng: torch.Generator,
     device: torch.device,
     user: str = "",
-) -> Claim:
+) -> ProtectedCopy:
     """Protect a model and read the new key off the result and off the clean owner.
 
     Raises:
@@ -147,7 +251,7 @@ def protect(
         released_score=released.score,
         user=user,
     )
-    return Claim(made.model, key, released, clean)
+    return ProtectedCopy(made.model, key, released, clean)
 
 
 def read_others(key: Key, copies: Sequence[Path], device: torch.device) -> Key:
@@ -157,7 +261,7 @@ def read_others(key: Key, copies: Sequence[Path], device: torch.device) -> Key:
     return dataclasses.replace(key, others_score=max(scores, default=None))
 
 
-def weight_files(folder: Path | None) -> list[Path]:
+def weight_files(folder: str | Path | None) -> list[Path]:
     """List the files of weights in a folder and below it; keys among them are passed over.
 
     Raises:
@@ -166,6 +270,7 @@ def weight_files(folder: Path | None) -> list[Path]:
     """
     if folder is None:
         return []
+    folder = Path(folder)
     found = [p for p in sorted(folder.rglob("*")) if p.suffix in WEIGHT_FILES and not is_key(p)]
     if not found:
         what = "none in it" if folder.is_dir() else "no such folder"
@@ -187,6 +292,23 @@ def read(name: str, loaded: Loaded, keys: Sequence[Key], device: torch.device) -
         except Incompatible as error:
             found[key] = str(error)
     return Reading(name, loaded.digest, found)
+
+
+def verify(
+    file: Path,
+    architecture: Architecture,
+    keys: Sequence[Key],
+    innocents: tuple[Sequence[Path], Sequence[Path]],
+    alpha: float,
+    device: torch.device,
+) -> Verification:
+    """Read a suspect and the innocents, strangers and descendants, with every key, and judge."""
+    loaded = load_suspect(file, architecture)
+    suspect = read(file.name, loaded, keys, device)
+    strangers, descendants = ([read_file(f, keys, device) for f in files] for files in innocents)
+    findings = judge(keys, suspect, strangers, descendants, alpha)
+    name = loaded.model.architecture.name
+    return Verification(file.name, name, loaded.ignored, alpha, tuple(findings))
 
 
 def judge(
@@ -212,109 +334,6 @@ def judge(
         _finding(key, keys, suspect, _distinct(strangers), _distinct(descendants), alpha)
         for key in keys
     ]
-
-
-def named(findings: Sequence[Finding]) -> Finding | None:
-    """Return the finding of the key that fits best, None if none does."""
-    owned = [found for found in findings if found.outcome == "owned"]
-    return min(owned, key=lambda found: (found.p_value, -_score(found)), default=None)
-
-
-def description(name: str, loaded: Loaded) -> str:
-    """Say what a suspect was read as, and what in its file was not read."""
-    parts = ", ".join(f"{part} ({count} tensors)" for part, count in loaded.ignored.items())
-    left_out = f"; ignored, as no part of the backbone: {parts}" if parts else ""
-    return f"{name}, read as {loaded.model.architecture.name}{left_out}"
-
-
-def advice(made: Claim, released: Path) -> list[tuple[str, str]]:
-    """Say what was made and what the key reads, off the released model and off the clean one."""
-    key, name, lines = made.key, made.model.architecture, []
-    marks = key.reader.marks
-    if key.user:
-        lines.append(("user", key.user))
-    if marks:
-        line = find(name.library).in_python(name)
-        how = f" (load_state_dict of {line})" if line else ""
-        lines.append(("model", f"{released}: to be released{how}"))
-    else:
-        lines.append(("model", f"{key.method.name} is a fingerprint: the model stays as it is"))
-    rule = f"by the paper's own rule, {made.released.rule.text}"
-    clean = f"; off the clean owner {made.clean.rate:.3f}" if marks else ""
-    lines.append(("rate", f"{made.released.rate:.3f} of the secret read back {rule}{clean}"))
-    if made.released.rate <= 0.5:
-        lines.append(("note", "the rule fails on most of the secret: give it more steps"))
-    if marks and made.clean.rate > 0.5:
-        lines.append(
-            (
-                "note",
-                "this key also fits the unmarked model: it shows which base a suspect comes from "
-                "rather than that the released copy was taken",
-            )
-        )
-    return lines
-
-
-def sentences(found: Finding, alpha: float) -> list[tuple[str, str]]:
-    """Say what one key found, in lines of a label and a text."""
-    key, evidence, verdict = found.key, found.evidence, found.verdict
-    whose = f", the copy released to {key.user}" if key.user else ""
-    lines = [("key", f"{key.method.name}{whose}, commitment {key.commitment}")]
-    if isinstance(evidence, str) or verdict is None:
-        why = f"{evidence}; this speaks neither for nor against the claim"
-        return [*lines, ("verdict", f"incompatible: {why}")]
-    queries = f"{len(evidence.agreement)} {evidence.unit}s"
-    lines += [
-        ("rate", f"{evidence.rate:.3f} of {queries} by the paper's own rule, {evidence.rule.text}"),
-        (
-            "agreement",
-            f"{evidence.score:.3f}; the released copy had {key.released_score:.3f}"
-            + (f", {_innocents_known(key)} {found.known:.3f}" if key.reader.marks else ""),
-        ),
-        ("p-value", _ranks(found, verdict)),
-        ("possible", _possible(found, verdict, alpha)),
-    ]
-    decided = verdict.outcome != "undecided"
-    together = f", for {found.keys} keys together" if found.keys > 1 else ""
-    level = f" at alpha = {alpha:g}{together}" if decided else ""
-    return [*lines, ("verdict", f"{verdict.outcome}{level}")]
-
-
-def _innocents_known(key: Key) -> str:
-    others = "" if key.others_score is None else " or another user's copy at most"
-    return f"the clean owner{others}"
-
-
-def _ranks(found: Finding, verdict: Verdict) -> str:
-    """Return the p-value and where it comes from, population by population."""
-    parts = [
-        f"{p:.4g} among {n} {who}" if p is not None else f"no {who} given"
-        for p, n, who in (
-            (verdict.p_stranger, verdict.n_strangers, "strangers"),
-            (verdict.p_descendant, verdict.n_descendants, "descendants of the clean owner"),
-        )
-        if n is not None
-    ]
-    if found.p_value is None:
-        return f"none: {'; '.join(parts)}"
-    corrected = f", times {found.keys} keys" if found.keys > 1 else ""
-    return f"{found.p_value:.4g}: {'; '.join(parts)}{corrected}"
-
-
-def _possible(found: Finding, verdict: Verdict, alpha: float) -> str:
-    """Say how small p could have been, and what it would take to get below alpha, or further."""
-    populations = (verdict.n_strangers, verdict.n_descendants)
-    given = " and ".join(
-        f"{n} {who} given"
-        for n, who in zip(populations, ("strangers", "descendants"), strict=True)
-        if n is not None
-    )
-    each = "" if verdict.n_descendants is None else " of each"
-    smallest = f"at best {min(1.0, found.keys * verdict.attainable):.4g}"
-    if verdict.outcome == "undecided":
-        return f"{smallest}: {verdict.needed}{each} needed at alpha = {alpha:g}, {given}"
-    stronger = innocents_needed(alpha / 5 / found.keys)
-    return f"{smallest}, {given}; {stronger}{each} are needed for {alpha / 5:g}"
 
 
 def _score(found: Finding) -> float:

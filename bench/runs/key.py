@@ -109,23 +109,24 @@ def is_key(path: Path) -> bool:
         return False
 
 
-def read_all(paths: Sequence[Path], published: Sequence[str] | None) -> list[Key]:
-    """Read different keys about models of one architecture, each of them published if any is.
+def read_all(given: Sequence[Key | Path], published: Sequence[str] | None) -> list[Key]:
+    """Return different keys about models of one architecture, each of them published if any is.
 
     Raises:
         UserError: two keys are the same or do not go together, or one was never published.
 
     """
-    keys = [read(path) for path in paths]
+    keys = [one if isinstance(one, Key) else read(one) for one in given]
     if len({key.commitment for key in keys}) < len(keys):
         raise UserError("--key: expected different keys, got one twice")
     if len({canonical(key.owner.json()) for key in keys}) > 1:
         names = ", ".join(key.owner.name for key in keys)
         raise UserError(f"--key: expected keys of one owner's model, got those of {names}")
-    for path, key in zip(paths, keys, strict=True):
+    for one, key in zip(given, keys, strict=True):
         if published is not None and key.commitment not in map(str.lower, published):
+            name = one.name if isinstance(one, Path) else key.method.name
             raise UserError(
-                f"{path.name}: expected the published commitment {' or '.join(published)}, got a "
+                f"{name}: expected the published commitment {' or '.join(published)}, got a "
                 f"key of {key.commitment}: another key, or one made afterwards"
             )
     return keys

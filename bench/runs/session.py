@@ -2,35 +2,226 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import contextlib
+import functools
+import time
+import uuid
+from collections.abc import Callable, Container, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from bench.records import ledger
-from bench.records.nouns import Cost, Evidence, Fidelity, Json, Record, Rule, UserError, Utility
-from bench.records.store import Store
-from bench.runs.laboratory import Failure, Laboratory
-from bench.suite.graph import Question
+from bench.records.leases import KEPT, Leases, drop_spare
+from bench.records.ledger import Results
+from bench.records.nouns import (
+    Cost,
+    Evidence,
+    Fidelity,
+    Json,
+    Outline,
+    Record,
+    Rule,
+    UserError,
+    Utility,
+)
+from bench.records.store import Artefact, Store
+from bench.records.table import write_tables
+from bench.reports import tables
+from bench.suite.graph import Plan, Question
+from bench.suite.plan import departures
+from bench.suite.todo import spare_copies
 
+# What needs torch is imported by those who carry out stages: a run that is done already needs none.
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import torch
 
-def run(
-    laboratory: Laboratory,
-    questions: Sequence[Question],
-    engine: Engine,
-    records: Path,
+    from bench.runs.laboratory import Failure, Laboratory
+
+    Engine = Callable[[Laboratory, Sequence[Question]], Iterator[tuple[Question, Failure | None]]]
+    """Carries out the stages of questions; yields each, with the reason if it has no answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What a run is about to do: how many cells of how many, and where."""
+
+    suite: str
+    todo: int
+    cells: int
+    where: str
+
+
+Watch = Callable[[Start, Iterator[Record]], Iterable[Record]]
+"""Looks on: told of the start, it passes the records on as they come."""
+
+
+def unwatched(start: Start, records: Iterator[Record]) -> Iterator[Record]:
+    """Pass the records on and say nothing."""
+    return records
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """One run of a suite: its plan, where results and data lie, and how it is carried out.
+
+    `workers` is None for as many as there is room for; `address` is that of a Ray cluster. What the
+    user should know of on the way is told to `note`, a line at a time.
+    """
+
+    plan: Plan
+    results: Path
+    data: Path | None = None
+    device: str = "auto"
+    engine: Literal["processes", "ray"] = "processes"
+    address: str | None = None
+    workers: int | None = None
+    threads: int = 1
+    compile: bool = False
+    drop_copies: bool = False
+    note: Callable[[str], None] = print
+    watch: Watch = unwatched
+
+    @property
+    def home(self) -> Path:
+        """Return the folder of this suite's results."""
+        return self.results / self.plan.suite.name
+
+    @property
+    def store(self) -> Store:
+        """Open the store, which all suites of a folder of results share."""
+        return Store(self.results / ".store")
+
+
+def run(session: Session) -> Results:
+    """Answer the cells that have no record yet; write outline, records and tables."""
+    if todo := unanswered(session.plan, session.home):
+        _answer_all(session, todo)
+    else:
+        _write_outline(session.plan, session.home)
+        if session.drop_copies:
+            _drop_copies(session)
+    found = ledger.read_results(session.home)
+    write_tables(session.home, tables.tables(found.outline, found.records))
+    return found
+
+
+def unanswered(plan: Plan, home: Path) -> list[Question]:
+    """Return the questions a run would ask: those without a record, and those that failed."""
+    answered = ledger.answers(home)
+    settled = {key for key, record in answered.items() if record.status != "failed"}
+    return [q for q in plan.questions if q.key not in settled]
+
+
+def _answer_all(session: Session, todo: Sequence[Question]) -> None:
+    from bench.models.vision import refuse_no_compiler
+    from bench.runs.laboratory import Laboratory, load_owners
+
+    plan, home = session.plan, session.home
+    with _threads(session.threads), _engine(session) as (engine, device, where):
+        if session.compile and session.engine != "ray":  # whose nodes say so themselves
+            refuse_no_compiler(device)
+        laboratory = Laboratory(
+            plan,
+            session.store,
+            session.data,
+            device,
+            session.note,
+            session.compile,
+            session.drop_copies,
+        )
+        load_owners(laboratory)
+        _write_outline(plan, home)  # only now: a run that cannot start changes no report
+        start = Start(plan.suite.name, len(todo), len(plan.questions), where)
+        for _ in session.watch(start, answer(laboratory, todo, engine, _records_file(home))):
+            pass
+
+
+@contextlib.contextmanager
+def _threads(threads: int) -> Iterator[None]:
+    """Have this process work with so many threads, and its user with as many as before."""
+    import torch
+
+    from bench.runs.machine import pin_threads
+
+    before = torch.get_num_threads()
+    pin_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def _engine(session: Session) -> Iterator[tuple[Engine, torch.device, str]]:
+    """Yield what carries out the stages, the device of this process, and in words where they go."""
+    from bench.runs import engines
+    from bench.runs.machine import device_name, find_device
+
+    threads, workers = session.threads, session.workers
+    if session.engine == "ray":
+        from bench.runs import cluster
+
+        with cluster.connected(session.address):
+            there = cluster.choose_device(session.device, threads)
+            where = cluster.size(there, threads)
+            on_ray = functools.partial(
+                cluster.on_ray, device=there, threads=threads, workers=workers
+            )
+            yield on_ray, find_device("cpu"), where
+        return
+    if session.address is not None:
+        raise UserError("--address: expected none without --engine ray")
+    device = find_device(session.device)
+    workers = workers or (1 if device.type == "cuda" else _room(threads))
+    engine: Engine = engines.serial
+    if workers > 1:
+        engine = functools.partial(engines.processes, workers=workers, threads=threads)
+    yield engine, device, device_name(device)
+
+
+def _room(threads: int) -> int:
+    """Return how many stages run side by side unless told: by cores, and 1.5 GB of memory each."""
+    from bench.runs.machine import available_memory_mb, usable_cores
+
+    return max(1, min(usable_cores() // threads, int(available_memory_mb() // 1500), 8))
+
+
+def _drop_copies(session: Session) -> None:
+    """Drop what an earlier run kept, unless another run is here that may count on it."""
+    store = session.store
+    with Leases(store.leases) as leases:
+        if not drop_spare(store, leases, spare_copies(session.plan, ())):
+            session.note(f"note: {KEPT}")
+
+
+def _write_outline(plan: Plan, home: Path) -> None:
+    suite = plan.suite
+    cells = tuple((q.key, q.cell) for q in plan.questions)
+    reductions = (
+        *(f"Reduced: {text}" for text in suite.reductions),
+        *(f"Not the default: {text}" for text in departures(suite)),
+    )
+    outline = Outline(suite.name, suite.title, suite.alpha, cells, reductions, plan.warnings)
+    ledger.write_outline(home / "suite.json", outline)
+
+
+def _records_file(home: Path) -> Path:
+    """Name a new file of records: time-stamped for people, unique for concurrent runs."""
+    stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
+    return home / "records" / f"{stamp}-{uuid.uuid4().hex[:8]}.jsonl"
+
+
+def answer(
+    laboratory: Laboratory, questions: Sequence[Question], engine: Engine, records: Path
 ) -> Iterator[Record]:
     """Answer each question, append its record and yield it; a failure becomes a record too."""
     for question, failure in engine(laboratory, questions):
         record = _record(laboratory, question, failure)
         ledger.append(records, record)
         yield record
-
-
-Engine = Callable[[Laboratory, "Sequence[Question]"], Iterator[tuple[Question, Failure | None]]]
-"""What carries out the stages of questions and yields each, with the reason if it has no answer."""
 
 
 def _record(laboratory: Laboratory, question: Question, failure: Failure | None) -> Record:
@@ -81,3 +272,24 @@ def _payload(store: Store, key: str) -> dict[str, Json]:
         raise UserError(f"the store lost {key} during the run; run the suite again")
     payload: dict[str, Json] = found.payload
     return payload
+
+
+def collect(store: Store, kept: Container[str]) -> list[Artefact]:
+    """Remove all artefacts but those kept, and what runs left behind; return what is gone.
+
+    Raises:
+        UserError: a run is on this store.
+
+    """
+    with Leases(store.leases) as leases, leases.behind_the_door() as alone:
+        if not alone:
+            raise UserError(
+                "--collect: expected no run on this store, one is at it; wait for its end (where "
+                f"it was killed on another machine, empty {store.leases})"
+            )
+        gone = [artefact for artefact in store if artefact.key not in kept]
+        for artefact in gone:
+            store.remove(artefact.key)
+        for path in [*store.leftovers(), *store.decoded()]:
+            path.unlink(missing_ok=True)
+    return gone

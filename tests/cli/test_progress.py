@@ -3,7 +3,7 @@ import io
 import pytest
 from rich.console import Console
 
-from bench.cli.progress import describe, show
+from bench.cli.progress import names, show
 from bench.records.nouns import Cell, Evidence, Record, Rule, Spec, Utility
 
 RULE = Rule("bit errors", "<=", 5)
@@ -24,10 +24,12 @@ RECORDS = [
     Record("d", "s", cell(), "incompatible", reason="no blocks"),
 ]  # fmt: skip
 
+NAMES = names([record.cell for record in RECORDS])
+
 
 def shown(terminal):
     console = Console(file=io.StringIO(), force_terminal=terminal, width=160)
-    passed_on = list(show(iter(RECORDS), len(RECORDS), console))
+    passed_on = list(show(iter(RECORDS), len(RECORDS), NAMES, console))
     return passed_on, console.file.getvalue()
 
 
@@ -54,21 +56,38 @@ def test_a_terminal_gets_one_table_with_counts():
 
 def test_records_are_shown_as_they_come_not_at_the_end():
     console = Console(file=io.StringIO(), force_terminal=False)
-    stream = show(iter(RECORDS), len(RECORDS), console)
+    stream = show(iter(RECORDS), len(RECORDS), NAMES, console)
     next(stream)
     assert console.file.getvalue().count("\n") == 1
 
 
+def test_a_cell_is_named_in_a_few_words():
+    assert NAMES(cell()) == "mini · activemark · marked · prune.l1 · seed 3"
+    assert NAMES(cell("owner")) == "mini · activemark · twin · prune.l1 · seed 3"
+
+
 @pytest.mark.parametrize(
-    ("asked", "words"),
+    ("others", "words"),
     [
-        (cell(), "mini · activemark · marked · prune.l1 0.4 · seed 3"),
-        (cell("owner"), "mini · activemark · twin · prune.l1 0.4 · seed 3"),
-        (cell("stranger", (Spec("control.stranger", {"index": 2}), Spec("prune.l1"))),
-         "mini · activemark · stranger · control.stranger 2 > prune.l1 · seed 3"),
-        (cell(args={"variant": "paper"}),
-         "mini · activemark paper · marked · prune.l1 0.4 · seed 3"),
+        (cell(attack=(Spec("prune.l1", {"amount": 0.8}),)), "prune.l1 amount=0.4"),
+        (cell(attack=(Spec("theirs", {"sigma": 0.1}), *PRUNED)), "prune.l1"),
     ],
-)  # fmt: skip
-def test_a_cell_is_named_in_a_few_words(asked, words):
-    assert describe(asked) == words
+)
+def test_an_attack_is_named_by_what_tells_it_from_the_suites_others(others, words):
+    assert f" · {words} · " in names([cell(), others])(cell())
+
+
+def test_settings_of_anybodys_attack_are_shown():
+    cells = [cell(attack=(Spec("theirs", {"sigma": s, "n": 1}),)) for s in (0.1, 0.2)]
+    steps = [names(cells)(asked).split(" · ")[3] for asked in cells]
+    assert steps == ["theirs sigma=0.1", "theirs sigma=0.2"]
+
+
+def test_variants_of_a_method_and_numbers_of_a_stranger_are_told_apart():
+    variants = [{"variant": name, "steps": 2} for name in ("paper", "expressprint")]
+    strangers = [(Spec("control.stranger", {"index": i}), *PRUNED) for i in (0, 2)]
+    cells = [cell(args=args) for args in variants]
+    cells += [cell("stranger", attack, variants[0]) for attack in strangers]
+    said = list(map(names(cells), cells))
+    assert said[0] == "mini · activemark paper · marked · prune.l1 · seed 3"
+    assert said[3].endswith("stranger · control.stranger index=2 > prune.l1 · seed 3")

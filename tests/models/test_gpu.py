@@ -7,7 +7,7 @@ from bench.records.store import Store
 from bench.runs import engines
 from bench.runs.laboratory import Laboratory
 from bench.runs.machine import environment, pin_threads
-from bench.runs.session import run
+from bench.runs.session import answer
 from bench.suite.plan import make
 from bench.suite.reader import load
 
@@ -35,7 +35,7 @@ def test_a_stage_that_went_on_in_smaller_batches_says_so(monkeypatch, tmp_path):
 
     monkeypatch.setattr(VisionModel, "run_blocks", run_blocks)
     laboratory = Laboratory(plan, Store(tmp_path / "store"), None, torch.device("cpu"))
-    found = [*run(laboratory, plan.questions, engines.serial, tmp_path / "records.jsonl")]
+    found = [*answer(laboratory, plan.questions, engines.serial, tmp_path / "records.jsonl")]
     assert {record.status for record in found} == {"ok"}
     for record in found:
         assert record.notes["protect"]["micro_batch"] == 2

@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file, safe_open, save_file
 
 from bench import testing
+from bench.cli.owning import advice
 from bench.models.building import build, randomised
 from bench.models.vision import Architecture, clone
 from bench.models.weights import load_suspect
@@ -197,7 +198,8 @@ def test_protect_says_what_is_wrong_with_a_mark(story, released, clean, note):
     key = read(story / "out/alice/key.safetensors")
     rule = Rule("bit errors", "<=", 5)
     found = [Evidence((n / 32,), (32.0 - n,), rule, "image", 0.5) for n in (released, clean)]
-    lines = claim.advice(claim.Claim(testing.owner(), key, *found), Path("model.safetensors"))
+    made = claim.Claim(key, *found, Path("key.safetensors"), Path("model.safetensors"))
+    lines = advice(made)
     notes = [text for label, text in lines if label == "note"]
     assert [text[: len(note or "")] for text in notes] == ([note] if note else [])
 
@@ -443,6 +445,7 @@ def test_bad_input_to_protect_is_one_line_and_leaves_nothing(story, more, compla
 
 @pytest.mark.parametrize("users", ["alice,alice", "alice,", "../alice", "a/b"])
 def test_users_are_different_names_without_paths(users, tmp_path):
-    with pytest.raises(SystemExit) as left:
-        protect("mini", TINY, "photos", tmp_path, "--users", users)
-    assert left.value.code == MISTAKE
+    said = protect("mini", TINY, "photos", tmp_path, "--users", users)
+    assert (said.status, said.err.count("\n")) == (MISTAKE, 1)
+    assert "expected different names such as alice,bob" in said.err
+    assert list(tmp_path.iterdir()) == []

@@ -16,7 +16,7 @@ from bench.records.store import Store
 from bench.reports import tables
 from bench.runs import engines
 from bench.runs.laboratory import Laboratory, load_owners
-from bench.runs.session import run
+from bench.runs.session import answer
 from bench.suite import plan, reader
 from bench.verdicts.innocents import innocents
 
@@ -62,7 +62,7 @@ def records(planned):
     told = []
     laboratory = Laboratory(made, Store(folder / "store"), folder, torch.device("cpu"), told.append)
     load_owners(laboratory)
-    found = list(run(laboratory, made.questions, engines.serial, folder / "r.jsonl"))
+    found = list(answer(laboratory, made.questions, engines.serial, folder / "r.jsonl"))
     assert told == []
     return found
 

@@ -20,7 +20,7 @@ from bench.records.store import Store
 from bench.registry import METHODS
 from bench.runs import engines
 from bench.runs.laboratory import Laboratory, load_owners
-from bench.runs.session import run
+from bench.runs.session import answer
 from bench.suite import plan, reader
 from bench.suite.owners import ClassifierSettings
 from bench.testing import context, stranger
@@ -252,7 +252,7 @@ def answered(tmp_path_factory):
         made = plan.make(reader.load(folder / "suite.yaml"), None)
         laboratory = Laboratory(made, Store(folder / "store"), None, CPU)
         load_owners(laboratory)
-        records = list(run(laboratory, made.questions, engines.serial, folder / "records.jsonl"))
+        records = list(answer(laboratory, made.questions, engines.serial, folder / "records.jsonl"))
     found = {}
     for record in records:
         cell = record.cell
