@@ -1,12 +1,17 @@
 """What holds for every test: one thread, and no bfloat16 where a CPU has to emulate it."""
 
+import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
+from stand_ins import standing_in
 
 # Many small tensors: threads that wait for each other on a busy machine cost a factor of ten.
-torch.set_num_threads(1)
+if importlib.util.find_spec("torch"):
+    import torch
+
+    torch.set_num_threads(1)
 
 CPU_FLAGS = Path("/proc/cpuinfo")
 """Where Linux says what the CPU can do; on other systems nobody does."""
@@ -17,6 +22,13 @@ BFLOAT16 = {"amx_bf16", "avx512_bf16", "bf16"}
 
 def has_bfloat16() -> bool:
     return CPU_FLAGS.exists() and not BFLOAT16.isdisjoint(CPU_FLAGS.read_text().split())
+
+
+@pytest.fixture
+def stand_ins() -> Iterator[None]:
+    """Plug-ins that need no torch, under the names of those that do."""
+    with standing_in():
+        yield
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

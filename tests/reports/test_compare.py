@@ -1,58 +1,39 @@
 import dataclasses
 
+import made
 import pytest
+from made import BITS, lost, outline
 
 from bench.cli import main
 from bench.records import ledger
 from bench.records.ledger import Results, read_results
-from bench.records.nouns import (
-    Cell,
-    Evidence,
-    Fidelity,
-    Outline,
-    Record,
-    Rule,
-    Spec,
-    UserError,
-    Utility,
-    digest,
-)
+from bench.records.nouns import Evidence, Fidelity, Rule, Spec, UserError, Utility
 from bench.reports import compare
 from bench.reports.compare import Tolerance
 
-OWNER, BITS = Spec("mini", {"library": "embedded"}), Rule("bit errors", "<=", 5)
 
-
-def cell(attack="tune", base="released", lineage=None, version=1, **args):
-    steps = (Spec(attack, args, version),)
-    return Cell(OWNER, Spec("mark", {}, version), 0, base, steps, 0, lineage or base)
+def cell(attack="tune", base="released", version=1, **args):
+    return made.cell(Spec("mark", {}, version), base, (Spec(attack, args, version),))
 
 
 MARKED, TWIN = cell(), cell(base="owner")
-STRANGER = cell("control.stranger", "owner", "stranger", index=0)
+STRANGER = cell("control.stranger", "owner", index=0)
 
 
-def answer(asked, hits=50, score=0.5, utility=0.9, key=None, **changes):
+def answer(asked, hits=50, score=0.5, utility=0.9, **changes):
     """Answer a cell with so many of 100 images read, and any score."""
     errors = (0.0,) * hits + (16.0,) * (100 - hits)
     defaults = {
         "evidence": Evidence((score,) * 100, errors, BITS, "image", 0.5),
         "utility": Utility("accuracy", utility, "digits", 360),
         "suspect_digest": "suspect",
-        "owner_digest": "clean",
+        "marks": True,
     }
-    return Record(key or digest(dataclasses.asdict(asked)), "demo", asked, "ok",
-                  **(defaults | changes))  # fmt: skip
-
-
-def failed(record, status="failed"):
-    return dataclasses.replace(record, status=status, reason="x", evidence=None, utility=None)
+    return made.record(asked, **defaults | changes)
 
 
 def results(*records, holes=()):
-    pairs = [(r.key, r.cell) for r in records] + [(digest(dataclasses.asdict(c)), c) for c in holes]
-    outline = Outline("demo", "Demo", 0.05, tuple(pairs))
-    return Results(outline, {r.key: r for r in records})
+    return Results(outline([*records, *holes]), {r.key: r for r in records})
 
 
 def outcome(base, head, tolerance=Tolerance()):  # noqa: B008 - it is frozen
@@ -124,7 +105,7 @@ def test_equal_evidence_is_equal_and_another_query_is_told():
 @pytest.mark.parametrize("status", ["failed", "incompatible", "skipped"])
 def test_what_was_measured_and_is_not_any_more_is_no_success(status):
     base = results(answer(MARKED), answer(TWIN))
-    head = results(answer(MARKED), failed(answer(TWIN), status))
+    head = results(answer(MARKED), lost(answer(TWIN), status))
     found = compare.compare(base, head, Tolerance())
     assert (found.outcome, found.compared) == ("not measured", 1)
     assert [(d.head, d.outcome) for d in found.differences] == [(status, "not measured")]
@@ -137,7 +118,7 @@ def test_a_cell_that_head_asks_and_has_no_record_of_is_not_measured():
 
 def test_a_regression_outweighs_what_was_not_measured():
     base = results(answer(MARKED, 90), answer(TWIN))
-    head = results(answer(MARKED, 10), failed(answer(TWIN)))
+    head = results(answer(MARKED, 10), lost(answer(TWIN)))
     assert outcome(base, head) == "regressed"
 
 
@@ -148,8 +129,8 @@ def test_a_regression_outweighs_what_was_not_measured():
         (results(answer(MARKED)), results()),
         (results(answer(MARKED)), results(answer(TWIN))),
         (results(holes=[MARKED]), results(holes=[MARKED])),
-        (results(failed(answer(MARKED))), results(answer(MARKED))),
-        (results(failed(answer(MARKED))), results(failed(answer(MARKED)))),
+        (results(lost(answer(MARKED))), results(answer(MARKED))),
+        (results(lost(answer(MARKED))), results(lost(answer(MARKED)))),
     ],
 )
 def test_it_is_never_the_same_where_nothing_was_compared(base, head):
@@ -208,7 +189,7 @@ def write(folder, made):
         (results(answer(MARKED, 90)), [], 0),
         (results(answer(MARKED, 85)), [], 3),
         (results(answer(MARKED, 85)), ["--rate", "0.05"], 0),
-        (results(failed(answer(MARKED))), [], 4),
+        (results(lost(answer(MARKED))), [], 4),
         (results(answer(TWIN)), [], 4),
         (results(), [], 4),
     ],

@@ -1,28 +1,17 @@
-import dataclasses
 import itertools
 from xml.etree import ElementTree
 
+from made import matches, suspect
 from sklearn import metrics
 
-from bench.records.nouns import Cell, Evidence, Record, Rule, Spec, digest
 from bench.reports import drawings
 
 MARKED, INNOCENT = [0.9, 0.8, 0.8, 0.4, 0.3], [0.8, 0.3, 0.3, 0.1]
 
 
-def record(score, number, lineage):
-    step = Spec("control.stranger" if lineage == "stranger" else "prune.l1", {"index": number})
-    base = "owner" if lineage == "stranger" else "released"
-    cell = Cell(Spec("mini"), Spec("print"), 0, base, (step,), 0, lineage)
-    found = Evidence((score,), (score,), Rule("match", ">=", 1), "point", None)
-    return Record(digest(dataclasses.asdict(cell)), "roc", cell, "ok", marks=False,
-                  suspect_digest=digest(lineage, number), owner_digest="clean",
-                  evidence=found)  # fmt: skip
-
-
 RECORDS = [
-    *(record(score, i, "released") for i, score in enumerate(MARKED)),
-    *(record(score, i, "stranger") for i, score in enumerate(INNOCENT)),
+    *(suspect(i, matches(score)) for i, score in enumerate(MARKED)),
+    *(suspect(i, matches(score), "stranger") for i, score in enumerate(INNOCENT)),
 ]
 
 

@@ -7,28 +7,17 @@ import sys
 from xml.etree import ElementTree
 
 import pytest
+from made import MARK, QUERIES, UNTOUCHED, bit_errors, cell, key_of, lost, outline, record
 
 from bench.cli import main
 from bench.records import ledger
-from bench.records.nouns import (
-    Cell,
-    Evidence,
-    Outline,
-    Record,
-    Rule,
-    Spec,
-    UserError,
-    Utility,
-    digest,
-)
+from bench.records.nouns import Spec, UserError, Utility
 from bench.records.table import NOTHING
 from bench.reports import drawings, frontier
 
-OWNER = Spec("mini", {"library": "embedded"})
-MARK, PRINT = Spec("activemark"), Spec("ipguard")
-SAME = (Spec("control.identity"),)
+PRINT = Spec("ipguard")
 ELSEWHERE = (Spec("finetune.classify", {"lr": 0.5, "data": "elsewhere"}),)
-QUERIES, N = 20, 10
+N = 10
 PROBE = ("probe accuracy", "digits, owner's held-out images")
 THIEVES = ("accuracy", "digits, thief's test images")
 SCENES = ("mIoU", "scenes, thief's test images")
@@ -42,37 +31,16 @@ def tune(lr, **more):
     return (Spec("finetune.classify", {"lr": lr, "schedule": "constant", **more}),)
 
 
-def key_of(cell):
-    return digest(dataclasses.asdict(cell))
-
-
-def cell(method=MARK, base="released", attack=SAME, seed=0, attack_seed=0, lineage=None, **more):
-    return Cell(OWNER, method, seed, base, attack, attack_seed, lineage or base, **more)
-
-
 def answer(asked, seen, utility=None, task=PROBE, **changes):
     """Record a cell whose rule holds on a share `seen` of the queries; the score grows with it."""
     good = round(seen * QUERIES)
-    statistic = (1.0,) * good + (16.0,) * (QUERIES - good)
-    evidence = Evidence(
-        tuple(1 - s / 32 for s in statistic), statistic, Rule("bit errors", "<=", 5), "image", 0.5
-    )
-    clean = asked.base == "owner" and asked.attack == SAME
+    clean = asked.base == "owner" and asked.attack == UNTOUCHED
     defaults = {
-        "status": "ok",
-        "marks": asked.method == MARK,
         "suspect_digest": "clean" if clean else key_of(asked),
-        "owner_digest": "clean",
-        "evidence": evidence,
+        "evidence": bit_errors(*[1.0] * good, *[16.0] * (QUERIES - good)),
         "utility": None if utility is None else Utility(task[0], utility, task[1], N),
     }
-    return Record(key_of(asked), "tiny", asked, **(defaults | changes))
-
-
-def failed(record):
-    return dataclasses.replace(
-        record, status="failed", reason="no luck", evidence=None, utility=None
-    )
+    return record(asked, **defaults | changes)
 
 
 def innocents(method=MARK, seed=0, count=20):
@@ -108,13 +76,9 @@ def twins(attack, points, task=PROBE):
     ]
 
 
-def outline(records):
-    return Outline("tiny", "Tiny", 0.05, tuple((r.key, r.cell) for r in records))
-
-
 def made(*groups):
     records = [record for group in groups for record in group]
-    return frontier.tables(outline(records), {r.key: r for r in records})
+    return frontier.tables(outline(records, name="tiny"), {r.key: r for r in records})
 
 
 def rows(table):
@@ -155,7 +119,7 @@ def brief(text):
             {"prune.l1 > finetune.classify lr": ["1", "2"]},
         ),
         (
-            [prune(0.2) + SAME + prune(0.4), prune(0.2) + prune(0.6)],
+            [prune(0.2) + UNTOUCHED + prune(0.4), prune(0.2) + prune(0.6)],
             {"prune.l1 > prune.l1 amount": ["0.4", "0.6"]},
         ),
     ],
@@ -240,7 +204,7 @@ def test_innocents_with_rows_of_their_own_change_no_loss():
 def test_a_twin_is_held_against_the_clean_owner():
     records = [*copies(prune, {1: (1.0, 0.8), 2: (1.0, 0.7)}), *twins(prune, {1: [0.8], 2: [0.5]})]
     records += untouched()
-    (sweep,), _ = frontier.sweeps_of(outline(records), {r.key: r for r in records})
+    (sweep,), _ = frontier.sweeps_of(outline(records, name="tiny"), {r.key: r for r in records})
     assert [p.losses["owner"].value for p in sweep.points] == pytest.approx([0.0, 0.3])
     assert [p.losses["released"].value for p in sweep.points] == pytest.approx([0.1, 0.2])
 
@@ -356,14 +320,14 @@ def test_a_claim_is_gone_when_fewer_than_half_of_the_copies_are_owned(read, verd
 
 def test_a_strength_without_evidence_is_shown_and_not_counted():
     first, last = copies(prune, {0.2: (1.0, 0.8), 0.4: (0.0, 0.4)})
-    groups = ([first, failed(last)], untouched(), innocents())
+    groups = ([first, lost(last, reason="no luck")], untouched(), innocents())
     assert rows(made(*groups)[0])[1]["marked"] == "failed: no luck"
     said = price(*groups)
     assert (brief(said["price (verdict)"]), said["points"]) == ("> +0.100 at amount=0.2", "1 of 2")
 
 
 def test_nothing_run_yet_is_a_table_of_holes():
-    asked = outline(copies(prune, {0.2: (1.0, 0.8), 0.4: (0.0, 0.4)}))
+    asked = outline(copies(prune, {0.2: (1.0, 0.8), 0.4: (0.0, 0.4)}), name="tiny")
     table, prices = frontier.tables(asked, {})
     assert [row["marked"] for row in rows(table)] == ["hole", "hole"]
     assert [row["price (verdict)"] for row in rows(prices)] == [NOTHING]
@@ -372,7 +336,7 @@ def test_nothing_run_yet_is_a_table_of_holes():
 
 def drawing(*groups):
     records = [record for group in groups for record in group]
-    return drawings.frontier_svg(outline(records), {r.key: r for r in records})
+    return drawings.frontier_svg(outline(records, name="tiny"), {r.key: r for r in records})
 
 
 def whole_study():
@@ -390,7 +354,7 @@ def whole_study():
 
 def test_whatever_order_the_records_come_in_the_frontier_is_the_same():
     records = whole_study()
-    asked = outline(records)
+    asked = outline(records, name="tiny")
     expected = (
         frontier.tables(asked, ledger.latest(records)),
         drawings.frontier_svg(asked, ledger.latest(records)),
@@ -419,9 +383,9 @@ def home(tmp_path):
 
 
 def written(home, records):
-    for record in records:
-        ledger.append(home / "records" / "one.jsonl", record)
-    ledger.write_outline(home / "suite.json", outline(records))
+    for one in records:
+        ledger.append(home / "records" / "one.jsonl", one)
+    ledger.write_outline(home / "suite.json", outline(records, name="tiny"))
     return home
 
 

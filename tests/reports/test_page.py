@@ -1,5 +1,4 @@
 import base64
-import dataclasses
 import hashlib
 import json
 import os
@@ -10,61 +9,36 @@ import sys
 from html.parser import HTMLParser
 
 import pytest
+from made import MARK, PRINT, UNTOUCHED, cell, key_of, lost, outline, record, stranger
 
 from bench.records import ledger
-from bench.records.nouns import Cell, Cost, Evidence, Outline, Record, Rule, Spec, Utility, digest
+from bench.records.nouns import Cost, Evidence, Rule, Spec, Utility
 from bench.reports import notes, page, tables
 from bench.reports.blocks import grouped, judged
 from bench.verdicts.innocents import innocents
 
-OWNER = Spec("mini", {"library": "embedded"})
-MARK, PRINT = Spec("activemark", {"bits": 32}), Spec("adv_tra", {"n": 20})
-SAME, PRUNE = (Spec("control.identity"),), (Spec("prune.l1", {"amount": 0.4}),)
+PRUNE = (Spec("prune.l1", {"amount": 0.4}),)
 HOSTILE = "<script>alert('hole')</script>\"' onload=alert(1) --> </script><!-- <b>"
 
 HOLES = ("hole", "failed", "skipped", "incompatible")
 
 
-def cell(method=MARK, base="released", attack=SAME, seed=0, lineage=None):
-    return Cell(OWNER, method, seed, base, attack, seed, lineage or base)
-
-
-def stranger(index, method=MARK):
-    control = Spec("control.stranger", {"index": index})
-    return cell(method, "owner", (control,), lineage="stranger")
-
-
-def key_of(asked):
-    return digest(dataclasses.asdict(asked))
+def lone(index, method=MARK):
+    return cell(method, "owner", stranger(index))
 
 
 def answer(asked, errors=1.0, **changes):
-    counted = asked.method == MARK
-    rule = Rule("bit errors", "<=", 5) if counted else Rule("mutation", "<", 0.5)
-    native = errors if counted else errors / 32
     defaults = {
-        "status": "ok",
-        "access": "weights",
-        "marks": counted,
-        "suspect_digest": key_of(asked),
-        "evidence": Evidence((1 - errors / 32,) * 20, (native,) * 20, rule, "image", 0.5),
-        "utility": Utility("accuracy", 0.9, "digits", 360),
         "costs": {"extract": Cost(1.5, 1.0, 20, 0, 500, "CPU")},
         "environment": {"torch": "2.6", "device": "CPU"},
         "notes": {"protect": {"block": 3}, "attack": {}},
     }
-    return Record(key_of(asked), "demo", asked, **(defaults | changes))
-
-
-def missing(asked, status, reason="no reason"):
-    return answer(asked, status=status, reason=reason, evidence=None, utility=None)
+    return record(asked, errors, **defaults | changes)
 
 
 def suite(records, holes=(), **changes):
     """Return the outline of records and holes, and the records by key."""
-    cells = [*(r.cell for r in records), *holes]
-    outline = Outline("demo", "A demo", 0.05, tuple((key_of(c), c) for c in cells))
-    return dataclasses.replace(outline, **changes), {r.key: r for r in records}
+    return outline([*records, *holes], **changes), {r.key: r for r in records}
 
 
 def written(*arguments, **changes):
@@ -73,11 +47,11 @@ def written(*arguments, **changes):
 
 
 def answers():
-    marked = [answer(cell(attack=attack, seed=s)) for attack in (SAME, PRUNE) for s in (0, 1)]
+    marked = [answer(cell(attack=attack, seed=s)) for attack in (UNTOUCHED, PRUNE) for s in (0, 1)]
     twins = [answer(cell(base="owner", attack=PRUNE, seed=s), 9.0) for s in range(3)]
-    lone = [answer(stranger(i), 12.0 + i % 5) for i in range(20)]
-    printed = [answer(cell(PRINT, attack=PRUNE)), answer(stranger(0, PRINT), 20.0)]
-    return [*marked, *twins, *lone, *printed]
+    strangers = [answer(lone(i), 12.0 + i % 5) for i in range(20)]
+    printed = [answer(cell(PRINT, attack=PRUNE)), answer(lone(0, PRINT), 20.0)]
+    return [*marked, *twins, *strangers, *printed]
 
 
 class Elements(HTMLParser):
@@ -137,8 +111,8 @@ def test_the_same_records_give_the_same_bytes_in_whatever_order():
 def test_another_process_with_other_hashes_writes_the_same_bytes(tmp_path):
     outline, records = suite(answers())
     ledger.write_outline(tmp_path / "suite.json", outline)
-    for record in records.values():
-        ledger.append(tmp_path / "run.jsonl", record)
+    for one in records.values():
+        ledger.append(tmp_path / "run.jsonl", one)
     command = [sys.executable, "-m", "bench", "report", str(tmp_path), "--format", "html"]
     pages = {
         subprocess.run(
@@ -179,7 +153,7 @@ def test_the_verdict_of_a_cell_is_the_tables():
 
 def test_what_is_missing_shows_as_what_it_is():
     statuses = {"failed": PRUNE, "skipped": (Spec("noise"),), "incompatible": (Spec("distill"),)}
-    gone = [missing(cell(attack=attack), status) for status, attack in statuses.items()]
+    gone = [lost(answer(cell(attack=attack)), status) for status, attack in statuses.items()]
     text = written([*answers()[4:], *gone], [cell(attack=(Spec("quantize"),))])
     states = {a["data-state"] for a, _ in Elements(text).of("td") if "data-state" in a}
     assert states == set(HOLES)
@@ -188,7 +162,7 @@ def test_what_is_missing_shows_as_what_it_is():
 
 
 def test_a_number_that_lacks_some_answers_stays_a_number():
-    records = [*answers()[1:], missing(answers()[0].cell, "failed")]
+    records = [*answers()[1:], lost(answers()[0])]
     text = written(records)
     part = [text for a, text in Elements(text).of("td", data_state="part")]
     assert part == ["1.000 [0.839, 1.000] (n=1) + failed: no reason"]
@@ -211,7 +185,7 @@ def test_text_from_records_stays_text():
     records = [
         answer(asked[0], evidence=evidence, **hostile),
         answer(asked[1], evidence=counted, **hostile),
-        missing(asked[2], "failed", HOSTILE),
+        lost(answer(asked[2]), "failed", HOSTILE),
     ]
     changes = dict.fromkeys(("name", "title"), HOSTILE)
     lists = dict.fromkeys(("reductions", "warnings"), (HOSTILE,))
@@ -271,7 +245,7 @@ def test_methods_that_count_bit_errors_show_fig_3_others_a_histogram():
 
 
 def test_a_suite_nobody_ran_is_a_page_of_holes():
-    text = written([], [cell(), cell(attack=PRUNE), stranger(0)])
+    text = written([], [cell(), cell(attack=PRUNE), lone(0)])
     assert "<figure" not in text
     listed, shown = text.split('<section id="cells">')[::-1]
     assert len(Elements(listed).of("td", data_state="hole")) == 3
@@ -286,7 +260,6 @@ def test_what_the_overview_says_is_not_said_again_below(kind):
 
 def test_thousands_of_cells_cost_little_each():
     few, many = (
-        written([*answers(), *(answer(stranger(i), 14.0) for i in range(20, n))])
-        for n in (520, 1520)
+        written([*answers(), *(answer(lone(i), 14.0) for i in range(20, n))]) for n in (520, 1520)
     )
     assert (len(many) - len(few)) / 1000 < 1000  # bytes: a row, and what no other record says

@@ -1,33 +1,26 @@
-import dataclasses
-
 import pytest
+from made import BITS, OWNER, UNTOUCHED, cell, outline, record, stranger
 
-from bench.records.nouns import Cell, Cost, Evidence, Outline, Record, Rule, Spec, digest
+from bench.records.nouns import Cost, Evidence, Spec
 from bench.records.table import NOTHING
 from bench.reports import printed
 
-OWNER = Spec("mini", {"library": "embedded"})
 CLIP = Spec("ViT-L-14", {"library": "open_clip"})
 TUNE = {"schedule": "constant", "mode": "retrain_all", "lr": 0.3}
 
 
 def answer(owner, method, attack, errors=1.0, lineage="released", block=3):
     base = "released" if lineage == "released" else "owner"
-    asked = Cell(owner, Spec(method, {}), 0, base, attack, 0, lineage)
-    return Record(
-        digest(dataclasses.asdict(asked)),
-        "demo",
-        asked,
-        "ok",
-        evidence=Evidence((0.9,) * 4, (errors,) * 4, Rule("bit errors", "<=", 5), "image", 0.5),
+    return record(
+        cell(Spec(method), base, attack, lineage=lineage, owner=owner),
+        evidence=Evidence((0.9,) * 4, (errors,) * 4, BITS, "image", 0.5),
         notes={"protect": {"block": block}},
         costs={"protect": Cost(120.0), "extract": Cost(0.5)},
     )
 
 
 def made(*records):
-    outline = Outline("demo", "", 0.05, tuple((r.key, r.cell) for r in records))
-    tables = printed.tables(outline, {r.key: r for r in records})
+    tables = printed.tables(outline(records), {r.key: r for r in records})
     return {table.name: [row[2:] for row in table.rows] for table in tables}
 
 
@@ -57,7 +50,7 @@ def test_an_attack_of_the_paper_has_its_figures(attack, rates):
 @pytest.mark.parametrize(
     "chain",
     [
-        (Spec("control.identity"),),
+        UNTOUCHED,
         (Spec("finetune.classify", TUNE | {"mode": "last"}),),  # the paper trains all layers
         (Spec("finetune.classify", {"schedule": "constant"}),),  # nobody says which layers
         (Spec("finetune.classify.mine", TUNE),),
@@ -74,39 +67,34 @@ def test_a_method_that_the_paper_does_not_have_has_none():
 
 
 def test_untouched_strangers_stand_beside_the_papers_independent_models():
-    control = Spec("control.stranger", {"index": 0})
     both = ["0.012 (DINOv2 with registers), 0.000 (CLIP)"]
-    assert printed_rate("adv_tra", control, lineage="stranger") == both
-    pruned = (control, Spec("prune.l1", {"amount": 0.2}))
+    assert printed_rate("adv_tra", *stranger(), lineage="stranger") == both
+    pruned = stranger(0, Spec("prune.l1", {"amount": 0.2}))
     assert printed_rate("adv_tra", *pruned, lineage="stranger") == []
 
 
 def test_times_stand_beside_the_papers_in_the_units_each_prints():
-    rows = made(answer(OWNER, "ipguard", (Spec("control.identity"),)))["Paper's Table 3"]
+    rows = made(answer(OWNER, "ipguard", UNTOUCHED))["Paper's Table 3"]
     assert rows == [("2.00 min", "1868.54 min", "0.50 s", "11.62 min")]
 
 
 def test_a_block_has_the_papers_figures_in_the_papers_network_only():
-    identity, cut = (
-        (Spec("control.identity"),),
-        (Spec("finetune.segment", {"schedule": "constant"}),),
-    )
+    cut = (Spec("finetune.segment", {"schedule": "constant"}),)
     twelfth = [
-        answer(CLIP, "activemark", identity, 0.0, block=11),
+        answer(CLIP, "activemark", UNTOUCHED, 0.0, block=11),
         answer(CLIP, "activemark", cut, 4.0, block=11),
     ]
     figures = ("12", "1.000", "0.938", "0.000", "0.143", "1.000", "0.983")
     assert made(*twelfth)["Paper's Table 1"] == [figures]
     (alone,) = made(twelfth[0])["Paper's Table 1"]
     assert alone[5:] == (NOTHING, "0.983")
-    assert "Paper's Table 1" not in made(answer(CLIP, "activemark", identity, block=5))
-    assert "Paper's Table 1" not in made(answer(OWNER, "activemark", identity, block=11))
+    assert "Paper's Table 1" not in made(answer(CLIP, "activemark", UNTOUCHED, block=5))
+    assert "Paper's Table 1" not in made(answer(OWNER, "activemark", UNTOUCHED, block=11))
 
 
 def test_every_table_names_the_paper_and_says_that_it_is_no_target():
-    record = answer(OWNER, "activemark", (Spec("prune.l1", {"amount": 0.2}),))
-    outline = Outline("demo", "", 0.05, ((record.key, record.cell),))
-    tables = printed.tables(outline, {record.key: record})
+    one = answer(OWNER, "activemark", (Spec("prune.l1", {"amount": 0.2}),))
+    tables = printed.tables(outline([one]), {one.key: one})
     assert [table.name for table in tables] == ["Paper's Table 2", "Paper's Table 3"]
     for table in tables:
         assert "arXiv:2510.04966v1" in table.notes[0]

@@ -6,80 +6,34 @@ import subprocess
 import sys
 
 import pytest
+from made import (
+    MARK,
+    MUTATION,
+    PRINT,
+    QUERIES,
+    UNTOUCHED,
+    cell,
+    lost,
+    outline,
+    record,
+    stranger,
+)
 from rich.console import Console
 
-from bench.records.nouns import (
-    Cell,
-    Cost,
-    Evidence,
-    Fidelity,
-    Outline,
-    Record,
-    Rule,
-    Spec,
-    Utility,
-    canonical,
-    digest,
-)
+from bench.records.nouns import Cost, Evidence, Fidelity, Spec, canonical
 from bench.records.table import NOTHING, TERMINAL_COLUMN, markdown, print_table, write_tables
 from bench.records.table import csv as csv_
 from bench.reports.notes import LEGEND
 from bench.reports.tables import tables
 
-OWNER = Spec("mini", {"library": "embedded"})
-MARK = Spec("activemark", {"steps": 400, "variant": "expressprint"})
-PAPER = Spec("activemark", {"steps": 400, "variant": "paper"})
-PRINT = Spec("adv_tra", {"n": 20})
-SAME = (Spec("control.identity"),)
+EXPRESS, PAPER = (Spec("activemark", {"variant": name}) for name in ("expressprint", "paper"))
 COSINE = (Spec("finetune.classify", {"schedule": "cosine", "rate": 0.001}),)
 LINEAR = (Spec("finetune.classify", {"schedule": "linear", "rate": 0.001}),)
 PRUNE = (Spec("prune.l1", {"amount": 0.4}),)
-BITS, MUTATION = Rule("bit errors", "<=", 5), Rule("mutation", "<", 0.5)
-TASK = Utility("accuracy", 0.9, "digits", 360)
-QUERIES = 20
-
-
-def stranger(index, *attack):
-    return (Spec("control.stranger", {"index": index}), *attack)
-
-
-def cell(method=MARK, base="released", attack=SAME, seed=0, attack_seed=None, lineage=None):
-    attack_seed = seed if attack_seed is None else attack_seed
-    return Cell(OWNER, method, seed, base, attack, attack_seed, lineage or base)
-
-
-def key_of(asked):
-    return digest(dataclasses.asdict(asked))
-
-
-def answer(asked, errors=1.0, **changes):
-    """Record a cell whose every image shows the same number of bit errors out of 32."""
-    agreement = (1 - errors / 32,) * QUERIES
-    marks = asked.method.name == "activemark"
-    rule = BITS if marks else MUTATION
-    defaults = {
-        "status": "ok",
-        "access": "features, weights" if marks else "labels",
-        "marks": marks,
-        "suspect_digest": key_of(asked),
-        "owner_digest": "clean",
-        "evidence": Evidence(agreement, (float(errors),) * QUERIES, rule, "image", 0.5),
-        "utility": TASK,
-    }
-    return Record(key_of(asked), "demo", asked, **(defaults | changes))
-
-
-def unanswered(asked, status, reason):
-    return answer(asked, status=status, reason=reason, evidence=None, utility=None)
-
-
-def outline(cells, **changes):
-    pairs = tuple((key_of(c), c) for c in cells)
-    return dataclasses.replace(Outline("demo", "Demo", 0.05, pairs), **changes)
 
 
 def made(records, holes=(), **changes):
-    asked = outline([*(r.cell for r in records), *holes], **changes)
+    asked = outline([*records, *holes], **changes)
     return tables(asked, {r.key: r for r in records})
 
 
@@ -99,12 +53,12 @@ def innocents(method=MARK, seed=0, twin_errors=16.0, twins=20):
     """Return 20 plain strangers, and twins after fine-tuning with as many attack seeds."""
     lone = [cell(method, "owner", stranger(i), seed, 0, "stranger") for i in range(20)]
     tuned = [cell(method, "owner", COSINE, seed, 100 + i) for i in range(twins)]
-    return [*(answer(c, 16.0) for c in lone), *(answer(c, twin_errors) for c in tuned)]
+    return [*(record(c, 16.0) for c in lone), *(record(c, twin_errors) for c in tuned)]
 
 
 def test_a_row_shows_marked_twin_and_stranger_with_both_spreads():
-    copies = [answer(cell(attack=COSINE, seed=s), errors) for s, errors in ((0, 2.0), (1, 9.0))]
-    alike = answer(cell(base="owner", attack=stranger(0, *COSINE), lineage="stranger"), 14.0)
+    copies = [record(cell(attack=COSINE, seed=s), errors) for s, errors in ((0, 2.0), (1, 9.0))]
+    alike = record(cell(base="owner", attack=stranger(0, *COSINE), lineage="stranger"), 14.0)
     table, *_ = made([*copies, *innocents(), *innocents(seed=1), alike])
     found = row(table, "activemark", "finetune.classify")
     # Two models at rates 1 and 0: Wilson at 10 of 20, and the range over the two.
@@ -118,15 +72,15 @@ def test_a_row_shows_marked_twin_and_stranger_with_both_spreads():
 
 
 def test_copies_under_several_secrets_show_their_largest_p_and_count_their_verdicts():
-    copies = [answer(cell(attack=COSINE, seed=s), 2.0) for s in (0, 1)]
+    copies = [record(cell(attack=COSINE, seed=s), 2.0) for s in (0, 1)]
     table, *_ = made([*copies, *innocents(), *innocents(seed=1, twin_errors=2.0)])
     found = row(table, "activemark", "finetune.classify")
     assert (found["p"], found["verdict"]) == ("1.000", "not owned 1/2, owned 1/2")
 
 
 def test_the_untouched_model_stands_beside_untouched_strangers_and_the_clean_owner():
-    clean = answer(cell(base="owner"), 15.0)
-    table, *_ = made([answer(cell(), 0.0), clean, *innocents()])
+    clean = record(cell(base="owner"), 15.0)
+    table, *_ = made([record(cell(), 0.0), clean, *innocents()])
     found = row(table, "activemark", "control.identity")
     assert found["twin"].endswith("(n=1)")
     assert found["stranger"].endswith("(n=20: 0.000-0.000)")
@@ -134,24 +88,24 @@ def test_the_untouched_model_stands_beside_untouched_strangers_and_the_clean_own
 
 
 def test_strangers_asked_for_alone_get_one_row_and_no_marked_copy():
-    table, *_ = made([answer(cell(attack=stranger(i), lineage="stranger"), 16) for i in range(3)])
+    table, *_ = made([record(cell(attack=stranger(i), lineage="stranger"), 16) for i in range(3)])
     assert [r[3] for r in table.rows] == ["control.stranger"]
     assert row(table, "activemark", "control.stranger")["marked"] == NOTHING
 
 
 def test_controls_of_another_kind_get_rows_of_their_own():
     kinds = [(Spec("control.model", {"name": n, "index": i}),) for n in "ab" for i in (0, 1)]
-    table, *_ = made([answer(cell(attack=k, lineage="stranger"), 16) for k in kinds])
+    table, *_ = made([record(cell(attack=k, lineage="stranger"), 16) for k in kinds])
     assert [r[3] for r in table.rows] == ["control.model a", "control.model b"]
     assert row(table, "activemark", "control.model a")["stranger"].endswith("(n=2: 0.000-0.000)")
 
 
 def test_another_owners_mark_is_a_twin_in_a_row_of_its_own_and_no_marked_copy():
-    clean = answer(cell(base="owner"), 15.0)
+    clean = record(cell(base="owner"), 15.0)
     other = cell(base="other key", lineage="owner")
     keys = [dataclasses.replace(other, other_seed=seed) for seed in (1, 2)]
-    others = [answer(c, errors) for c, errors in zip(keys, (3.0, 14.0), strict=True)]
-    table, *_ = made([answer(cell(), 0.0), clean, *others, *innocents()])
+    others = [record(c, errors) for c, errors in zip(keys, (3.0, 14.0), strict=True)]
+    table, *_ = made([record(cell(), 0.0), clean, *others, *innocents()])
     found = row(table, "activemark", "another owner's mark")
     assert found["twin"] == "0.500 [0.299, 0.701] (n=2: 0.000-1.000)"
     assert (found["marked"], found["stranger"], found["verdict"]) == ("—", "—", "—")
@@ -162,8 +116,8 @@ def test_another_owners_mark_is_a_twin_in_a_row_of_its_own_and_no_marked_copy():
 
 def test_a_copy_that_another_key_outdoes_is_not_owned_however_it_ranks():
     other = dataclasses.replace(cell(base="other key", lineage="owner"), other_seed=1)
-    copies = [answer(cell(attack=a), e) for a, e in ((COSINE, 5.0), (PRUNE, 3.0))]
-    table, *_ = made([answer(other, 4.0), *copies, *innocents(twins=60)])
+    copies = [record(cell(attack=a), e) for a, e in ((COSINE, 5.0), (PRUNE, 3.0))]
+    table, *_ = made([record(other, 4.0), *copies, *innocents(twins=60)])
     tuned, pruned = (row(table, "activemark", n) for n in ("finetune.classify", "prune.l1"))
     assert (tuned["p"], tuned["verdict"]) == ("1.000", "not owned 1/1")
     assert (pruned["p"], pruned["verdict"]) == ("0.048", "owned 1/1")
@@ -176,9 +130,11 @@ def test_other_models_have_rows_by_name_and_count_among_the_strangers():
         return dataclasses.replace(asked, other_model=Spec(name, settings))
 
     near = [model("ViT-B-32", pretrained=tag) for tag in ("openai", "laion2b")]
-    wide = unanswered(model("vit_large"), "incompatible", "expected the owner's width 48, got 1024")
-    read = [answer(c, 16.0) for c in near]
-    table, *_ = made([answer(cell(), 0.0), *read, wide, *innocents()])
+    wide = lost(
+        record(model("vit_large")), "incompatible", "expected the owner's width 48, got 1024"
+    )
+    read = [record(c, 16.0) for c in near]
+    table, *_ = made([record(cell(), 0.0), *read, wide, *innocents()])
     for name in ("ViT-B-32 openai", "ViT-B-32 laion2b"):
         assert row(table, "activemark", name)["stranger"] == "0.000 [0.000, 0.161] (n=1)"
     far = row(table, "activemark", "vit_large")["stranger"]
@@ -190,10 +146,10 @@ def test_other_models_have_rows_by_name_and_count_among_the_strangers():
 def test_strangers_of_another_shape_stand_apart_however_they_were_attacked():
     def shaped(shape, *attack):
         chain = (Spec("control.stranger", {"index": 0, "shape": shape}), *attack)
-        return answer(cell(base="owner", attack=chain, lineage="stranger"), 16.0)
+        return record(cell(base="owner", attack=chain, lineage="stranger"), 16.0)
 
     strangers = [shaped(s, *a) for s in ("mini", "mini-deep") for a in ((), COSINE)]
-    table, *_ = made([answer(cell(), 0.0), answer(cell(attack=COSINE), 0.0), *strangers])
+    table, *_ = made([record(cell(), 0.0), record(cell(attack=COSINE), 0.0), *strangers])
     assert [r[3] for r in table.rows] == [
         "control.identity",
         "finetune.classify",
@@ -205,8 +161,8 @@ def test_strangers_of_another_shape_stand_apart_however_they_were_attacked():
 
 
 def test_a_copy_that_the_clean_owner_outdoes_is_not_owned_however_it_ranks():
-    clean = answer(cell(base="owner"), 4.0, suspect_digest="clean")
-    copies = [answer(cell(attack=a), e) for a, e in ((COSINE, 5.0), (PRUNE, 3.0))]
+    clean = record(cell(base="owner"), 4.0, suspect_digest="clean")
+    copies = [record(cell(attack=a), e) for a, e in ((COSINE, 5.0), (PRUNE, 3.0))]
     read = [clean, *copies, *innocents(twins=60)]
     table, *_ = made(read)
     tuned, pruned = (row(table, "activemark", n) for n in ("finetune.classify", "prune.l1"))
@@ -224,16 +180,16 @@ def test_a_copy_that_the_clean_owner_outdoes_is_not_owned_however_it_ranks():
 
 def test_a_model_read_twice_is_one_model():
     twice = [cell(base="owner", attack=PRUNE, attack_seed=s) for s in (0, 1)]
-    table, *_ = made([answer(c, 16.0, suspect_digest="pruned") for c in twice])
+    table, *_ = made([record(c, 16.0, suspect_digest="pruned") for c in twice])
     assert row(table, "activemark", "prune.l1")["twin"] == "0.000 [0.000, 0.161] (n=1)"
 
 
 @pytest.mark.parametrize(
     ("record", "text"),
     [
-        (unanswered(cell(), "failed", "RuntimeError: a\nb | c"), "failed: RuntimeError: a b | c"),
-        (unanswered(cell(), "skipped", "needs labels"), "skipped: needs labels"),
-        (unanswered(cell(), "incompatible", ""), "incompatible"),
+        (lost(record(cell()), "failed", "RuntimeError: a\nb | c"), "failed: RuntimeError: a b | c"),
+        (lost(record(cell()), "skipped", "needs labels"), "skipped: needs labels"),
+        (lost(record(cell()), "incompatible", ""), "incompatible"),
         (None, "hole"),
     ],
 )
@@ -245,27 +201,27 @@ def test_a_missing_number_is_said_in_words(record, text):
 
 
 def test_a_partly_answered_row_names_its_holes():
-    table, *_ = made([answer(cell(), 0.0)], [cell(seed=1), cell(seed=2)])
+    table, *_ = made([record(cell(), 0.0)], [cell(seed=1), cell(seed=2)])
     marked = row(table, "activemark", "control.identity")["marked"]
     assert marked == "1.000 [0.839, 1.000] (n=1) + hole (2)"
 
 
 def test_a_long_reason_is_cut():
-    table, *_ = made([unanswered(cell(), "failed", "x" * 500)])
+    table, *_ = made([lost(record(cell()), "failed", "x" * 500)])
     text = row(table, "activemark", "control.identity")["marked"]
     assert text.endswith("x…")
     assert len(text) < 60
 
 
 def test_too_few_innocents_leave_every_suspect_undecided():
-    table, *_ = made([answer(cell(attack=COSINE), 0.0), *innocents(twins=3)])
+    table, *_ = made([record(cell(attack=COSINE), 0.0), *innocents(twins=3)])
     found = row(table, "activemark", "finetune.classify")
     assert (found["p"], found["verdict"]) == ("0.250", "undecided 1/1")
     assert "smallest attainable p 0.250 at alpha = 0.05; undecided, 19 of each" in notes(table)
 
 
 def test_a_fingerprint_is_judged_by_strangers_alone():
-    table, *_ = made([answer(cell(PRINT, attack=COSINE), 0.0), *innocents(PRINT, twins=0)])
+    table, *_ = made([record(cell(PRINT, attack=COSINE), 0.0), *innocents(PRINT, twins=0)])
     found = row(table, "adv_tra", "finetune.classify")
     assert (found["p"], found["verdict"], found["twin"]) == ("0.048", "owned 1/1", "—")
     assert found["access"] == "needs labels"
@@ -273,8 +229,8 @@ def test_a_fingerprint_is_judged_by_strangers_alone():
 
 
 def test_a_fingerprint_has_marked_copies_and_strangers_but_no_twins():
-    copies = [answer(cell(PRINT, attack=a), e) for a, e in ((SAME, 0.0), (COSINE, 4.0))]
-    alike = answer(cell(PRINT, "owner", stranger(0, *COSINE), lineage="stranger"), 24.0)
+    copies = [record(cell(PRINT, attack=a), e) for a, e in ((UNTOUCHED, 0.0), (COSINE, 4.0))]
+    alike = record(cell(PRINT, "owner", stranger(0, *COSINE), lineage="stranger"), 24.0)
     untouched = dataclasses.replace(copies[0], suspect_digest="clean")  # it is the clean owner
     table, *_ = made([untouched, copies[1], alike, *innocents(PRINT, twins=0)])
     for attack, own, other, n in (
@@ -292,11 +248,11 @@ def test_a_fingerprint_has_marked_copies_and_strangers_but_no_twins():
 
 def guessed(scores):
     """Return strangers that agree as much as told, with a method that knows no chance level."""
-    records = [answer(cell(PRINT), 0.0)]
+    records = [record(cell(PRINT), 0.0)]
     for index, score in enumerate(scores):
         asked = cell(PRINT, "owner", stranger(index), 0, 0, "stranger")
         evidence = Evidence((score,) * QUERIES, (1 - score,) * QUERIES, MUTATION, "path", None)
-        records.append(answer(asked, evidence=evidence))
+        records.append(record(asked, evidence=evidence))
     own = dataclasses.replace(records[0].evidence, chance=None)
     return [dataclasses.replace(records[0], evidence=own), *records[1:]]
 
@@ -329,7 +285,7 @@ def test_strangers_tell_a_chance_level_nobody_knows_and_others_check_it(scores, 
 
 def test_attacked_strangers_and_other_keys_do_not_tell_the_chance_level():
     scores = guessed([0.2, 0.2, 0.4, 0.4])
-    attacked = answer(cell(PRINT, "owner", stranger(0, *COSINE), lineage="stranger"), 0.0)
+    attacked = record(cell(PRINT, "owner", stranger(0, *COSINE), lineage="stranger"), 0.0)
     other = [
         dataclasses.replace(r, key=r.key[::-1], cell=dataclasses.replace(r.cell, method_seed=1))
         for r in scores[1:]
@@ -354,7 +310,7 @@ def notes(table):
     ],
 )
 def test_a_mark_read_off_unmarked_models_is_called_that(twin_errors, marked_errors, p_value, said):
-    marked = answer(cell(attack=COSINE), marked_errors)
+    marked = record(cell(attack=COSINE), marked_errors)
     table, *_ = made([marked, *innocents(twin_errors=twin_errors)])
     text = (
         "mini, activemark: descendants of the unmarked owner score like the marked copy "
@@ -366,7 +322,7 @@ def test_a_mark_read_off_unmarked_models_is_called_that(twin_errors, marked_erro
 
 def test_without_strangers_no_twin_is_said_to_be_like_a_mark_that_may_be_lost():
     twins = [r for r in innocents(twin_errors=5.0) if r.cell.lineage == "owner"]
-    table, *_ = made([answer(cell(attack=COSINE), 5.0), *twins])
+    table, *_ = made([record(cell(attack=COSINE), 5.0), *twins])
     assert "score like the marked copy" not in notes(table)
 
 
@@ -377,7 +333,7 @@ def test_keys_that_read_alike_on_all_suspects_they_share_count_as_one():
         agreement = (0.0,) * errors + (1.0,) * (QUERIES - errors)
         found = Evidence(agreement[:: 1 - 2 * seed], agreement, MUTATION, "path", None)
         return [
-            answer(
+            record(
                 cell(PRINT, "owner", stranger(i), seed, lineage="stranger"),
                 evidence=found if i else dataclasses.replace(found, agreement=(0.5,) * QUERIES),
                 suspect_digest=f"stranger {i}",
@@ -394,7 +350,7 @@ def test_keys_that_read_alike_on_all_suspects_they_share_count_as_one():
 
 
 def test_a_suspect_with_the_clean_owners_weights_is_a_twin_whatever_made_it():
-    undone = answer(cell(attack=PRUNE), 1.0, suspect_digest="clean")
+    undone = record(cell(attack=PRUNE), 1.0, suspect_digest="clean")
     table, *_ = made([undone, *innocents()])
     found = row(table, "activemark", "prune.l1")
     assert found["marked"] == "the clean owner"
@@ -404,7 +360,7 @@ def test_a_suspect_with_the_clean_owners_weights_is_a_twin_whatever_made_it():
 
 def test_the_price_of_a_mark_comes_before_its_attacks():
     price = Fidelity((0.9, 0.95, 1.0), 0.7, 0.6, 80, "digits")
-    table, *_ = made([answer(cell(), fidelity=price), *innocents()])
+    table, *_ = made([record(cell(), fidelity=price), *innocents()])
     assert [r[3] for r in table.rows[:2]] == [
         "price: feature cosine",
         "price: probe accuracy, owner -> released",
@@ -418,7 +374,7 @@ def test_the_price_of_a_mark_comes_before_its_attacks():
 
 
 def test_methods_and_attacks_are_named_by_the_settings_that_differ():
-    cells = [cell(m, attack=a) for m in (MARK, PAPER) for a in (COSINE, LINEAR, PRUNE + LINEAR)]
+    cells = [cell(m, attack=a) for m in (EXPRESS, PAPER) for a in (COSINE, LINEAR, PRUNE + LINEAR)]
     table, *_ = made([], cells)
     assert {r[1] for r in table.rows} == {"activemark expressprint", "activemark paper"}
     assert [r[3] for r in table.rows[:3]] == [
@@ -441,7 +397,7 @@ def test_numbers_are_named_and_long_settings_go_to_the_legend():
 def test_the_notes_carry_rules_nulls_blocks_reductions_and_warnings():
     chosen = {"protect": {"block": 6, "block_rule": "first massive", "yield": 0.25, "loss": 1.0}}
     table, *_ = made(
-        [answer(cell(), 0.0, notes=chosen), *innocents()],
+        [record(cell(), 0.0, notes=chosen), *innocents()],
         reductions=("Reduced: steps 400 (paper: 2500)",),
         warnings=("alpha is strict",),
     )
@@ -464,7 +420,7 @@ def test_costs_are_means_over_seeds_and_medians_over_suspects():
             "extract": Cost(seconds, 1.0, 64, 0, 900, "cpu"),
         }
         loop = {"protect": {"step_ratio_to_ideal": 1.0 + 0.1 * seed}}
-        return answer(cell(attack=COSINE, seed=seed, attack_seed=index), costs=costs, notes=loop)
+        return record(cell(attack=COSINE, seed=seed, attack_seed=index), costs=costs, notes=loop)
 
     suspects = [priced(0, i, s) for i, s in enumerate((1.0, 2.0, 9.0))]
     table = named("Table 3", made([*suspects, priced(1, 0, 2.0), priced(2, 0, 2.0)]))
@@ -474,16 +430,16 @@ def test_costs_are_means_over_seeds_and_medians_over_suspects():
 
 
 def test_costs_nobody_measured_are_no_zeros():
-    table = named("Table 3", made([answer(cell())]))
+    table = named("Table 3", made([record(cell())]))
     assert set(table.rows[0][1:]) == {"—", "activemark", "—/—"}
 
 
 def test_figure_3_gives_the_rate_at_every_tau_for_bit_errors_only():
-    marked = [answer(cell(seed=s), errors) for s, errors in ((0, 2.0), (1, 6.0))]
-    figure = named("Figure 3", made([*marked, answer(cell(PRINT), 0.0)]))
+    marked = [record(cell(seed=s), errors) for s, errors in ((0, 2.0), (1, 6.0))]
+    figure = named("Figure 3", made([*marked, record(cell(PRINT), 0.0)]))
     curve = ("0.000", "0.000", "0.500", "0.500", "0.500", "0.500", "1.000", "1.000")
     assert figure.rows == (("mini", "activemark", "control.identity", "marked", "2", *curve),)
-    assert [t.name for t in made([answer(cell(PRINT), 0.0)])] == ["Table 2", "Table 3"]
+    assert [t.name for t in made([record(cell(PRINT), 0.0)])] == ["Table 2", "Table 3"]
 
 
 def full():
@@ -491,18 +447,23 @@ def full():
     price = Fidelity((0.97, 0.98, 0.99), 0.9, 0.89, 360, "digits")
     costs = {"protect": Cost(1.1, 1.0), "extract": Cost(0.3, 0.1)}
     records = [
-        answer(cell(m, attack=a, seed=s), e + s, fidelity=price if a == SAME else None, costs=costs)
+        record(
+            cell(m, attack=a, seed=s),
+            e + s,
+            fidelity=price if a == UNTOUCHED else None,
+            costs=costs,
+        )
         for m in (MARK, PAPER)
         for s in (0, 1)
-        for a, e in ((SAME, 0.0), (COSINE, 3.0), (LINEAR, 5.0))
+        for a, e in ((UNTOUCHED, 0.0), (COSINE, 3.0), (LINEAR, 5.0))
     ]
-    failed = [unanswered(cell(PAPER, attack=PRUNE), "failed", "[bold]no | memory[/bold]")]
+    failed = [lost(record(cell(PAPER, attack=PRUNE)), "failed", "[bold]no | memory[/bold]")]
     return [*records, *failed, *innocents(), *innocents(PAPER, 1, 4.0)], [cell(PRINT)]
 
 
 def test_the_same_records_give_the_same_bytes_whatever_their_order(tmp_path):
     records, holes = full()
-    asked = outline([*(r.cell for r in records), *holes])
+    asked = outline([*records, *holes])
     expected = None
     for seed in range(5):
         random.Random(seed).shuffle(records)
@@ -564,11 +525,11 @@ def at_block(block, **changes):
 
 def test_one_mark_at_several_blocks_makes_table_1():
     records = [
-        answer(cell(at_block(11), attack=COSINE), 4.0),
-        answer(cell(at_block(11)), 0.0),
-        answer(cell(at_block(11), "owner", COSINE), 16.0),
-        answer(cell(at_block(11), "owner", COSINE, attack_seed=1), 5.0),
-        answer(cell(at_block(2)), 15.0),
+        record(cell(at_block(11), attack=COSINE), 4.0),
+        record(cell(at_block(11)), 0.0),
+        record(cell(at_block(11), "owner", COSINE), 16.0),
+        record(cell(at_block(11), "owner", COSINE, attack_seed=1), 5.0),
+        record(cell(at_block(2)), 15.0),
     ]
     table, *_ = made(records)
     assert table.name == "Table 1"
@@ -581,13 +542,13 @@ def test_one_mark_at_several_blocks_makes_table_1():
 
 
 def test_marks_that_differ_in_more_than_their_block_are_no_sweep():
-    records = [answer(cell(at_block(2)), 0.0), answer(cell(at_block(3, steps=500)), 0.0)]
+    records = [record(cell(at_block(2)), 0.0), record(cell(at_block(3, steps=500)), 0.0)]
     assert "Table 1" not in [t.name for t in made(records)]
 
 
 def test_methods_stand_side_by_side_on_the_same_suspects():
     strangers = [
-        answer(cell(m, "owner", stranger(i), 0, 0, "stranger"), e)
+        record(cell(m, "owner", stranger(i), 0, 0, "stranger"), e)
         for i in range(20)
         for m, e in ((MARK, 16.0), (PRINT, 0.9))
     ]
@@ -596,10 +557,10 @@ def test_methods_stand_side_by_side_on_the_same_suspects():
         "Table 2 side by side",
         made(
             [
-                answer(cell(), 0.0, fidelity=price),
-                answer(cell(PRINT), 0.0),
-                answer(cell(base="owner"), 16.0, suspect_digest="clean"),
-                answer(cell(PRINT, attack=PRUNE), 0.9),
+                record(cell(), 0.0, fidelity=price),
+                record(cell(PRINT), 0.0),
+                record(cell(base="owner"), 16.0, suspect_digest="clean"),
+                record(cell(PRINT, attack=PRUNE), 0.9),
                 *strangers,
             ],
             [cell(attack=PRUNE)],

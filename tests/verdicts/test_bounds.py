@@ -4,32 +4,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from made import MARK, bit_errors, outline, suspect
 from scipy import stats
 
-from bench.records.nouns import Cell, Evidence, Outline, Record, Rule, Spec, UserError
+from bench.records.nouns import Rule, UserError
 from bench.records.table import write_tables
 from bench.verdicts import bounds
 from bench.verdicts.bounds import LEVELS, chance_called, chance_missed
 
 BITS = 32
-OUTLINE = Outline("demo", "Demo", 0.05, ())
+OUTLINE = outline()
 
 
 def evidence(errors, tau=5, statistic="bit errors"):
-    errors = [float(e) for e in errors]
-    agreement = tuple(1 - e / BITS for e in errors)
-    return Evidence(agreement, tuple(errors), Rule(statistic, "<=", tau), "image", 0.5)
+    return bit_errors(*errors, rule=Rule(statistic, "<=", tau))
 
 
 def record(number, read, lineage="released", seed=0):
-    attack = (Spec("control.stranger" if lineage == "stranger" else "tune", {"index": number}),)
-    base = "released" if lineage == "released" else "owner"
-    cell = Cell(Spec("mini"), Spec("mark"), seed, base, attack, 0, lineage)
-    weights = f"{lineage} {number} {seed if lineage == 'released' else ''}"
-    return Record(
-        f"{weights} {seed}", "demo", cell, "ok", suspect_digest=weights, owner_digest="clean",
-        evidence=read,
-    )  # fmt: skip
+    return suspect(number, read, lineage, seed, MARK)
 
 
 @pytest.mark.parametrize(

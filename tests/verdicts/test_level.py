@@ -2,29 +2,20 @@ import dataclasses
 import random
 
 import pytest
+from made import matches, outline, suspect
 
-from bench.records.nouns import Cell, Evidence, Outline, Record, Rule, Spec, digest
+from bench.records.nouns import Spec, digest
 from bench.verdicts import level
 from bench.verdicts.intervals import upper_bound
 
-OWNER, PRINT = Spec("mini", {}), Spec("ipguard", {})
-OUTLINE = Outline("calibration", "", 0.05, ())
-MATCH = Rule("match", ">=", 1)
+OUTLINE = outline(name="calibration")
+PRINT = Spec("ipguard")
 
 
 def record(score, number, lineage="stranger", seed=0):
     """Return a fingerprint's reading of one model, as a score over 100 queries."""
-    step = Spec("control.stranger", {"index": number})
-    attack = (step,) if lineage == "stranger" else (Spec("prune.l1", {"amount": number / 1000}),)
-    base = "owner" if lineage == "stranger" else "released"
-    cell = Cell(OWNER, PRINT, seed, base, attack, 0, lineage)
     hits = round(100 * score)
-    agreement = (1.0,) * hits + (0.0,) * (100 - hits)
-    name = digest(dataclasses.asdict(cell))
-    evidence = Evidence(agreement, agreement, MATCH, "point", None)
-    found = digest(lineage, number)
-    return Record(name, "calibration", cell, "ok", marks=False, suspect_digest=found,
-                  owner_digest="clean", evidence=evidence)  # fmt: skip
+    return suspect(number, matches(*[1.0] * hits, *[0.0] * (100 - hits)), lineage, seed, PRINT)
 
 
 def table_of(records):

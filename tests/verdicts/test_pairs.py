@@ -1,24 +1,17 @@
 import dataclasses
 import random
 
-from bench.records.nouns import Cell, Evidence, Outline, Record, Rule, Spec, digest
+from made import matches, outline, suspect
+
+from bench.records.nouns import Spec
 from bench.verdicts import pairs
 
-OWNER = Spec("mini", {})
-OUTLINE = Outline("compared", "", 0.05, ())
-RULE = Rule("match", ">=", 1)
+OUTLINE = outline(name="compared")
 KEYS = 8
 
 
 def record(method, score, attack, seed, lineage="released"):
-    control = (Spec("control.stranger", {"index": attack}),)
-    chain = control if lineage == "stranger" else (Spec("prune.l1", {"amount": attack / 10}),)
-    base = "owner" if lineage == "stranger" else "released"
-    cell = Cell(OWNER, Spec(method, {}), seed, base, chain, 0, lineage)
-    found = Evidence((score,), (score,), RULE, "point", None)
-    suspect = digest(lineage, attack, seed if lineage == "released" else 0)
-    return Record(digest(dataclasses.asdict(cell)), "compared", cell, "ok", marks=False,
-                  suspect_digest=suspect, owner_digest="clean", evidence=found)  # fmt: skip
+    return suspect(attack, matches(score), lineage, seed, Spec(method))
 
 
 def read(method, score, keys=KEYS, strangers=19):

@@ -1,45 +1,21 @@
 import dataclasses
 import itertools
-import math
 
+import made
 import numpy as np
 import pytest
 from scipy import stats
+from simulated import SIZES, compared, named, pairs
 from sklearn import metrics
 
-from bench.records.nouns import Cell, Evidence, Record, Rule, Spec, UserError
+from bench.records.nouns import Spec, UserError
 from bench.verdicts.families import Family, holm, paired, paired_together
 from bench.verdicts.innocents import Innocents, innocents, populations
 from bench.verdicts.intervals import exact, upper_bound
-from bench.verdicts.separation import Reading, detection_at, halves, readings, roc, separation
+from bench.verdicts.separation import detection_at, halves, readings, roc, separation
 from bench.verdicts.verdict import Verdict, decide, rank_p_value
 
 ALPHA = 0.05
-SIZES = (5, 19, 40, 99, 299)
-
-
-@pytest.fixture(autouse=True)
-def no_collecting(monkeypatch):
-    monkeypatch.setattr("gc.collect", lambda: 0)  # statsmodels does, on every call of Holm's
-
-
-def allowed(level, trials):
-    """The most a test of this level errs by chance alone in all but 1 of 2,000 runs."""
-    return level + 3.3 * math.sqrt(level * (1 - level) / trials)
-
-
-def correlated(rng, n):
-    """Scores of models that share a large part: exchangeable, far from independent."""
-    return rng.normal() + 0.3 * rng.normal(size=n)
-
-
-SCORES = {
-    "skewed": lambda rng, n: rng.beta(0.3, 4, n),
-    "all zero": lambda rng, n: np.zeros(n),
-    "tied": lambda rng, n: rng.integers(0, 3, n) / 2,
-    "correlated twins": correlated,
-}
-
 
 # The bound on a rate.
 
@@ -72,25 +48,24 @@ def test_the_bound_on_a_rate_covers_it(n, rate):
 
 
 def record(name, lineage="released", score=0.5, seed=0, weights=None, steps=("tune",)):
-    step = Spec("control.stranger", {"index": name})
-    attack = (*([step] if lineage == "stranger" else []), *(Spec(s, {"of": name}) for s in steps))
+    done = tuple(Spec(step, {"of": name}) for step in steps)
+    attack = made.stranger(name, *done) if lineage == "stranger" else done
     base = "released" if lineage == "released" else "owner"
-    cell = Cell(Spec("mini"), Spec("mark"), seed, base, attack, 0, lineage)
-    read = Evidence((score,), (1.0,), Rule("bit errors", "<=", 5), "image", 0.5)
+    asked = made.cell(base=base, attack=attack, seed=seed)
     weights = f"{lineage} {name} {steps}" if weights is None else weights
-    return Record(f"{weights} {seed} {score}", "demo", cell, "ok", suspect_digest=weights,
-                  owner_digest="clean", evidence=read)  # fmt: skip
+    return made.record(asked, key=f"{weights} {seed} {score}", suspect_digest=weights,
+                       evidence=made.matches(score))  # fmt: skip
 
 
 def other_model(name, score, weights, seed=0):
-    made = record(name, "stranger", score, seed, weights, steps=())
-    cell = dataclasses.replace(made.cell, base="other model", other_model=Spec(name))
-    return dataclasses.replace(made, cell=cell)
+    read = record(name, "stranger", score, seed, weights, steps=())
+    cell = dataclasses.replace(read.cell, base="other model", other_model=Spec(name))
+    return dataclasses.replace(read, cell=cell)
 
 
 def other_key(score):
-    made = record("other", "owner", score, weights="marked with another key")
-    return dataclasses.replace(made, cell=dataclasses.replace(made.cell, base="other key"))
+    read = record("other", "owner", score, weights="marked with another key")
+    return dataclasses.replace(read, cell=dataclasses.replace(read.cell, base="other key"))
 
 
 def test_a_population_holds_each_model_once_and_conservatively():
@@ -163,10 +138,6 @@ def test_readings_name_a_stranger_alike_whatever_was_done_to_it():
 MARKED, INNOCENT = [0.9, 0.8, 0.8, 0.4, 0.3], [0.8, 0.3, 0.3, 0.1]
 
 
-def named(scores, who, key="0"):
-    return [Reading(f"{who} {i}", key, float(s)) for i, s in enumerate(scores)]
-
-
 def test_the_curve_is_the_one_of_scikit_learn():
     found = roc(MARKED, INNOCENT)
     truth = [1] * len(MARKED) + [0] * len(INNOCENT)
@@ -211,57 +182,7 @@ def test_a_model_read_twice_is_no_more_evidence_than_read_once():
     assert often[1] - often[0] > 0.85 * (once[1] - once[0])  # images or copies would halve it
 
 
-@pytest.mark.parametrize(
-    ("models", "keys", "gap", "stranger", "key", "least"),
-    [
-        (20, 1, 1.0, 1.0, 0.0, 0.90),
-        (10, 8, 1.0, 1.0, 0.5, 0.93),  # strangers read with every key, copies with their own
-        (20, 1, 3.5, 1.0, 0.0, 0.95),  # most populations drawn do not overlap
-    ],
-)
-def test_the_interval_for_the_area_covers_it(models, keys, gap, stranger, key, least):
-    rng, covered, trials = np.random.default_rng(0), 0, 150
-    truth = stats.norm.cdf(gap / math.sqrt(1 + stranger**2 + 0.3**2 + 2 * key**2))
-    for _ in range(trials):
-        lifts, own = rng.normal(0, key, (2, keys)), rng.normal(0, stranger, models)
-        copies, others = [], []
-        for k in range(keys):
-            copies += named(gap + lifts[0, k] + rng.normal(size=models), f"m {k}", k)
-            others += named(lifts[1, k] + own + rng.normal(0, 0.3, models), "s", k)
-        low, high = separation(copies, others, rng).interval
-        covered += low <= truth <= high
-    assert covered / trials >= least - 3.3 * math.sqrt(least * (1 - least) / trials)
-
-
-@pytest.mark.parametrize(
-    ("marked", "innocent", "truth"),
-    [
-        (
-            lambda n, rng: rng.beta(0.6, 3, n),
-            lambda n, rng: rng.beta(0.3, 4, n),
-            stats.beta(0.6, 3).expect(stats.beta(0.3, 4).cdf),
-        ),
-        # Of 12 equally likely pairs of 0, .5, 1, 1.5 and 0, .5, 1 six are won and three are ties.
-        (lambda n, rng: rng.integers(0, 4, n) / 2, lambda n, rng: rng.integers(0, 3, n) / 2, 0.625),
-        (lambda n, rng: np.maximum(0, rng.normal(size=n)), lambda n, _: np.zeros(n), 0.75),
-    ],
-    ids=["skewed", "tied", "all zero"],
-)
-@pytest.mark.parametrize("n", SIZES)
-def test_the_interval_for_the_area_covers_it_whatever_the_scores(n, marked, innocent, truth):
-    rng, covered, trials, least = np.random.default_rng(n), 0, 100, 0.9
-    for _ in range(trials):
-        copies, others = named(marked(min(n, 40), rng), "m"), named(innocent(n, rng), "i")
-        low, high = separation(copies, others, rng).interval
-        covered += low <= truth <= high
-    assert covered / trials >= least - 3.3 * math.sqrt(least * (1 - least) / trials)
-
-
 # Detection at a stated rate.
-
-
-def pairs(scores, who):
-    return [(f"{who} {i}", float(s)) for i, s in enumerate(scores)]
 
 
 def test_halves_are_disjoint_and_follow_from_the_digests_alone():
@@ -318,17 +239,6 @@ def test_nobody_marked_is_detected_at_no_rate():
     assert (found.true_positive_rate, found.interval, found.false_positives) == (None, None, 0)
 
 
-@pytest.mark.parametrize("draw", SCORES.values(), ids=SCORES)
-@pytest.mark.parametrize("n", SIZES)
-def test_detection_holds_the_rate_it_states_on_a_new_innocent(draw, n):
-    rng, trials, rate, called = np.random.default_rng(n), 400, 0.1, 0
-    for _ in range(trials):
-        *others, new = draw(rng, n + 1).tolist()
-        found = detection_at([("new", new)], pairs(others, "i"), rate)
-        called += bool(found.true_positive_rate)
-    assert called / trials <= allowed(rate, trials)
-
-
 # Many verdicts.
 
 
@@ -359,18 +269,6 @@ def test_a_verdict_without_a_p_value_still_counts_as_a_hypothesis():
     assert holm([], ALPHA) == Family((), (), 19)
 
 
-@pytest.mark.parametrize("draw", SCORES.values(), ids=SCORES)
-@pytest.mark.parametrize("n", SIZES)
-def test_holm_calls_any_innocent_owned_with_the_chance_alpha_at_most(draw, n):
-    """Four verdicts among the same innocents depend on each other as a table's do."""
-    rng, trials, alpha, wrong = np.random.default_rng(n), 200, 0.2, 0
-    for _ in range(trials):
-        *scores, a, b, c, d = draw(rng, n + 4).tolist()
-        verdicts = [decide(s, Innocents(scores, None), alpha) for s in (a, b, c, d)]
-        wrong += "owned" in holm(verdicts, alpha).outcomes
-    assert wrong / trials <= allowed(alpha, trials)
-
-
 def test_holm_calls_nothing_owned_that_decide_leaves_undecided():
     verdicts = [decide(0.9, Innocents([0.1] * n, [0.1] * 40), ALPHA) for n in (5, 18, 19, 300)]
     found = holm(verdicts, ALPHA)
@@ -382,20 +280,7 @@ def test_holm_calls_nothing_owned_that_decide_leaves_undecided():
 
 
 def cell(attack, seed=0, owner="mini", method="mark"):
-    return Cell(Spec(owner), Spec(method), seed, "released", (Spec(attack),), seed, "released")
-
-
-def answers(method, clusters):
-    """Detections per cluster of owner and key, one attack each."""
-    return [
-        (cell(f"attack {i}", seed, method=method), bool(hit))
-        for seed, hits in enumerate(clusters)
-        for i, hit in enumerate(hits)
-    ]
-
-
-def compared(first, second, alpha=ALPHA):
-    return paired(answers("a", first), answers("b", second), alpha)
+    return made.cell(Spec(method), attack=(Spec(attack),), seed=seed, owner=Spec(owner))
 
 
 def test_pairs_are_matched_by_recipe_and_the_rest_is_counted():
@@ -449,17 +334,6 @@ def test_methods_that_agree_do_not_differ_and_nothing_in_common_is_undecided():
     assert nothing.unmatched == 8
 
 
-@pytest.mark.parametrize("clusters", [4, 6, 12])
-def test_the_paired_test_holds_its_level_when_copies_share_their_clusters_luck(clusters):
-    rng, trials, alpha, wrong = np.random.default_rng(clusters), 200, 0.1, 0
-    for _ in range(trials):
-        # Either method reads all copies of a cluster with a chance of its own: strong correlation.
-        chance = rng.beta(0.5, 0.5, (2, clusters, 1))
-        first, second = rng.random((2, clusters, 8)) < chance
-        wrong += compared(first, second, alpha).outcome not in ("no difference", "undecided")
-    assert wrong / trials <= allowed(alpha, trials)
-
-
 def test_comparisons_passed_together_are_decided_by_holm_and_told_the_keys_that_takes():
     pair = compared([[True]] * 8, [[False]] * 8)
     other = compared([[False]] * 7, [[True]] * 7)
@@ -473,19 +347,6 @@ def test_comparisons_passed_together_are_decided_by_holm_and_told_the_keys_that_
     assert {decided.needed for decided, _ in found} == {8}  # 2 / 2 ** 8 <= 0.05 / 4
     assert paired_together([], ALPHA) == ()
     assert paired_together([pair], ALPHA) == ((pair, pair.p_value),)
-
-
-@pytest.mark.parametrize("clusters", [6, 12])
-def test_comparisons_passed_together_err_with_the_chance_alpha_at_most(clusters):
-    """All pairs of four methods that are alike, on the same copies: dependent as a table's are."""
-    rng, trials, alpha, wrong = np.random.default_rng(clusters), 150, 0.2, 0
-    for _ in range(trials):
-        luck = rng.beta(0.5, 0.5, (4, clusters, 1))
-        hits = rng.random((4, clusters, 4)) < luck
-        pairs = [compared(a, b, alpha) for a, b in itertools.combinations(hits, 2)]
-        decided = [found.outcome for found, _ in paired_together(pairs, alpha)]
-        wrong += any(outcome.endswith("more") for outcome in decided)
-    assert wrong / trials <= allowed(alpha, trials)
 
 
 @pytest.mark.parametrize("n", SIZES)

@@ -1,11 +1,13 @@
 import dataclasses
 import math
 
+import made
 import numpy as np
 import pytest
+from made import BITS, matches
 from scipy import stats
 
-from bench.records.nouns import Cell, Evidence, Record, Rule, Spec, UserError
+from bench.records.nouns import Evidence, Rule, Spec, UserError
 from bench.verdicts import intervals
 from bench.verdicts.innocents import Innocents, innocents, lineage, secret_of
 from bench.verdicts.intervals import difference_interval, mean_interval, means_agree
@@ -19,18 +21,16 @@ from bench.verdicts.verdict import (
 )
 
 ALPHA = 0.05
-BITS = Rule("bit errors", "<=", 5)
 
 
 def record(attack, base="owner", lineage="owner", score=0.5, weights="w", seed=0, **changes):
-    cell = Cell(Spec("mini"), Spec("mark"), seed, base, attack, 0, lineage)
-    evidence = Evidence((score,), (1.0,), BITS, "image", 0.5)
-    defaults = {"suspect_digest": weights, "owner_digest": "clean", "evidence": evidence}
-    return Record(f"{attack}{weights}", "demo", cell, "ok", **(defaults | changes))
+    asked = made.cell(base=base, attack=attack, seed=seed, lineage=lineage)
+    parts = {"key": f"{attack}{weights}", "suspect_digest": weights, "evidence": matches(score)}
+    return made.record(asked, **parts | changes)
 
 
 def stranger(index, *attack, score):
-    chain = (Spec("control.stranger", {"index": index}), *attack)
+    chain = made.stranger(index, *attack)
     return record(chain, "released", "stranger", score, f"stranger {index} {attack}")
 
 

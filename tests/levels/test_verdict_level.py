@@ -6,33 +6,14 @@ import math
 import numpy as np
 import pytest
 from scipy import stats
+from simulated import SCORES, SIZES, allowed
 
 from bench.verdicts import verdict
 from bench.verdicts.innocents import Innocents
 from bench.verdicts.intervals import difference_interval, mean_interval, means_agree, wilson
 from bench.verdicts.verdict import decide, innocents_needed
 
-SIZES = (5, 19, 40, 99, 299)
 ALPHAS = (0.05, 0.2)
-
-
-def correlated(rng, n):
-    return rng.normal() + 0.3 * rng.normal(size=n)
-
-
-SCORES = {
-    "skewed": lambda rng, n: rng.beta(0.3, 4, n),
-    "heavy-tailed": lambda rng, n: rng.standard_cauchy(n),
-    "tied": lambda rng, n: rng.integers(0, 3, n) / 2,
-    "mostly zero": lambda rng, n: rng.binomial(1, 0.03, n) * rng.random(n),
-    "all zero": lambda rng, n: np.zeros(n),
-    "correlated": correlated,
-}
-
-
-def most(alpha, trials):
-    # 3.3 standard errors: the exact level passes by chance alone in all but 1 of 2,000 runs.
-    return alpha + 3.3 * math.sqrt(alpha * (1 - alpha) / trials)
 
 
 def shares(draw, n, alpha, trials=600, marks=False):
@@ -51,10 +32,10 @@ def shares(draw, n, alpha, trials=600, marks=False):
 @pytest.mark.parametrize("draw", SCORES.values(), ids=SCORES)
 @pytest.mark.parametrize("n", SIZES)
 @pytest.mark.parametrize("marks", [False, True], ids=["fingerprint", "mark"])
-def test_an_innocent_is_called_owned_with_the_chance_alpha_at_most(draw, n, marks):
+def test_an_innocent_is_called_owned_with_the_chance_alpha_at_allowed(draw, n, marks):
     for alpha in ALPHAS:
         owned, undecided = shares(draw, n, alpha, marks=marks)
-        assert owned <= most(alpha, 600)
+        assert owned <= allowed(alpha, 600)
         assert undecided == (n < innocents_needed(alpha))
 
 
@@ -62,7 +43,7 @@ def test_an_innocent_is_called_owned_with_the_chance_alpha_at_most(draw, n, mark
 @pytest.mark.parametrize("n", [19, 99, 299])
 def test_the_whole_of_alpha_is_used_where_scores_never_tie(name, n):
     owned, _ = shares(SCORES[name], n, 0.05, trials=1500)
-    assert abs(owned - 0.05) <= most(0.05, 1500) - 0.05
+    assert abs(owned - 0.05) <= allowed(0.05, 1500) - 0.05
 
 
 @pytest.mark.parametrize("n", SIZES)
@@ -101,9 +82,9 @@ def lifted(trials=1500, n=40, attacked=4, lift=1.5):
 def test_an_attack_that_lifts_any_score_breaks_the_level_unless_attacked_twins_are_ranked():
     alone, both = lifted()
     assert 0.15 < alone < 0.35  # the limit of a verdict by strangers, most of them untouched
-    assert both <= most(0.05, 1500)
+    assert both <= allowed(0.05, 1500)
     alone, both = lifted(attacked=40)  # were all of them attacked alike, strangers would do
-    assert max(alone, both) <= most(0.05, 1500)
+    assert max(alone, both) <= allowed(0.05, 1500)
 
 
 @pytest.mark.parametrize("n", SIZES)
@@ -159,7 +140,7 @@ def test_students_interval_covers_a_mean(draw, mean, n, least):
 def test_means_of_one_population_disagree_with_the_chance_of_one_in_twenty():
     rng, trials = np.random.default_rng(0), 1000
     told = [means_agree(*rng.normal(0, 1, (2, 8)).tolist()) for _ in range(trials)]
-    assert abs(1 - sum(told) / trials - 0.05) <= most(0.05, trials) - 0.05
+    assert abs(1 - sum(told) / trials - 0.05) <= allowed(0.05, trials) - 0.05
 
 
 def test_the_check_would_catch_a_verdict_that_is_too_generous(monkeypatch):
@@ -167,4 +148,4 @@ def test_the_check_would_catch_a_verdict_that_is_too_generous(monkeypatch):
     generous = lambda score, null: (1 + sum(o > score for o in null)) / (1 + len(null))  # noqa: E731
     monkeypatch.setattr(verdict, "rank_p_value", generous)
     owned, _ = shares(SCORES["tied"], 40, 0.05)
-    assert owned > most(0.05, 600)
+    assert owned > allowed(0.05, 600)
