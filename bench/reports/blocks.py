@@ -18,6 +18,7 @@ from bench.records.nouns import (
     Outline,
     Record,
     Spec,
+    Utility,
     canonical,
     evidence_of,
 )
@@ -90,6 +91,10 @@ class Row:
     def records(self, origin: Lineage) -> list[Record]:
         """Return the records of one population that carry evidence."""
         return [asked.found for asked in self.suspects[origin] if asked.found]
+
+    def measured(self, origin: Lineage) -> list[tuple[Record, Utility]]:
+        """Return, of these, the records of suspects that were held to a task."""
+        return [(record, record.utility) for record in self.records(origin) if record.utility]
 
 
 @dataclass(frozen=True)

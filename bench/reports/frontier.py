@@ -36,7 +36,7 @@ from bench.reports.blocks import (
     per_model,
 )
 from bench.reports.blocks import labelled as labelled_
-from bench.reports.tables import utility_text
+from bench.reports.tables import numbered_tasks, utility_text
 from bench.verdicts import intervals
 from bench.verdicts.innocents import secret_of
 from bench.verdicts.intervals import Interval, difference_interval
@@ -275,9 +275,9 @@ def _yardstick(untouched: Row | None, rows: Mapping[float, Row]) -> _Yardstick:
     before: dict[tuple[str, str], Utility] = {
         (secret_of(record.cell), record.cell.base): utility
         for population in MARKED_AND_TWINS
-        for record, utility in (_measured(untouched, population) if untouched else [])
+        for record, utility in (untouched.measured(population) if untouched else [])
     }
-    suspects = [u for row in rows.values() for p in MARKED_AND_TWINS for _, u in _measured(row, p)]
+    suspects = [u for row in rows.values() for p in MARKED_AND_TWINS for _, u in row.measured(p)]
     same = {_task(u) for u in suspects} <= {_task(u) for u in before.values()}
     return _Yardstick(before, _best(rows) if before and not same else None)
 
@@ -288,7 +288,7 @@ def _best(rows: Mapping[float, Row]) -> _Best | None:
         means = {
             strength: fmean(per_model((record, utility.value) for record, utility in found))
             for strength, row in rows.items()
-            if (found := _measured(row, population))
+            if (found := row.measured(population))
         }
         if means:
             best = max(means, key=means.__getitem__)
@@ -300,7 +300,7 @@ def _loss(row: Row, population: Lineage, yardstick: _Yardstick) -> Loss | None:
     """Hold the utility of one population against the yardstick, mean over models."""
     held = [
         (record, reference, utility)
-        for record, utility in _measured(row, population)
+        for record, utility in row.measured(population)
         if (reference := yardstick.reference(record)) is not None
     ]
     if not held:
@@ -320,17 +320,13 @@ def _loss(row: Row, population: Lineage, yardstick: _Yardstick) -> Loss | None:
     )
 
 
-def _measured(row: Row, population: Lineage) -> list[tuple[Record, Utility]]:
-    return [(record, record.utility) for record in row.records(population) if record.utility]
-
-
 def _task(utility: Utility) -> tuple[str, str]:
     return utility.metric, utility.task
 
 
 def _frontier(swept: Sequence[Sweep], title: str, legend: Sequence[str], outline: Outline) -> Table:
     """Return every strength of every sweep: what is still detected, and what it cost."""
-    tasks: dict[str, str] = {}
+    tasks = numbered_tasks(point.row for sweep in swept for point in sweep.points)
     rows = [
         (sweep.owner, sweep.method, sweep.label, *_point_row(point, tasks))
         for sweep in swept
@@ -355,7 +351,7 @@ def _frontier(swept: Sequence[Sweep], title: str, legend: Sequence[str], outline
     )
 
 
-def _point_row(point: Point, tasks: dict[str, str]) -> tuple[str, ...]:
+def _point_row(point: Point, tasks: Mapping[str, str]) -> tuple[str, ...]:
     scores = [_score(point.row, population) for population in MARKED_AND_TWINS]
     return (
         f"{point.strength:g}",

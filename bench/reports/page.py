@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -103,9 +104,8 @@ def html(
     import jinja2
 
     blocks, _ = grouped(outline, records)
-    lines: dict[Line, int] = {}
-    cells: list[list[int]] = []
-    cards = [_card(block, outline.alpha, lines, cells) for block in blocks]
+    starts = itertools.accumulate((len(block.asked) for block in blocks), initial=0)
+    cards = [_card(b, outline.alpha, start) for b, start in zip(blocks, starts, strict=False)]
     said = {*outline.reductions, *outline.warnings}  # once, in the overview
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("bench.reports"),
@@ -125,7 +125,7 @@ def html(
         asked=_asked(blocks),
         tables=[_shown(table, _holes(blocks), said) for table in made],
         pictures=[(p.table, p.caption, base64.b64encode(p.svg).decode()) for p in pictures],
-        details={"lines": list(lines), "cells": cells},
+        details=_details(blocks),
         states=STATES,
         script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
@@ -155,8 +155,19 @@ def _environments(records: Mapping[str, Record], outline: Outline) -> list[str]:
     return sorted({_pairs(record.environment) for record in asked if record.environment})
 
 
-def _card(block: Block, alpha: float, lines: dict[Line, int], cells: list[list[int]]) -> Card:
-    """Describe a block; `lines` and `cells` gain what its cells have to say."""
+def _details(blocks: Sequence[Block]) -> dict[str, Json]:
+    """Return every line there is to say of any cell, and for every cell the numbers of its own."""
+    lines: dict[Line, int] = {}
+    cells = [
+        [lines.setdefault(line, len(lines)) for line in _lines(asked)]
+        for block in blocks
+        for asked in block.asked
+    ]
+    return {"lines": list(lines), "cells": cells}
+
+
+def _card(block: Block, alpha: float, first: int) -> Card:
+    """Describe a block, whose first cell has this number on the page."""
     nulls = block.nulls
     verdicts = {
         record.key: verdict
@@ -169,12 +180,11 @@ def _card(block: Block, alpha: float, lines: dict[Line, int], cells: list[list[i
         for group in row.suspects.values()
         for asked in group
     }
-    rows = []
-    for asked in block.asked:
-        verdict = verdicts.get(asked.key)
-        rows.append(_cell_row(len(cells), asked, attacks.get(asked.key, NOTHING), verdict))
-        cells.append([lines.setdefault(line, len(lines)) for line in _lines(asked)])
-    name = f"b{len(cells)}-"
+    rows = [
+        _cell_row(number, asked, attacks.get(asked.key, NOTHING), verdicts.get(asked.key))
+        for number, asked in enumerate(block.asked, start=first)
+    ]
+    name = f"b{first + len(rows)}-"
     drawn = [(row.label, drawings.curves(row, f"{name}{i}-")) for i, row in enumerate(block.rows)]
     return Card(
         owner=block.owner,
@@ -213,10 +223,10 @@ def _facts(
         yield Line(label, text)
     yield Line("innocent models", "; ".join(dict.fromkeys(map(_null, nulls.values()))) or NOTHING)
     yield Line("verdicts", counts_text([verdict.outcome for verdict in verdicts]))
-    _, device, _, minutes, _, _, embed, _, seconds, _, read, *_, memory = tables.cost_row(block)
-    yield Line("embedding", f"{minutes} min, {embed} of its ideal")
-    yield Line("extraction", f"{seconds} s, {read} of its ideal")
-    yield Line("on", f"{device}, {memory} MB at most")
+    cost = tables.cost_row(block)
+    yield Line("embedding", f"{cost.embed_minutes} min, {cost.embed_ratio} of its ideal")
+    yield Line("extraction", f"{cost.extract_seconds} s, {cost.extract_ratio} of its ideal")
+    yield Line("on", f"{cost.device}, {cost.peak_mb} MB at most")
 
 
 def _null(null: Innocents) -> str:

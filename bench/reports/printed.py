@@ -121,10 +121,10 @@ def _rows_3(blocks: Iterable[Block], printed: Json) -> Iterator[tuple[str, ...]]
     for block in blocks:
         minutes = printed["minutes"].get(block.asked[0].cell.method.name)
         if minutes is not None:
-            _, _, _, embed, _, _, _, _, extract, *_ = cost_row(block)
-            theirs = [f"{figure:.2f} min" for figure in minutes]
-            ours = [f"{embed} min", f"{extract} s"]
-            yield block.owner, block.method, ours[0], theirs[0], ours[1], theirs[1]
+            cost = cost_row(block)
+            embed, extract = (f"{figure:.2f} min" for figure in minutes)
+            ours = f"{cost.embed_minutes} min", f"{cost.extract_seconds} s"
+            yield block.owner, block.method, ours[0], embed, ours[1], extract
 
 
 def _done(row: Row, pattern: Json) -> bool:

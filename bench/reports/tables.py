@@ -7,8 +7,9 @@ was found): the same records give the same bytes, whatever order they come in.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from statistics import fmean, median
+from typing import NamedTuple
 
 from bench.records.nouns import (
     POPULATIONS,
@@ -125,7 +126,7 @@ def _place(row: Row) -> tuple[str, ...]:
 
 def _table_2(outline: Outline, blocks: Sequence[Block], legend: Sequence[str]) -> Table:
     """Return detection rates, verdicts and utility for every attack, after the price of a mark."""
-    tasks: dict[str, str] = {}
+    tasks = numbered_tasks(row for block in blocks for row in block.rows)
     rows: list[tuple[str, ...]] = []
     notes: list[str] = []
     for block in blocks:
@@ -284,7 +285,7 @@ def _probe(prices: Sequence[Fidelity]) -> str:
 
 
 def _attack_row(
-    row: Row, nulls: Mapping[str, Innocents], alpha: float, tasks: dict[str, str]
+    row: Row, nulls: Mapping[str, Innocents], alpha: float, tasks: Mapping[str, str]
 ) -> tuple[str, ...]:
     verdicts = judged(row, nulls, alpha)
     native = _statistics(row)
@@ -307,17 +308,28 @@ def _statistics(row: Row) -> list[str]:
     return [f"{fmean(means):#.3g}" if means else NOTHING for means in found]
 
 
-def utility_text(row: Row, tasks: dict[str, str]) -> str:
-    """Write marked / twin with the numbers of the tasks; `tasks` gains those not met before."""
-    texts, numbers = [], set()
-    for origin in MARKED_AND_TWINS:
-        measured = [(r, r.utility) for r in row.records(origin) if r.utility is not None]
-        values = per_model((record, utility.value) for record, utility in measured)
-        texts.append(f"{fmean(values):.3f}" if values else NOTHING)
-        for _, utility in measured:
-            task = f"{utility.metric}, {utility.task}, n = {utility.n}"
-            numbers.add(tasks.setdefault(task, f"({len(tasks) + 1})"))
-    return f"{' / '.join(texts)} {''.join(sorted(numbers))}" if numbers else NOTHING
+def numbered_tasks(rows: Iterable[Row]) -> dict[str, str]:
+    """Return the number of every task that suspects were held to, in order of first mention."""
+    tasks = distinct(task for row in rows for task in _tasks(row))
+    return {task: f"({number})" for number, task in enumerate(tasks, start=1)}
+
+
+def _tasks(row: Row) -> list[str]:
+    measured = (utility for origin in MARKED_AND_TWINS for _, utility in row.measured(origin))
+    return [f"{utility.metric}, {utility.task}, n = {utility.n}" for utility in measured]
+
+
+def utility_text(row: Row, tasks: Mapping[str, str]) -> str:
+    """Write marked / twin with the numbers of their tasks."""
+    numbers = sorted({tasks[task] for task in _tasks(row)})
+    if not numbers:
+        return NOTHING
+    means = [
+        per_model((record, utility.value) for record, utility in row.measured(origin))
+        for origin in MARKED_AND_TWINS
+    ]
+    texts = [f"{fmean(values):.3f}" if values else NOTHING for values in means]
+    return f"{' / '.join(texts)} {''.join(numbers)}"
 
 
 def _table_3(outline: Outline, blocks: Sequence[Block]) -> Table:
@@ -341,7 +353,26 @@ def _table_3(outline: Outline, blocks: Sequence[Block]) -> Table:
     )
 
 
-def cost_row(block: Block) -> tuple[str, ...]:
+class CostRow(NamedTuple):
+    """A row of Table 3: one owner with one method."""
+
+    owner: str
+    device: str
+    method: str
+    embed_minutes: str
+    embed_seconds: str
+    embed_ideal: str
+    embed_ratio: str
+    step: str
+    extract_seconds: str
+    extract_ideal: str
+    extract_ratio: str
+    forward: str
+    backward: str
+    peak_mb: str
+
+
+def cost_row(block: Block) -> CostRow:
     """Return a block's row of Table 3."""
     # Embedding happens once per seed, however many suspects are read with its secret.
     embeds = list(
@@ -353,17 +384,23 @@ def cost_row(block: Block) -> tuple[str, ...]:
     both = [*embeds, *reads]
     notes = {r.cell.method_seed: r.notes.get("protect", {}) for r in block.records}
     steps = [float(n[STEP_RATIO]) for n in notes.values() if n.get(STEP_RATIO) is not None]
-    return (
-        block.owner,
-        ", ".join(sorted({cost.device for cost in both if cost.device})) or NOTHING,
-        block.method,
-        number_text([cost.seconds / 60 for cost in embeds], fmean, 2),
-        *_seconds(embeds, fmean),
-        number_text(steps, median, 2),
-        *_seconds(reads, median),
-        _passes([c.forward_passes for c in embeds], [c.forward_passes for c in reads]),
-        _passes([c.backward_passes for c in embeds], [c.backward_passes for c in reads]),
-        number_text([cost.peak_memory_mb for cost in both], max, 0),
+    embed_seconds, embed_ideal, embed_ratio = _seconds(embeds, fmean)
+    extract_seconds, extract_ideal, extract_ratio = _seconds(reads, median)
+    return CostRow(
+        owner=block.owner,
+        device=", ".join(sorted({cost.device for cost in both if cost.device})) or NOTHING,
+        method=block.method,
+        embed_minutes=number_text([cost.seconds / 60 for cost in embeds], fmean, 2),
+        embed_seconds=embed_seconds,
+        embed_ideal=embed_ideal,
+        embed_ratio=embed_ratio,
+        step=number_text(steps, median, 2),
+        extract_seconds=extract_seconds,
+        extract_ideal=extract_ideal,
+        extract_ratio=extract_ratio,
+        forward=_passes([c.forward_passes for c in embeds], [c.forward_passes for c in reads]),
+        backward=_passes([c.backward_passes for c in embeds], [c.backward_passes for c in reads]),
+        peak_mb=number_text([cost.peak_memory_mb for cost in both], max, 0),
     )
 
 
@@ -371,7 +408,9 @@ def _passes(embeds: Sequence[float], reads: Sequence[float]) -> str:
     return f"{number_text(embeds, fmean, 0)}/{number_text(reads, median, 0)}"
 
 
-def _seconds(costs: Sequence[Cost], middle: Callable[[Sequence[float]], float]) -> tuple[str, ...]:
+def _seconds(
+    costs: Sequence[Cost], middle: Callable[[Sequence[float]], float]
+) -> tuple[str, str, str]:
     """Write seconds, ideal seconds and their ratio, the ratio from the same stages as the ideal."""
     paired = [(c.seconds, c.ideal_seconds) for c in costs if c.ideal_seconds]
     ratios = [seconds / ideal for seconds, ideal in paired]
