@@ -1,4 +1,4 @@
-"""A package that is not ours brings a method, and the README's attack; no line changes here."""
+"""A package that is not ours brings a method, a library and an attack; no line changes here."""
 
 from pathlib import Path
 
@@ -12,6 +12,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 ENTRY_POINT = next(text for _, text in code(ROOT / "README.md") if "my_package" in text)
 """What the README puts into a pyproject.toml."""
+
+BENCH = ROOT / "bench/README.md"
+
+LIBRARY_POINT = next(text for language, text in code(BENCH) if language == "toml")
 
 FILES = {
     "pyproject.toml": f"""
@@ -28,6 +32,8 @@ version = "1.0"
 
 [project.entry-points."bench.attacks"]
 {ENTRY_POINT}
+
+{LIBRARY_POINT.replace("acme:ACME", "acme.library:ACME")}
 
 [tool.setuptools]
 packages = ["acme", "my_package"]
@@ -80,6 +86,7 @@ def last_weights(model: VisionModel) -> Tensor:
     layers = [m for m in model.trunk.modules() if isinstance(m, nn.Linear)]
     return layers[-1].weight.view(-1)
 ''',
+    "acme/library.py": blocks(BENCH, "python")[0],
     "my_package/__init__.py": "",
     "my_package/forget.py": blocks(ROOT / "README.md", "python")[0],
 }
@@ -97,6 +104,32 @@ data: {digits: {max_images: 40}, photos: {max_images: 24}}
 owner_images: photos
 probe: digits
 innocents: {strangers: 1, twin_seeds: 1, attacked_strangers: 1, pretraining_steps: 1}
+"""
+
+OWNERS = """
+name: of-acme
+owners:
+  - {acme: tiny, weights: random, seed: 1}
+  - {acme: tiny, weights: tiny.safetensors, image_size: 64}
+methods:
+  - {name: acme.signs}
+  - {name: activemark, index: 3, steps: 2, batch: 4, images: 4, encoder_hidden: 32}
+attacks:
+  - {name: control.identity}
+  - {name: prune.l1, amount: 0.2}
+data: {digits: {max_images: 16}}
+owner_images: digits
+probe: digits
+innocents: {strangers: 0, twin_seeds: 1}
+"""
+
+DRAWN = """
+import sys
+from safetensors.torch import save_file
+from bench.models import Architecture, randomised
+
+model = randomised(Architecture("acme", "tiny", 64), 2)
+save_file(model.trunk.state_dict(), sys.argv[1])
 """
 
 CONTRACT = """
@@ -145,3 +178,22 @@ def test_an_installed_method_and_attack_cross_with_the_built_in_ones(installed, 
 
 def test_an_installed_plug_in_passes_the_contract(installed):
     python(installed, "-W", "error", "-c", CONTRACT)
+
+
+def test_an_installed_library_is_listed(installed):
+    listing = python(installed, "-m", "bench", "list", "models")
+    assert listing.splitlines()[-1].split("  ")[0] == "acme: tiny"
+
+
+def test_models_of_an_installed_library_are_owners_drawn_or_from_a_file(installed, tmp_path):
+    suite = tmp_path / "of-acme.yaml"
+    suite.write_text(OWNERS)
+    python(installed, "-c", DRAWN, tmp_path / "tiny.safetensors")
+    where = ("--data", tmp_path, "--results", tmp_path)
+    python(installed, "-m", "bench", "check", suite, "--data", tmp_path)
+    assert "protect" in python(installed, "-m", "bench", "plan", suite, *where)
+    python(installed, "-m", "bench", "run", suite, *where, "--device", "cpu")
+    records = list(ledger.latest(ledger.read(tmp_path / "of-acme")).values())
+    assert {r.status for r in records} == {"ok"}
+    assert {r.cell.owner.args["image_size"] for r in records} == {None, 64}
+    assert len({r.owner_digest for r in records}) == 2
