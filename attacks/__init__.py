@@ -1,1 +1,22 @@
-"""Ways to obtain a suspect from a released model, one family a module."""
+"""An attack obtains a suspect from a released model, or (a control) without it.
+
+It is a frozen dataclass whose fields are its settings, with four members:
+
+| member | what it is |
+| --- | --- |
+| `offers` | what the owner may still see of the result |
+| `derived` | false for a control: its suspect owes the victim nothing |
+| `random` | false if the result does not depend on the seed |
+| `run(victim, ctx)` | returns the suspect, and leaves the victim as it was |
+
+## Optional members
+
+`bench.types` has a protocol for each; a misspelt one is refused when the attack registers.
+
+| member | protocol | what it does |
+| --- | --- | --- |
+| `data` | `NamesData` | names the data set whose thief's images it gets, instead of the probe's |
+| `uses_base` | `UsesBase` | asks for the public, unmarked model as `ctx.base` |
+| `uses_head` | `UsesHead` | says that the victim must have a classifier |
+| `passes` | `CountsPasses` | says how many passes it takes; without it `bench plan` says ? |
+"""

@@ -38,7 +38,11 @@ class Identity:
 @attack("control.stranger")
 @dataclass(frozen=True, slots=True)
 class Stranger:
-    """Put the index-th independently trained model of an embedded shape in the victim's place."""
+    """Put the index-th independently trained model of an embedded shape in the victim's place.
+
+    * `index`: which, counted from 0.
+    * `shape`: the owner's own, or one of another depth or width.
+    """
 
     index: Count = 0
     shape: Shape = "mini"

@@ -45,13 +45,19 @@ class DistilFeatures:
     """Train a student to give the victim's final tokens, the CLS token and the patches alike.
 
     The loss is 1 - cosine + mean squared error, of the CLS token (and registers) and of the
-    patches, each averaged over its tokens, then added. A student of another `width` (timm's vision
-    transformers only, narrower than the victim) answers through a linear map, which is thrown away.
-    `data` names the images, none the probe's; `warmup` is a share of the steps, `lr` the peak,
-    `precision` that of the student's passes.
+    patches, each averaged over its tokens, then added.
 
     Source: Y. Liu, J. Jia, H. Liu, N. Z. Gong, "StolenEncoder: stealing pre-trained encoders in
     self-supervised learning", arXiv:2201.05889; there the embedding alone is matched.
+
+    * `data`: the data set whose images the thief asks about; none: the probe's.
+    * `width`: that of a narrower student (timm's vision transformers only); it answers through a
+      linear map, which is thrown away.
+    * `epochs`, `batch`: passes over the thief's images, and images in a step.
+    * `lr`, `schedule`, `warmup`: the peak learning rate, how it goes on, and the share of the steps
+      in which it rises.
+    * `weight_decay`: AdamW's.
+    * `precision`: of the student's passes.
     """
 
     data: str | None = None
@@ -95,12 +101,19 @@ class DistilFeatures:
 class DistilLogits:
     """Train a student, with a head like the victim's, to give the victim's softened scores.
 
-    The loss is T^2 KL(victim || student) at temperature T, and no label is seen. The settings are
-    those of distill.features.
+    The loss is T^2 KL(victim || student) at temperature T, and no label is seen.
 
     Source: G. Hinton, O. Vinyals, J. Dean, "Distilling the knowledge in a neural network",
     arXiv:1503.02531; as an attack with T = 3, soft labels only and 60 epochs in N. Lukas et al.,
     "SoK: how robust is image classification deep neural network watermarking?", arXiv:2108.04974.
+
+    * `data`: the data set whose images the thief asks about; none: the probe's.
+    * `temperature`: T.
+    * `epochs`, `batch`: passes over the thief's images, and images in a step.
+    * `lr`, `schedule`, `warmup`: the peak learning rate, how it goes on, and the share of the steps
+      in which it rises.
+    * `weight_decay`: AdamW's.
+    * `precision`: of the student's passes.
     """
 
     data: str | None = None

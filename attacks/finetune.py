@@ -54,15 +54,20 @@ BATCH = 256
 class FinetuneClassify:
     """Fine-tune a stolen model on the thief's labelled images, all of it or in part.
 
-    `mode` says what is trained: all layers with a fresh head ("retrain_all") or with the victim's
-    own ("all"), the head alone ("retrain_last", "last"), or a fresh head and low-rank updates of
-    the attention's weights, and of the MLPs' with `lora_mlp` ("lora"). A victim that has no head
-    for as many classes gets a fresh one in every mode.
-
-    `data` names the suite's data set that the thief trains on; the suspect keeps its head.
-    `warmup` is a share of the steps, `lr` the peak learning rate; block i of n learns at
-    lr * layer_decay ** (n - i), what comes before the blocks slowest. `precision` is that of the
-    passes.
+    * `data`: the data set that the thief trains on; the suspect keeps its head.
+    * `epochs`, `batch`: passes over the thief's images, and images in a step.
+    * `lr`, `schedule`, `warmup`: the peak learning rate, how it goes on, and the share of the steps
+      in which it rises.
+    * `weight_decay`: AdamW's.
+    * `dropout`: of the head.
+    * `mode`: what is trained: all layers with a fresh head ("retrain_all") or with the victim's own
+      ("all"), the head alone ("retrain_last", "last"), or a fresh head and low-rank updates of the
+      attention's weights ("lora"). A victim that has no head for as many classes gets a fresh one
+      in every mode.
+    * `layer_decay`: block i of n learns at lr * layer_decay ** (n - i), what comes before the
+      blocks slowest.
+    * `rank`, `lora_mlp`: of the low-rank updates, and whether the MLPs get some too.
+    * `precision`: of the passes.
     """
 
     data: str = "digits"

@@ -23,7 +23,10 @@ from bench.types import Access, Context, Incompatible, Passes, PositiveShare, Si
 @attack("interpolate")
 @dataclass(frozen=True, slots=True)
 class Interpolate:
-    """Mix `share` of the released backbone with the rest of the public, unmarked one."""
+    """Mix `share` of the released backbone with the rest of the public, unmarked one.
+
+    * `share`: how much of the released model is left; at none it would be the clean owner.
+    """
 
     share: PositiveShare = 0.5
 

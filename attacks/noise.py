@@ -24,6 +24,8 @@ class WeightNoise:
 
     Source: N. Lukas, E. Jiang, X. Li, F. Kerschbaum, "SoK: how robust is image classification deep
     neural network watermarking?", arXiv:2108.04974 (weight shifting).
+
+    * `sigma`: how much of it; at 0 none.
     """
 
     sigma: NotNegative = 0.05

@@ -31,7 +31,8 @@ from bench.types import Access, Context, OpenShare, PartialShare, Passes, Sizes,
 class L1Prune:
     """Zero the share `amount` of the backbone's weights that is smallest in magnitude.
 
-    `scope` ranks magnitudes over the whole backbone ("global") or within each layer ("layer").
+    * `amount`: the share of the weights.
+    * `scope`: whether magnitudes are ranked over the whole backbone, or within each layer.
     """
 
     amount: PartialShare = 0.2
@@ -61,12 +62,15 @@ class L1Prune:
 class StructuredPrune:
     """Cut the weakest share `amount` of a transformer's units out, none of them zeroed but gone.
 
-    `what` are the MLP neurons ("mlp") or the attention heads ("heads") of every block, ranked block
-    by block, which leaves the residual stream as wide as it was; or the channels of that stream
-    ("width"). A unit is worth the sum of squares of all weights that go with it, biases apart.
+    A unit is worth the sum of squares of all weights that go with it, biases apart.
 
     Source: G. Fang et al., "DepGraph: towards any structural pruning", arXiv:2301.12900, with group
     magnitudes (l2). To recover, chain it with finetune.classify.
+
+    * `what`: the MLP neurons ("mlp") or the attention heads ("heads") of every block, ranked block
+      by block, which leaves the residual stream as wide as it was; or the channels of that stream
+      ("width").
+    * `amount`: the share of the units; one at least goes, and one at least stays.
     """
 
     what: models.Part = "mlp"

@@ -30,11 +30,12 @@ LARGEST = {"int8": 127.0, "int4": 7.0, "fp8": 448.0}
 class Quantize:
     """Round the backbone's weights to int8, int4 or fp8.
 
-    `per` gives each output channel, or each weight tensor as a whole, its own scale.
-
     Source: M. Nagel et al., "A white paper on neural network quantization", arXiv:2106.08295,
     section 2 (integers); P. Micikevicius et al., "FP8 formats for deep learning", arXiv:2209.05433
     (E4M3).
+
+    * `format`: integers of 8 or 4 bits, or the eight-bit float.
+    * `per`: whether each output channel, or each weight tensor as a whole, has its own scale.
     """
 
     format: Literal["int8", "int4", "fp8"] = "int8"

@@ -39,8 +39,13 @@ from bench.types import (
 class FinetuneSegment:
     """Fine-tune all layers and a fresh segmentation head on the thief's images with masks.
 
-    `data` names the suite's data set that the thief trains on; the suspect keeps its head.
-    `warmup` is a share of the steps, `lr` the peak learning rate, `precision` that of the passes.
+    * `data`: the data set that the thief trains on; the suspect keeps its head.
+    * `decoder`: a LayerNorm and a 1x1 convolution, or the decoder of a DPT.
+    * `epochs`, `batch`: passes over the thief's images, and images in a step.
+    * `lr`, `schedule`, `warmup`: the peak learning rate, how it goes on, and the share of the steps
+      in which it rises.
+    * `weight_decay`: AdamW's.
+    * `precision`: of the passes.
     """
 
     data: str = "digit-scenes"

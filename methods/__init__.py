@@ -1,1 +1,87 @@
-"""Ways to claim a model, one method a module."""
+r"""A method claims a model: it marks or fingerprints it, and recognises it later.
+
+It is a frozen dataclass whose fields are its settings, with four members:
+
+| member | what it is |
+| --- | --- |
+| `needs` | what it must see of a suspect: labels, logits, features or weights |
+| `marks` | true if `protect` changes the model, false for a fingerprint |
+| `protect(owner, ctx)` | returns the model to release, and the secret as tensors |
+| `extract(secret, suspect, ctx)` | returns what it read, query by query |
+
+Whether that proves ownership is not the method's to say.
+The shortest to read is [akh.py](akh.py); [activemark](#activemark) has both variants, and every
+reading of its paper, as settings.
+
+## Optional members
+
+`bench.types` has a protocol for each; a misspelt one is refused when the method registers.
+
+| member | protocol | what it does |
+| --- | --- | --- |
+| `readout` | `HasReadout` | whose head answers for a suspect, if labels or logits are asked for |
+| `precision` | `HasPrecision` | the precision it reads in, and the plain passes beside it |
+| `protect_passes` | `CountsProtecting` | says how many passes `protect` takes |
+| `extract_passes` | `CountsExtracting` | the same of `extract`; without it `bench plan` says ? |
+
+What the readouts are is in [suites/README.md](../suites/README.md#keys-of-a-classifier).
+
+## Protect your model, prove theft
+
+```bash
+bench protect timm:deit_tiny_patch16_224 --weights mine/deit.safetensors \
+    --images mine/photographs -o out --method activemark \
+    --set variant=paper images=100 steps=500 lr=0.0005 codec_lr=0.002 weight=100
+bench verify mine/suspect.safetensors --key out/key.safetensors --commitment HEX \
+    --strangers mine/strangers --descendants mine/descendants
+```
+
+What lies under `mine/` is yours.
+
+`protect` writes two files:
+
+* `model.safetensors` is what you release; it loads into the library as your own weights do.
+  A fingerprint has none.
+* `key.safetensors` is what you keep: the secret, the method's settings, and the digests of both
+  models, without a path.
+
+It also prints a commitment to the key.
+Publish it where somebody else vouches for the date, before the model goes out.
+A key made afterwards can be fitted to anybody's model.
+
+`verify` ranks the suspect among innocents, files of weights of the owner's architecture in two
+folders:
+
+| folder | what is in it |
+| --- | --- |
+| `--strangers` | models that never met the owner's weights |
+| `--descendants` | for a mark: finetuned copies of the *unmarked* weights, and these themselves |
+
+* 19 of each are needed at `--alpha 0.05`.
+* With fewer it says *undecided*, how many are missing, and the rate by the paper's own rule.
+* The backbone is what is read: a thief's head is ignored, and named.
+* A suspect of another architecture is named with `--model`.
+
+| exit status of `verify` | meaning |
+| --- | --- |
+| 0 | owned; with several keys, by one of them |
+| 1 | not owned |
+| 2 | something to put right: a key that does not match its commitment, a damaged file |
+| 3 | undecided: too few innocents |
+| 4 | incompatible: the method cannot read this suspect, which speaks neither for nor against |
+
+## A copy for each user
+
+```bash
+bench protect mini --images photos --users alice,bob -o copies --method activemark \
+    --set block=3 images=64 steps=500 lr=0.001 codec_lr=0.002 weight=100
+bench verify copies/alice/model.safetensors \
+    --key copies/alice/key.safetensors copies/bob/key.safetensors
+```
+
+* With `--users` every copy is marked anew, with a secret of its own.
+* A message alone does not tell users apart: it is an input at verification.
+  One encoder and decoder carry anybody's.
+* With several keys p is multiplied by their number: 19 innocents become 39 with two.
+* The user whose key fits best is named, or nobody.
+"""

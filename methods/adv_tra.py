@@ -60,17 +60,16 @@ TIMED_ROUNDS = 3
 class AdvTra:
     """Walk from class to class across the owner's decision surface; keep its labels on the way.
 
-    Paper: Xu et al., ADV-TRA, https://openreview.net/forum?id=YwpL0BVxts.
-
-    The defaults are those of the authors' code. In the order of the fields:
+    The defaults are those of the authors' code.
 
     * `mode`: "official" lets a quarter of the epochs pass before it accepts a hop; "fast" accepts
       the first success, and is the same in all else.
     * `trajectories`: N walks. Up to 2 N base images are tried, for a walk may fail.
     * `length`: steps of one hop, half of them into the target class. `classes`: classes on a walk,
       the base image's own among them, so one hop fewer.
-    * `max_iterations`: epochs E of the search for a hop's step sizes. They start at `initial_step`
-      (of images in [0, 1]), each `step_drop` below the one before.
+    * `max_iterations`: epochs E of the search for a hop's step sizes.
+    * `initial_step`, `step_drop`: where the search starts: the first step, of images in [0, 1], and
+      by how much each is below the one before.
     * `step_lr`, `brake`, `smoothness_weight`, `negative_weight`: each epoch takes a plain gradient
       step on two penalties: on a step that is not `brake` times the one before, and on one below 0.
     * `length_control`: steps that miss the target are divided by it, steps that are there too early

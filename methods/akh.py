@@ -39,10 +39,6 @@ from bench.types import (
 class AnnaKarenina:
     """Fingerprint a classifier by the labels it gives to images it gets wrong.
 
-    Paper: Godinot et al., QuRD, https://arxiv.org/abs/2412.13021.
-
-    In the order of the fields:
-
     * `queries`: how many images are asked about, drawn from all the owner's wrong ones.
     * `fill`: where fewer are wrong, "none" leaves it at those; "least confident" adds images the
       owner gets right, those with the lowest probability of their class first. The notes say how

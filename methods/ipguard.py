@@ -56,10 +56,6 @@ TIMED_EVERY = 16
 class IPGuard:
     """Fingerprint a classifier by points just across its decision boundaries.
 
-    Paper: Cao, Jia & Gong, IPGuard, https://arxiv.org/abs/1910.12903.
-
-    In the order of the fields:
-
     * `points`: how many, each from a starting point of its own.
     * `initialisation`: "data" starts at the owner's images, "noise" at uniformly random pixels.
     * `target`: j, the class the owner finds least likely at the start, or a random other one.

@@ -37,10 +37,12 @@ class WeightOracle:
     """Compare the suspect's backbone with the released one, weight matrix by weight matrix.
 
     The agreement is the cosine, 0 where it is negative. Matrices alone count, embeddings and
-    filters among them: norms and biases are alike in models that never met. `threshold`: the cosine
-    from which a matrix counts as the owner's. `entries`: how much of each matrix is kept as the
-    secret, drawn without replacement, for all of it would be the model itself; independent cosines
-    of k entries scatter by 1 / sqrt(k) about 0.
+    filters among them: norms and biases are alike in models that never met.
+
+    * `threshold`: the cosine from which a matrix counts as the owner's.
+    * `entries`: how much of each matrix is kept as the secret, drawn without replacement, for all
+      of it would be the model itself; independent cosines of k entries scatter by 1 / sqrt(k)
+      about 0.
     """
 
     needs: ClassVar[Access] = Access.WEIGHTS

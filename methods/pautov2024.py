@@ -56,9 +56,6 @@ TIMED_PASSES = 5
 class RobustTriggerSet:
     """Keep mixed images that the owner's model and noisy copies of it all label alike.
 
-    Paper: Pautov et al., Probabilistically robust watermarking of neural networks, IJCAI 2024,
-    https://arxiv.org/abs/2401.08261. In the order of the fields:
-
     * `queries`, `proxies`: n and M; the code's README has 100 and 64.
     * `sigma`, `sigma_unit`: a proxy is theta + sigma N(0, 1) on every parameter, head and norms
       included, as in the code (8e-3, for a ResNet-34). The paper asks for a distance of at most

@@ -13,7 +13,9 @@ from bench.cli.program import COMMANDS
 ROOT = Path(__file__).parent.parent
 
 GENERATED = ("attacks/README.md", "methods/README.md")
-"""Documents that a command prints: their sentences are docstrings."""
+"""Documents that a command prints: from `BY_NAME` on their sentences are of docstrings."""
+
+BY_NAME = "\n## By name\n"
 
 FENCE = r"^```(?P<language>\w*)\n(?P<text>.*?)^```$"
 CODE = re.compile(FENCE + r"|(?<!`)`(?P<inline>[^`\n]+)`(?!`)", re.MULTILINE | re.DOTALL)
@@ -36,7 +38,7 @@ class Command(NamedTuple):
 
 
 def documents() -> list[Path]:
-    found = [*ROOT.glob("*.md"), *ROOT.glob("[!.]*/**/README.md"), ROOT / "methods/INTRO.md"]
+    found = [*ROOT.glob("*.md"), *ROOT.glob("[!.]*/**/README.md")]
     hidden = [
         path for path in found if any(p.startswith(".") for p in path.relative_to(ROOT).parts)
     ]
@@ -127,7 +129,10 @@ def headings(document: Path) -> set[str]:
 
 def sentences(document: Path) -> Iterator[str]:
     """Running text, sentence by sentence: no code, no tables, no headings."""
-    text = re.sub(r"\]\([^)]*\)", "]", BLOCK.sub("", document.read_text()))
+    text = document.read_text()
+    if name(document) in GENERATED:
+        text = text.partition(BY_NAME)[0]
+    text = re.sub(r"\]\([^)]*\)", "]", BLOCK.sub("", text))
     text = re.sub(r"^(\||#|<!--).*$", "", text, flags=re.MULTILINE)
     for paragraph in re.split(r"\n\s*\n|^\* ", text, flags=re.MULTILINE):
         yield from re.split(r"(?<=[.!?])\s+(?=[A-Z`*\[\"])", paragraph.strip())

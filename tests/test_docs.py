@@ -6,7 +6,6 @@ import shlex
 
 import pytest
 from documents import (
-    GENERATED,
     ROOT,
     blocks,
     code,
@@ -83,7 +82,7 @@ def test_every_suite_a_document_names_exists(document):
         assert (ROOT / path).is_file(), path
 
 
-@pytest.mark.parametrize("document", [d for d in documents() if name(d) not in GENERATED], ids=name)
+@everywhere
 def test_sentences_are_short(document):
     long = [text for text in sentences(document) if len(text.split()) > LONGEST]
     assert long == []

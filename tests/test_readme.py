@@ -2,6 +2,7 @@
 
 import re
 
+import pytest
 from commands import bench
 from documents import ROOT
 
@@ -46,6 +47,7 @@ def test_the_readmes_table_is_what_the_published_records_say():
     assert (len(shown), len(cells)) == (4, 3)
 
 
-def test_the_list_of_attacks_is_the_one_the_command_prints(capsys):
-    assert main(["list", "attacks", "--format", "markdown"]) == 0
-    assert capsys.readouterr().out == (ROOT / "attacks/README.md").read_text()
+@pytest.mark.parametrize("kind", ["methods", "attacks"])
+def test_the_list_of_plug_ins_is_the_one_the_command_prints(kind, capsys):
+    assert main(["list", kind, "--format", "markdown"]) == 0
+    assert capsys.readouterr().out == (ROOT / kind / "README.md").read_text()

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import inspect
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bench.cli import reporting
 from bench.cli.parser import OK, Command, a_device, data_root
 from bench.records.nouns import UserError
 from bench.records.table import Table, markdown, print_table, wide_console, write_tables
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from bench.registry import Registry
 
 
 def _perf_arguments(command: argparse.ArgumentParser) -> None:
@@ -66,11 +74,12 @@ def _list_arguments(command: argparse.ArgumentParser) -> None:
 
 def list_known(arguments: argparse.Namespace) -> int:
     """Print every known name of one kind, with what it does and its source."""
+    if arguments.what in ("methods", "attacks"):
+        return _list_plugins(arguments.what, arguments.format)
     from rich.table import Table as Grid
     from rich.text import Text
 
-    kinds = {"data": _known_data, "models": _known_models}
-    made = kinds[arguments.what]() if arguments.what in kinds else _known_plugins(arguments.what)
+    made = {"data": _known_data, "models": _known_models}[arguments.what]()
     if arguments.format == "markdown":
         print(markdown(made), end="")
         return OK
@@ -83,22 +92,64 @@ def list_known(arguments: argparse.Namespace) -> int:
     return OK
 
 
-def _known_plugins(kind: str) -> Table:
+def _list_plugins(kind: str, style: str) -> int:
     from bench.registry import ATTACKS, METHODS
 
-    registry = METHODS if kind == "methods" else ATTACKS
-    rows = []
-    for name in registry.names():
-        source, origin = registry.source(name), registry.origin(name)
-        settings = ", ".join(f"{k}={_setting(v)}" for k, v in registry.spec(name, {}).args.items())
-        found = origin.distribution or origin.value
-        rows.append((name, source.summary, settings, source.paper, found))
-    columns = ("name", "what it does", "settings and defaults", "source", "from")
-    return Table(kind.capitalize(), "by name, with settings and sources", columns, tuple(rows))
+    registry: Registry[Any] = METHODS if kind == "methods" else ATTACKS
+    known = [_known(registry, name) for name in registry.names()]
+    if style == "markdown":
+        title = f"# {kind.capitalize()}"
+        parts = (title, *_openings(registry), "## By name", *map(_written, known))
+        print("\n\n".join(parts))
+        return OK
+    for one in known:
+        _print_known(one, wide_console())
+    return OK
 
 
-def _setting(value: object) -> str:
-    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+class _Known(NamedTuple):
+    """A plug-in as it is listed: one line each of what it does, its settings and its source."""
+
+    name: str
+    summary: str
+    settings: tuple[str, ...]
+    paper: str
+    origin: str
+
+
+def _known(registry: Registry[Any], name: str) -> _Known:
+    from bench.records.explained import explained
+
+    cls, source, origin = registry.get(name), registry.source(name), registry.origin(name)
+    settings = tuple(each.text for each in explained(cls))
+    place = ", ".join(filter(None, (f"`{origin.value}`", origin.distribution)))
+    return _Known(name, source.summary, settings, source.paper, place)
+
+
+def _openings(registry: Registry[Any]) -> list[str]:
+    """Return what the packages that plug-ins live in say of them."""
+    packages = {registry.get(name).__module__.partition(".")[0] for name in registry.names()}
+    return [text for name in sorted(packages) if (text := inspect.getdoc(sys.modules[name]))]
+
+
+def _written(known: _Known) -> str:
+    settings = "\n".join(f"* {setting}" for setting in known.settings)
+    paper = f"Source: {known.paper}" if known.paper else ""
+    parts = (f"### {known.name}", known.summary, settings, paper, f"From {known.origin}.")
+    return "\n\n".join(filter(None, parts))
+
+
+def _print_known(known: _Known, console: Console) -> None:
+    from rich.padding import Padding
+    from rich.text import Text
+
+    console.print(Text(known.name, "bold"))
+    paper = f"Source: {known.paper}" if known.paper else ""
+    lines = [(2, known.summary), *((4, setting) for setting in known.settings)]
+    for indent, line in [*lines, (2, paper), (2, f"From {known.origin}.")]:
+        if line:  # a docstring's [CLS] is no markup
+            console.print(Padding(Text(line.replace("`", "")), (0, 0, 0, indent), expand=False))
+    console.print()
 
 
 def _known_data() -> Table:
