@@ -9,6 +9,9 @@ It is a frozen dataclass whose fields are its settings, with four members:
 | `random` | false if the result does not depend on the seed |
 | `run(victim, ctx)` | returns the suspect, and leaves the victim as it was |
 
+Ranges of settings have names in `bench.types`, such as `Positive` and `Share`.
+A value outside is refused, in a suite and in Python.
+
 ## Optional members
 
 `bench.types` has a protocol for each; a misspelt one is refused when the attack registers.

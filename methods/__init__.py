@@ -9,6 +9,9 @@ It is a frozen dataclass whose fields are its settings, with four members:
 | `protect(owner, ctx)` | returns the model to release, and the secret as tensors |
 | `extract(secret, suspect, ctx)` | returns what it read, query by query |
 
+Ranges of settings have names in `bench.types`, such as `Positive` and `Share`.
+A value outside is refused, in a suite and in Python.
+
 Whether that proves ownership is not the method's to say.
 The shortest to read is [akh.py](akh.py); [activemark](#activemark) has both variants, and every
 reading of its paper, as settings.

@@ -12,6 +12,7 @@ from bench import testing
 from bench.models.heads import Head
 from bench.models.surgery import with_head
 from bench.models.vision import clone
+from bench.records.explained import explained
 from bench.records.nouns import Access, Evidence, Rule
 from bench.registry import ATTACKS, METHODS
 from bench.testing import ATTACK_CHECKS, METHOD_CHECKS, check_attack, check_method
@@ -48,6 +49,18 @@ def test_the_built_in_plug_ins_are_found():
     built_in = {"control.identity", "control.stranger", "finetune.classify", "prune.l1"}
     assert built_in <= set(ATTACKS.names())
     assert "activemark" in METHODS.names()
+
+
+UNEXPLAINED = {"activemark": {"variant", "select"}}
+"""Settings that a docstring speaks of outside its list."""
+
+
+@pytest.mark.parametrize(
+    ("registry", "name"), [(kind, name) for kind in (METHODS, ATTACKS) for name in kind.names()]
+)
+def test_every_setting_of_ours_is_explained(registry, name):
+    bare = [each for each in explained(registry.get(name)) if not each.note]
+    assert {s.name for each in bare for s in each.settings} <= UNEXPLAINED.get(name, set())
 
 
 @pytest.mark.parametrize("check", ATTACK_CHECKS, ids=name_of)
