@@ -145,10 +145,10 @@ class Store:
             Damaged: the file is missing or its digest is not the one recorded.
 
         """
-        from safetensors.torch import load_file
-
         if not self.verify(key):
             raise Damaged(f"{key}: the stored tensors are not those recorded")
+        from safetensors.torch import load_file
+
         return load_file(self._tensors(key))
 
     def drop(self, key: str) -> None:

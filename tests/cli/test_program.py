@@ -90,6 +90,11 @@ def test_the_second_run_does_no_work_and_prints_the_same(first, folder):
     assert snapshot(folder) == before
 
 
+def test_what_a_run_wrote_holds_against_its_store(folder):
+    said = bench("verify-results", folder / "results" / "tiny")
+    assert (said.status, said.out) == (0, f"{CELLS} of {CELLS} rows hold, 0 do not\n")
+
+
 def test_a_killed_runs_last_half_line_is_asked_again(folder):
     (file,) = (folder / "results" / "tiny" / "records").iterdir()
     file.write_bytes(file.read_bytes()[:-10])

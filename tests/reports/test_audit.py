@@ -3,26 +3,30 @@ import json
 import shutil
 
 import pytest
-from commands import SUITE
+from made import PRINT, TENSORS, ArrayStore, carried_out, cell, lost, outline, record, suite
+from stand_ins import standing_in
 
 from bench.cli import main
 from bench.records import ledger
-from bench.records.nouns import Cell, Record, Spec, UserError
-from bench.records.store import Store
+from bench.records.nouns import UserError
 from bench.reports import audit
+from bench.suite import plan, reader
 from bench.suite.graph import Question
-
-ALONE = SUITE.replace("strangers: 1", "strangers: 0")
 
 
 @pytest.fixture(scope="module")
 def first(tmp_path_factory):
-    """A small suite that was run: two marked copies, two twins."""
+    """What a run of a small suite leaves: two marked copies, two twins, and their store."""
     folder = tmp_path_factory.mktemp("first")
-    (folder / "suite.yaml").write_text(ALONE)
-    run = ["run", folder / "suite.yaml", "--results", folder / "results", "--device", "cpu"]
-    assert main([str(a) for a in (*run, "--workers", 1)]) == 0
-    return folder / "results"
+    (folder / "suite.yaml").write_text(suite(innocents="{strangers: 0, twin_seeds: 1}"))
+    with standing_in():
+        made = plan.make(reader.load(folder / "suite.yaml"), None)
+    results = folder / "results"
+    records = carried_out(made, ArrayStore(results / ".store"))
+    ledger.write_outline(results / "tiny" / "suite.json", outline(records))
+    for one in records:
+        ledger.append(results / "tiny" / "records" / "run.jsonl", one)
+    return results
 
 
 @pytest.fixture
@@ -38,8 +42,8 @@ def read(home):
 
 def rewrite(home, records):
     shutil.rmtree(home / "records")
-    for record in records:
-        ledger.append(home / "records" / "run.jsonl", record)
+    for one in records:
+        ledger.append(home / "records" / "run.jsonl", one)
 
 
 def altered(home, **changes):
@@ -64,7 +68,7 @@ def said(home, capsys):
 
 def stage(home, kind):
     """Find the artefact of one kind that came last by key."""
-    store = Store(home.parent / ".store")
+    store = ArrayStore(home.parent / ".store")
     return store, [a for a in store if a.kind == kind][-1]
 
 
@@ -165,8 +169,7 @@ def test_a_copy_that_is_dropped_while_rows_are_checked_is_no_fault(home):
 def test_an_artefact_that_its_recipe_does_not_name_is_named(home):
     store, artefact = stage(home, "protect")
     sealed = {**artefact.recipe, "seed": artefact.recipe["seed"] + 1}
-    tensors = store.tensors(artefact.key)
-    store.put(artefact.key, "protect", sealed, artefact.parents, artefact.payload, tensors)
+    store.put(artefact.key, "protect", sealed, artefact.parents, artefact.payload, TENSORS)
     assert {row.why for row in bad(home)} == {f"protect {artefact.key} is not named by its recipe"}
     assert len(bad(home)) == 4
 
@@ -186,15 +189,15 @@ def test_nothing_at_all_is_not_verified(tmp_path, capsys):
         audit.verify(tmp_path / "nowhere")
 
 
-CELL = Cell(Spec("mini"), Spec("print"), 0, "released", (Spec("tune"),), 0, "released")
+CELL = cell(PRINT)
 SKIPPED = Question(CELL, "", False, "", "", "", "", "", None, "needs labels")
 
 
 def test_a_skipped_cell_can_be_verified_from_the_record_alone(tmp_path, capsys):
-    record = Record(SKIPPED.key, "demo", CELL, "skipped", "needs labels")
-    ledger.append(tmp_path / "tiny" / "run.jsonl", record)
+    skipped = lost(record(CELL, key=SKIPPED.key), "skipped", "needs labels")
+    ledger.append(tmp_path / "tiny" / "run.jsonl", skipped)
     assert said(tmp_path / "tiny", capsys) == (0, "1 of 1 rows hold, 0 do not\n")
-    other = dataclasses.replace(record, reason="needs logits")
+    other = dataclasses.replace(skipped, reason="needs logits")
     ledger.append(tmp_path / "tiny" / "run.jsonl", other)
     status, out = said(tmp_path / "tiny", capsys)
     assert status == 3

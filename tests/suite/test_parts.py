@@ -1,15 +1,12 @@
 """Suites of parts: a grid each, on one set of data."""
 
-import itertools
-from pathlib import Path
-
 import pytest
 
 from bench.records.nouns import UserError
 from bench.suite import plan
 from bench.suite.reader import load
 
-ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.usefixtures("stand_ins")
 
 PART = """
 name: {name}
@@ -99,19 +96,3 @@ def test_parts_at_odds_are_refused(parts, tmp_path, old, new, message):
     two.write_text(two.read_text().replace(old, new))
     with pytest.raises(UserError, match=message):
         parts()
-
-
-def test_the_suites_of_the_paper_load_and_the_small_one_has_its_kinds_of_cells():
-    def kinds(name):
-        made = load(ROOT / "suites" / name)
-        found = set()
-        for part in made.parts:
-            for method, chain in itertools.product(part.methods, part.attacks):
-                words = [method.args.get(word) for word in ("variant", "readout")]
-                steps = [(s.name, s.args.get("data"), s.args.get("schedule")) for s in chain]
-                found.add((method.name, *words, *steps))
-        return found, {(o.library, o.name, bool(o.classifier)) for o in made.owners}
-
-    (cells, owners), (small_cells, small_owners) = kinds("paper.yaml"), kinds("paper-smoke.yaml")
-    assert small_cells == cells
-    assert small_owners == owners

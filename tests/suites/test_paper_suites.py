@@ -1,6 +1,7 @@
 """The paper's suite where nothing is there: what it needs and costs, and samples of its data."""
 
 import contextlib
+import itertools
 import os
 import subprocess
 import sys
@@ -16,6 +17,22 @@ from bench.records import ledger
 from bench.suite import plan, reader
 
 SUITES = Path(__file__).parents[2] / "suites"
+
+
+def test_the_suites_of_the_paper_load_and_the_small_one_has_its_kinds_of_cells():
+    def kinds(name):
+        made = reader.load(SUITES / name)
+        found = set()
+        for part in made.parts:
+            for method, chain in itertools.product(part.methods, part.attacks):
+                words = [method.args.get(word) for word in ("variant", "readout")]
+                steps = [(s.name, s.args.get("data"), s.args.get("schedule")) for s in chain]
+                found.add((method.name, *words, *steps))
+        return found, {(o.library, o.name, bool(o.classifier)) for o in made.owners}
+
+    (cells, owners), (small_cells, small_owners) = kinds("paper.yaml"), kinds("paper-smoke.yaml")
+    assert small_cells == cells
+    assert small_owners == owners
 
 
 def test_the_papers_suite_says_what_it_needs_on_a_machine_that_has_nothing(
