@@ -73,7 +73,8 @@ def reference_hop(model, start, target, how):
         for i in range(half):
             points.append(reference_step(model, points[-1], target, sizes[i]))
         checked = [points[0], *points[2:]]
-        hits = [model.logits(point).argmax().item() == target for point in checked]
+        with torch.no_grad():
+            hits = [model.logits(point).argmax().item() == target for point in checked]
         early = any(hits[:-1])
         missed = not hits[-1] and not early
         accepted = not missed and not early

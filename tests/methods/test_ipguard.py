@@ -48,9 +48,9 @@ def one_by_one(model, starts, targets, k, settings):
         for step in range(settings.iterations + 1):
             scores = model.logits(x)[0]
             loss = torch.relu(scores[i] - scores[j] + k)
-            others = [scores[t] for t in range(len(scores)) if t not in (i, j)]
+            others = [t for t in range(len(scores)) if t not in (i, j)]
             if others:
-                loss = loss + torch.relu(max(others) - scores[i])
+                loss = loss + torch.relu(scores[others].max() - scores[i])
             if loss <= settings.tolerance or step == settings.iterations:
                 break
             if settings.adam_reset:

@@ -1,4 +1,3 @@
-import statistics
 import time
 
 import pytest
@@ -12,10 +11,10 @@ from bench.testing import _owner_for, context
 from methods.ipguard import IPGuard
 
 CPU = torch.device("cpu")
-POINTS, ITERATIONS = 16, 20
+POINTS, ITERATIONS = 8, 10
 """The slice: so few iterations that no point is done, so that both sides do all of them."""
 
-ROUNDS = 5
+ROUNDS = 2
 
 
 def as_the_public_code_goes(model, starts, targets, k, lr):
@@ -54,21 +53,20 @@ def test_points_together_take_fewer_passes_and_less_time_than_one_by_one():
     ours = IPGuard(iterations=ITERATIONS, adam_reset=True, clamp=False)
 
     ratios = []
-    for _ in range(ROUNDS):  # interleaved: noise strikes both alike
+    for _ in range(ROUNDS):  # of the processor's time: what others do here is not counted
         with meter.measuring(CPU) as slow:
-            start = time.perf_counter()
+            start = time.process_time()
             expected = as_the_public_code_goes(model, starts, target, ours.k, ours.lr)
-            one_by_one = time.perf_counter() - start
+            one_by_one = time.process_time() - start
         with meter.measuring(CPU) as fast:
-            start = time.perf_counter()
+            start = time.process_time()
             found = ours.descend(model.logits, starts, source, target, ours.k, CPU)
-            together = time.perf_counter() - start
+            together = time.process_time() - start
         ratios.append(one_by_one / together)
     print(
         f"IPGuard, {POINTS} points of {ITERATIONS} iterations on mini: one by one / together: "
-        f"{statistics.median(ratios):.1f} in time ({min(ratios):.1f} at worst), "
-        f"{slow.forward_passes:.0f} / {fast.forward_passes:.0f} forward passes, "
-        f"{together / found.ideal_seconds:.2f} of the bare passes' time"
+        f"{min(ratios):.1f} to {max(ratios):.1f} in time, "
+        f"{slow.forward_passes:.0f} / {fast.forward_passes:.0f} forward passes"
     )
     assert (found.steps == ITERATIONS).all()
     # In single precision a gradient about zero may change its sign: single pixels, not images.
@@ -77,4 +75,4 @@ def test_points_together_take_fewer_passes_and_less_time_than_one_by_one():
     assert slow.backward_passes == pytest.approx(POINTS * ITERATIONS)
     assert fast.forward_passes == pytest.approx(POINTS * ITERATIONS)
     assert fast.backward_passes == pytest.approx(POINTS * ITERATIONS)
-    assert statistics.median(ratios) > 1
+    assert min(ratios) > 1
