@@ -110,17 +110,19 @@ def outline(asked=(), **changes):
     return dataclasses.replace(Outline("demo", "Demo", 0.05, tuple(pairs)), **changes)
 
 
+QUICK = "{name: activemark, steps: 2, batch: 4, images: 4, encoder_hidden: 16, decoder_hidden: 16}"
+"""A mark that is made in no time, and worth as little."""
+
 PARTS = {
     "name": "tiny",
     "owners": ["{embedded: mini}"],
-    "methods": ["{name: activemark, steps: 2, batch: 4, images: 4, encoder_hidden: 16, "
-                "decoder_hidden: 16}"],
+    "methods": [QUICK],
     "attacks": ["{name: control.identity}", "{name: prune.l1, amount: 0.4}"],
     "data": "{digits: {max_images: 40}, photos: {max_images: 24}}",
     "owner_images": "photos",
     "probe": "digits",
     "innocents": "{strangers: 1, twin_seeds: 1, pretraining_steps: 1}",
-}  # fmt: skip
+}
 
 
 def suite(**parts):
@@ -128,10 +130,9 @@ def suite(**parts):
 
     A part is YAML, or a list of entries in YAML, one on each line.
     """
-    found = {key: part for key, part in (PARTS | parts).items() if part is not None}
     return "".join(
         f"{key}: {part}\n" if isinstance(part, str) else "\n  - ".join([f"{key}:", *part]) + "\n"
-        for key, part in found.items()
+        for key, part in (PARTS | parts).items()
     )
 
 

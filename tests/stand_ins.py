@@ -1,6 +1,6 @@
 """Stand-ins for the built-in plug-ins that a plan asks about, for theirs need torch.
 
-`tests/test_registry.py` holds them to what they stand for.
+`tests/test_stand_ins.py` holds them to what they stand for.
 """
 
 import contextlib

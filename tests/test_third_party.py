@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from documents import ROOT, blocks, code
+from made import QUICK, suite
 from packages import install, python
 
 from bench.records import ledger
@@ -91,20 +92,12 @@ def last_weights(model: VisionModel) -> Tensor:
     "my_package/forget.py": blocks(ROOT / "README.md", "python")[0],
 }
 
-SUITE = """
-name: crossed
-owners: [{embedded: mini}]
-methods:
-  - {name: acme.signs}
-  - {name: activemark, steps: 2, batch: 4, images: 4, encoder_hidden: 32, decoder_hidden: 16}
-attacks:
-  - {name: forget.weights}
-  - {name: prune.l1, amount: 0.2}
-data: {digits: {max_images: 40}, photos: {max_images: 24}}
-owner_images: photos
-probe: digits
-innocents: {strangers: 1, twin_seeds: 1, attacked_strangers: 1, pretraining_steps: 1}
-"""
+SUITE = suite(
+    name="crossed",
+    methods=["{name: acme.signs}", QUICK],
+    attacks=["{name: forget.weights}", "{name: prune.l1, amount: 0.2}"],
+    innocents="{strangers: 1, twin_seeds: 1, attacked_strangers: 1, pretraining_steps: 1}",
+)
 
 OWNERS = """
 name: of-acme

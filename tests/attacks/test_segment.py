@@ -4,6 +4,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from made import suite
 
 from attacks.segment import FinetuneSegment
 from bench.data import images, manifest
@@ -102,16 +103,12 @@ def test_the_thief_learns_the_task_beyond_naming_the_majority():
     assert made.notes["steps"] == 10 * math.ceil(len(train) / 16)
 
 
-SUITE = """
-name: tiny
-owners: [{embedded: mini}]
-methods: [{name: activemark, steps: 2, batch: 4, images: 4}]
-attacks: [{name: finetune.segment, epochs: 1}]
-data: {digits: {max_images: 20}, photos: {max_images: 12}, digit-scenes: {max_images: 24}}
-owner_images: photos
-probe: digits
-innocents: {strangers: 0, twin_seeds: 1}
-"""
+SUITE = suite(
+    methods=["{name: activemark, steps: 2, batch: 4, images: 4}"],
+    attacks=["{name: finetune.segment, epochs: 1}"],
+    data="{digits: {max_images: 20}, photos: {max_images: 12}, digit-scenes: {max_images: 24}}",
+    innocents="{strangers: 0, twin_seeds: 1}",
+)
 
 
 def test_the_bench_measures_iou_on_scenes_the_thief_never_saw(tmp_path):

@@ -11,7 +11,8 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
-from commands import SUITE, bench
+from commands import bench
+from made import suite
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -27,7 +28,7 @@ CELLS = 5  # two marked copies, two twins, a stranger
 
 
 def write(folder, *edits):
-    text = SUITE
+    text = suite()
     for old, new in edits:
         assert old in text
         text = text.replace(old, new)

@@ -2,9 +2,9 @@ import dataclasses
 
 import pytest
 import torch
+from made_models import CPU, images
 from timm.models.vision_transformer import VisionTransformer
 
-from bench.data.images import Images
 from bench.models.building import build
 from bench.models.meter import measuring
 from bench.models.suspect import View
@@ -16,7 +16,6 @@ from bench.types import Context
 from methods import activemark
 from methods.activemark import BY_VARIANT, ActiveMark, Codec, Link, _after_blocks
 
-CPU = torch.device("cpu")
 QUICK = {
     "images": 8,
     "steps": 3,
@@ -27,14 +26,8 @@ QUICK = {
 }
 
 
-def images(count=12, seed=0, labels=None):
-    rng = torch.Generator().manual_seed(seed)
-    pixels = torch.randint(256, (count, 3, 32, 32), generator=rng, dtype=torch.uint8)
-    return Images(pixels, labels, 0 if labels is None else 3, tuple(map(str, range(count))))
-
-
 def context(seed=0, **kwargs):
-    pools = {"images": images(12, 1), "held_out": images(12, 2)} | kwargs
+    pools = {"images": images(seed=1), "held_out": images(seed=2)} | kwargs
     return Context(CPU, torch.Generator().manual_seed(seed), **pools)
 
 
@@ -295,7 +288,7 @@ def test_the_owners_normalisation_reaches_a_suspect_of_another_size(mini, monkey
 
 
 def test_joint_classifier_finetunes_every_block_before_marking(mini):
-    labelled = images(12, 1, labels=torch.arange(12) % 3)
+    labelled = images(seed=1, labels=torch.arange(12) % 3, classes=3)
     made = protect(mini, ctx=context(images=labelled), classifier="joint")
     assert changed_blocks(mini, made.model) == set(range(6))
     assert made.model.architecture == mini.architecture
@@ -303,7 +296,7 @@ def test_joint_classifier_finetunes_every_block_before_marking(mini):
 
 def test_a_joint_classifier_leaves_none_of_the_librarys_own_behind():
     shape = Architecture("timm", "test_vit", 32, "own")
-    labelled = images(12, 1, labels=torch.arange(12) % 3)
+    labelled = images(seed=1, labels=torch.arange(12) % 3, classes=3)
     settings = {"classifier": "joint", "index": 2, "block": 2, "trained": "tail"}
     made = protect(build(shape), ctx=context(images=labelled), **settings)
     assert made.model.architecture.head is None

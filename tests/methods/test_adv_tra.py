@@ -4,45 +4,26 @@ import itertools
 
 import pytest
 import torch
+from made_models import CPU, digits_owner, images, small_vit
 
 from bench import testing
-from bench.data.images import Images
-from bench.models.building import build, randomised
+from bench.models.building import build
 from bench.models.heads import Head
 from bench.models.meter import count, measuring
 from bench.models.surgery import with_head
 from bench.models.suspect import View
 from bench.models.vision import Architecture, clone
-from bench.records.nouns import Access, UserError
+from bench.records.nouns import UserError
 from bench.registry import METHODS
 from bench.types import Context
 from methods.adv_tra import AdvTra, Tally, _step
 
-CPU = torch.device("cpu")
 QUICK = {"mode": "fast", "trajectories": 4, "classes": 4}
-
-
-def images(count=12, side=32, seed=0, labels=None, classes=0):
-    rng = torch.Generator().manual_seed(seed)
-    pixels = torch.randint(256, (count, 3, side, side), generator=rng, dtype=torch.uint8)
-    return Images(pixels, labels, classes, tuple(map(str, range(count))))
 
 
 def context(seed=0, pool=None):
     pool = pool or images()
     return Context(CPU, torch.Generator().manual_seed(seed), pool, pool.subset([]))
-
-
-@functools.cache
-def digits_owner():
-    """Mini with a classifier of digits, on which it is right."""
-    return testing._owner_for(Access.LABELS)
-
-
-@functools.cache
-def random_vit(seed=0):
-    architecture = Architecture("timm", "test_vit", 64, "own")
-    return randomised(architecture, seed)
 
 
 def precise(model):
@@ -117,7 +98,7 @@ def reference_walk(model, start, targets, how):
     return torch.cat(points), found, spent
 
 
-OWNERS = {"digits": digits_owner, "random": random_vit}
+OWNERS = {"digits": digits_owner, "random": functools.partial(small_vit, 64)}
 
 
 @pytest.mark.parametrize("seed", [0, 1])

@@ -3,6 +3,7 @@ import functools
 
 import pytest
 import torch
+from made_models import CPU, digits_owner
 
 from bench import testing
 from bench.data.images import Images
@@ -11,14 +12,6 @@ from bench.models.suspect import View
 from bench.records.nouns import Access, UserError
 from bench.testing import context
 from methods.akh import AnnaKarenina
-
-CPU = torch.device("cpu")
-
-
-@functools.cache
-def digits_owner():
-    """Mini with a classifier of digits."""
-    return testing._owner_for(Access.LABELS)
 
 
 @functools.cache

@@ -1,34 +1,21 @@
 import dataclasses
-import functools
 
 import pytest
 import torch
+from made_models import CPU, digits_owner, small_vit
 
 from bench import testing
-from bench.models.building import build, randomised
+from bench.models.building import build
 from bench.models.heads import Head
 from bench.models.meter import measuring
 from bench.models.surgery import segmentation_head, with_head
 from bench.models.suspect import View
 from bench.models.vision import Architecture, clone
-from bench.records.nouns import Access, UserError
+from bench.records.nouns import UserError
 from bench.testing import context
 from methods.ipguard import IPGuard, boundary_loss
 
-CPU = torch.device("cpu")
 SOME = {"points": 5, "iterations": 40, "lr": 1e-2}
-
-
-@functools.cache
-def digits_owner():
-    """Mini with a classifier of digits."""
-    return testing._owner_for(Access.LABELS)
-
-
-@functools.cache
-def small_vit(seed=0):
-    """A random ViT of another library, whose classes are its own."""
-    return randomised(Architecture("timm", "test_vit", 32, "own"), seed)
 
 
 OWNERS = {"small ViT": small_vit, "mini with a digits head": digits_owner}

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from made_models import CPU
 from torch import nn
 
 from bench import testing
@@ -16,7 +17,6 @@ from bench.records.nouns import UserError
 from bench.types import Context
 from methods.pautov2024 import BATCH, Neighbours, RobustTriggerSet, Triggers
 
-CPU = torch.device("cpu")
 QUICK = {"queries": 12, "proxies": 4, "sigma": 1e-3}
 
 

@@ -3,6 +3,8 @@
 import pytest
 import torch
 import torch._dynamo
+from made import suite
+from made_models import CPU
 
 from bench import testing
 from bench.models import vision
@@ -15,7 +17,6 @@ from bench.runs.laboratory import Laboratory
 from bench.suite.plan import make
 from bench.suite.reader import load
 
-CPU = torch.device("cpu")
 # Dynamo looks at tensors that a block passes on.
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
 
@@ -101,16 +102,12 @@ def test_a_model_is_cut_op_by_op(graphs):
         assert not graphs
 
 
-SUITE = """
-name: tiny
-owners: [{embedded: mini}]
-methods: [{name: activemark, images: 8, steps: 2, batch: 4}]
-attacks: [{name: control.identity}]
-data: {photos: {loader: photos, crops: 4}, digits: {loader: digits, max_images: 16}}
-owner_images: photos
-probe: digits
-innocents: {strangers: 0}
-"""
+SUITE = suite(
+    methods=["{name: activemark, images: 8, steps: 2, batch: 4}"],
+    attacks=["{name: control.identity}"],
+    data="{photos: {crops: 4}, digits: {max_images: 16}}",
+    innocents="{strangers: 0}",
+)
 
 
 @pytest.mark.parametrize("wanted", [True, False])

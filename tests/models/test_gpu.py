@@ -1,6 +1,7 @@
 """What records say of a GPU and of its memory, with stand-ins where it would be."""
 
 import torch
+from made import suite
 
 from bench.models.vision import VisionModel
 from bench.records.store import Store
@@ -11,16 +12,13 @@ from bench.runs.session import answer
 from bench.suite.plan import make
 from bench.suite.reader import load
 
-SUITE = """
-name: tight
-owners: [{embedded: mini}]
-methods: [{name: activemark, images: 8, steps: 2, batch: 4}]
-attacks: [{name: control.identity}]
-data: {photos: {loader: photos, crops: 4}, digits: {loader: digits, max_images: 16}}
-owner_images: photos
-probe: digits
-innocents: {strangers: 0}
-"""
+SUITE = suite(
+    name="tight",
+    methods=["{name: activemark, images: 8, steps: 2, batch: 4}"],
+    attacks=["{name: control.identity}"],
+    data="{photos: {crops: 4}, digits: {max_images: 16}}",
+    innocents="{strangers: 0}",
+)
 
 
 def test_a_stage_that_went_on_in_smaller_batches_says_so(monkeypatch, tmp_path):

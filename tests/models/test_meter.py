@@ -2,6 +2,7 @@ import time
 
 import pytest
 import torch
+from made_models import CPU
 
 from bench.models import meter as module
 from bench.models.meter import (
@@ -14,8 +15,6 @@ from bench.models.meter import (
     measuring,
     timed,
 )
-
-CPU = torch.device("cpu")
 
 
 def test_counts_go_to_every_running_meter_and_to_none_after():

@@ -5,6 +5,7 @@ import open_clip
 import pytest
 import timm
 import torch
+from made_models import CPU
 from safetensors.torch import load, save
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -20,8 +21,6 @@ from bench.models.vision import Architecture, VisionModel, clone
 from bench.models.weights import load_state, weights_digest
 from bench.records.nouns import Access, Incompatible, UserError
 from bench.testing import owner
-
-CPU = torch.device("cpu")
 
 OPEN_CLIP = {
     "embed_dim": 24,

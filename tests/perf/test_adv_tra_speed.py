@@ -2,6 +2,7 @@ import time
 
 import pytest
 import torch
+from made_models import CPU
 
 from bench import testing
 from bench.models import meter
@@ -9,7 +10,6 @@ from bench.models.vision import clone
 from bench.records.nouns import Access
 from methods.adv_tra import AdvTra, Tally
 
-CPU = torch.device("cpu")
 HOW = AdvTra(mode="official", classes=3, max_iterations=20)
 """The slice: eight digits, two hops each on mini, at least 6 epochs a hop instead of 77."""
 

@@ -3,6 +3,7 @@ import time
 import pytest
 import torch
 import torch.nn.functional as F
+from made_models import CPU
 
 from bench.models import meter
 from bench.models.vision import clone
@@ -10,7 +11,6 @@ from bench.records.nouns import Access
 from bench.testing import _owner_for, context
 from methods.ipguard import IPGuard
 
-CPU = torch.device("cpu")
 POINTS, ITERATIONS = 8, 10
 """The slice: so few iterations that no point is done, so that both sides do all of them."""
 

@@ -8,13 +8,12 @@ import sys
 import time
 
 import pytest
+from made import cell, outline
 
 from bench.records import ledger
 from bench.records.nouns import (
-    Cell,
     Cost,
     Evidence,
-    Outline,
     Record,
     Rule,
     Spec,
@@ -73,7 +72,7 @@ def cells():
                         control = Spec("control.stranger", {"index": i})
                         chain, lineage = (control, attack), "stranger"
                     base = "released" if lineage == "released" else "owner"
-                    yield Cell(owner, method, i % 2, base, chain, i, lineage)
+                    yield cell(method, base, chain, i % 2, i, owner=owner)
 
 
 def spelt(cell):
@@ -90,10 +89,10 @@ def spelt(cell):
 def generate(home):
     """Write outline and records as a run would; by hand, for it is the reading that is timed."""
     rng = random.Random(0)
-    asked = [(f"{number:016x}", cell) for number, cell in enumerate(cells())]
+    asked = [(f"{number:016x}", one) for number, one in enumerate(cells())]
     assert len(asked) == RECORDS
     assert spelt(asked[0][1]) == canonical(dataclasses.asdict(asked[0][1]))
-    ledger.write_outline(home / "suite.json", Outline("big", "Big", 0.05, tuple(asked)))
+    ledger.write_outline(home / "suite.json", outline(name="big", cells=tuple(asked)))
     rest = canonical(dataclasses.asdict(SAMPLE))
     errors = [[rng.randrange(33) for _ in range(QUERIES)] for _ in range(500)]
     evidence = [

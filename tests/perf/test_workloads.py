@@ -3,12 +3,11 @@
 from pathlib import Path
 
 import pytest
-import torch
+from made_models import CPU
 
 from bench.speed import ideal, watch
 from bench.workload import load, meant_for
 
-CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[2]
 WORKLOADS = meant_for(CPU, load([ROOT / "tests/perf/workloads.py"]))
 BASELINE = watch.read(ROOT / "results/perf/baseline.json").workloads

@@ -4,6 +4,7 @@ from typing import ClassVar, get_args
 
 import pytest
 import torch
+from made import suite
 
 from bench.models.vision import Architecture
 from bench.records.nouns import Access, Passes, Sizes, UserError
@@ -17,33 +18,29 @@ from bench.suite.graph import Kind
 from bench.suite.todo import guesses, missing
 from bench.types import CountsPasses
 
-SUITE = """
-name: tiny
-owners:
-  - {embedded: mini, classifier: {data: digits, epochs: 1}}
-methods:
-  - {name: activemark, variant: expressprint, block: 2, steps: 3, batch: 4, images: 6}
-  - {name: activemark, variant: paper, block: 1, steps: 3, batch: 4, images: 6,
-     fidelity_under: plain}
-  - {name: ipguard, points: 4, iterations: 3}
-  - {name: akh, queries: 5, readout: relinear}
-  - {name: adv_tra, mode: fast, trajectories: 2, classes: 3}
-  - {name: oracle.weights}
-attacks:
-  - {name: control.identity}
-  - {name: finetune.classify, data: digits, epochs: 2}
-  - {name: finetune.classify, data: digits, mode: last}
-  - {name: finetune.segment, data: scenes, epochs: 1, decoder: dpt}
-  - {name: distill.features, data: digits, epochs: 1}
-  - [{name: prune.l1, amount: 0.2}, {name: noise.weights}]
-data:
-  digits: {max_images: 40}
-  photos: {max_images: 24}
-  scenes: {loader: digit-scenes, crops: 4, max_images: 8}
-owner_images: photos
-probe: digits
-innocents: {strangers: 0, twin_seeds: 1}
-"""
+SUITE = suite(
+    owners=["{embedded: mini, classifier: {data: digits, epochs: 1}}"],
+    methods=[
+        "{name: activemark, variant: expressprint, block: 2, steps: 3, batch: 4, images: 6}",
+        "{name: activemark, variant: paper, block: 1, steps: 3, batch: 4, images: 6, "
+        "fidelity_under: plain}",
+        "{name: ipguard, points: 4, iterations: 3}",
+        "{name: akh, queries: 5, readout: relinear}",
+        "{name: adv_tra, mode: fast, trajectories: 2, classes: 3}",
+        "{name: oracle.weights}",
+    ],
+    attacks=[
+        "{name: control.identity}",
+        "{name: finetune.classify, data: digits, epochs: 2}",
+        "{name: finetune.classify, data: digits, mode: last}",
+        "{name: finetune.segment, data: scenes, epochs: 1, decoder: dpt}",
+        "{name: distill.features, data: digits, epochs: 1}",
+        "[{name: prune.l1, amount: 0.2}, {name: noise.weights}]",
+    ],
+    data="{digits: {max_images: 40}, photos: {max_images: 24}, "
+    "scenes: {loader: digit-scenes, crops: 4, max_images: 8}}",
+    innocents="{strangers: 0, twin_seeds: 1}",
+)
 
 
 def planned(folder, text=SUITE, data=None):

@@ -13,6 +13,7 @@ import time
 import uuid
 from pathlib import Path
 
+import made
 import pytest
 import torch
 
@@ -68,19 +69,10 @@ class Step:
         return clone(victim)
 '''
 
-SUITE = """
-name: tiny
-owners: [{embedded: mini}]
-methods:
-  - {name: activemark, steps: 2, batch: 4, images: 4, encoder_hidden: 32, decoder_hidden: 16}
-attacks:
-  - {name: trial.step, label: one}
-  - {name: trial.step, label: two}
-data: {digits: {max_images: 40}, photos: {max_images: 24}}
-owner_images: photos
-probe: digits
-innocents: {strangers: 0, twin_seeds: 0}
-"""
+SUITE = made.suite(
+    attacks=["{name: trial.step, label: one}", "{name: trial.step, label: two}"],
+    innocents="{strangers: 0, twin_seeds: 0}",
+)
 
 TINY = SUITE.replace("trial.step, label: one", "control.identity").replace(
     "trial.step, label: two", "prune.l1"

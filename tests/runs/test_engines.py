@@ -7,7 +7,7 @@ from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 import torch
-from commands import SUITE
+from made import suite
 
 from bench.records.leases import KEPT, Leases
 from bench.records.nouns import Incompatible
@@ -17,7 +17,7 @@ from bench.runs.laboratory import Failure, Laboratory
 from bench.suite import plan
 from bench.suite.reader import load
 
-TWO_STEPS = SUITE.replace(
+TWO_STEPS = suite().replace(
     "  - {name: prune.l1, amount: 0.4}\n",
     "  - [{name: prune.l1, amount: 0.4}, {name: quantize}]\n  - {name: prune.l1, amount: 0.2}\n",
 )

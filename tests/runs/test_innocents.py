@@ -4,6 +4,7 @@ from collections import Counter
 
 import pytest
 import torch
+from made import outline, suite
 from safetensors.torch import save_file
 
 from bench.cli import main
@@ -11,7 +12,7 @@ from bench.data.embedded import WEIGHTS
 from bench.models.building import randomised
 from bench.models.vision import Architecture
 from bench.records import ledger
-from bench.records.nouns import Outline, UserError
+from bench.records.nouns import UserError
 from bench.records.store import Store
 from bench.reports import tables
 from bench.runs import engines
@@ -20,27 +21,17 @@ from bench.runs.session import answer
 from bench.suite import plan, reader
 from bench.verdicts.innocents import innocents
 
-SUITE = """\
-name: tiny
-owners: [{embedded: mini}]
-methods:
-  - {name: activemark, steps: 2, batch: 4, images: 4, encoder_hidden: 32, decoder_hidden: 16}
-attacks:
-  - {name: control.identity}
-data: {digits: {max_images: 40}, photos: {max_images: 24}}
-owner_images: photos
-probe: digits
-innocents:
-  strangers: 1
-  pretraining_steps: 1
-  other_keys: 1
-  other_shapes: 1
-  models:
-    - {embedded: mini}
-    - {embedded: mini, weights: copy.safetensors}
-    - {embedded: mini, weights: another.safetensors}
-    - {timm: test_vit, weights: wide.safetensors}
-"""
+MODELS = [
+    "{embedded: mini}",
+    "{embedded: mini, weights: copy.safetensors}",
+    "{embedded: mini, weights: another.safetensors}",
+    "{timm: test_vit, weights: wide.safetensors}",
+]
+SUITE = suite(
+    attacks=["{name: control.identity}"],
+    innocents="{strangers: 1, pretraining_steps: 1, other_keys: 1, other_shapes: 1, "
+    f"models: [{', '.join(MODELS)}]}}",
+)
 
 
 @pytest.fixture(scope="module")
@@ -68,10 +59,8 @@ def records(planned):
 
 
 @pytest.fixture(scope="module")
-def rows(planned, records):
-    made, _ = planned
-    cells = tuple((q.key, q.cell) for q in made.questions)
-    table, *_ = tables.tables(Outline("tiny", "", 0.05, cells), {r.key: r for r in records})
+def rows(records):
+    table, *_ = tables.tables(outline(records), {r.key: r for r in records})
     named = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
     return {row["attack"]: row for row in named if not row["attack"].startswith("price")}
 
@@ -151,6 +140,6 @@ def test_an_unknown_shape_is_refused_where_it_is_written(tmp_path):
     with pytest.raises(UserError) as caught:
         reader.load(path)
     assert str(caught.value) == (
-        f"{path}:6: attack 'control.stranger': shape: expected 'mini', 'mini-deep' or "
+        f"{path}:7: attack 'control.stranger': shape: expected 'mini', 'mini-deep' or "
         "'mini-wide', got 'mini-deap'; did you mean 'mini-deep'?"
     )

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from commands import SUITE
+from made import suite
 
 from bench.records.store import Store
 from bench.runs import engines
@@ -10,7 +10,7 @@ from bench.suite import plan, reader
 
 @pytest.fixture
 def laboratory(tmp_path):
-    (tmp_path / "suite.yaml").write_text(SUITE.replace("strangers: 1", "strangers: 0"))
+    (tmp_path / "suite.yaml").write_text(suite().replace("strangers: 1", "strangers: 0"))
     made, notes = plan.make(reader.load(tmp_path / "suite.yaml"), None), []
     cpu, store = torch.device("cpu"), Store(tmp_path / "store")
     found = Laboratory(made, store, None, cpu, notes.append)

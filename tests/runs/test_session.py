@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import made
 import pytest
 import torch
 import warm
@@ -22,20 +23,14 @@ from bench.suite.reader import load
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-SUITE = """
-name: tiny
-owners: [{embedded: mini}]
-methods:
-  - {name: activemark, steps: 2, batch: 4, images: 4, encoder_hidden: 32, decoder_hidden: 16}
-attacks:
-  - {name: control.identity}
-  - {name: finetune.classify, data: digits, epochs: 1}
-  - {name: prune.l1, amount: 0.4}
-data: {digits: {max_images: 40}, photos: {max_images: 24}}
-owner_images: photos
-probe: digits
-innocents: {strangers: 1, twin_seeds: 1, attacked_strangers: 1, pretraining_steps: 1}
-"""
+SUITE = made.suite(
+    attacks=[
+        "{name: control.identity}",
+        "{name: finetune.classify, data: digits, epochs: 1}",
+        "{name: prune.l1, amount: 0.4}",
+    ],
+    innocents="{strangers: 1, twin_seeds: 1, attacked_strangers: 1, pretraining_steps: 1}",
+)
 
 SEED, KILLS = 20, 10
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from made_models import CPU
 from scipy.stats import binom
 
 import methods.activemark
@@ -23,7 +24,6 @@ from bench.speed.ideal import Counts
 from bench.speed.watch import Baseline, Expected
 from bench.workload import Prepared, Workload, load
 
-CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "tests/perf/workloads.py"
 MARKING = load([FILE])["activemark.paper"]

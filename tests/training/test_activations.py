@@ -2,21 +2,13 @@ import itertools
 
 import pytest
 import torch
+from made_models import CPU, images
 
-from bench.data.images import Images
 from bench.models.building import build
 from bench.models.vision import Architecture
 from bench.records.nouns import Incompatible
 from bench.testing import owner
 from bench.training.activations import BlockActivations, activation_profile, choose_block
-
-CPU = torch.device("cpu")
-
-
-def random_images(count=6, size=32):
-    rng = torch.Generator().manual_seed(0)
-    pixels = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=rng)
-    return Images(pixels, None, 0, tuple(map(str, range(count))))
 
 
 def block(number, height, median=0.1):
@@ -24,13 +16,13 @@ def block(number, height, median=0.1):
 
 
 def test_every_number_is_that_of_a_hook_on_the_block():
-    model, images, seen = owner(), random_images(), []
+    model, pool, seen = owner(), images(), []
     for one in model.blocks:
         one.register_forward_hook(lambda _m, _i, out: seen.append(out.detach().abs()))
     with torch.no_grad():
-        model.forward_features(images.batch(slice(None), CPU))
+        model.forward_features(pool.batch(slice(None), CPU))
     outputs, seen = list(seen), []
-    for row, out in zip(activation_profile(model, images, CPU, batch=4), outputs, strict=True):
+    for row, out in zip(activation_profile(model, pool, CPU, batch=4), outputs, strict=True):
         ranked = out.flatten(1).sort(dim=1, descending=True).values  # (b, n d)
         assert row.top == pytest.approx(ranked[:, :5].mean(0).tolist(), rel=1e-5)
         middle = ranked.shape[1] // 2
@@ -87,7 +79,7 @@ def test_a_planted_massive_activation_is_found_where_it_was_planted():
     model = owner()
     with torch.no_grad():
         model.blocks[3].mlp.fc2.bias[7] = 5000.0
-    rows = activation_profile(model, random_images(), CPU)
+    rows = activation_profile(model, images(), CPU)
     choice = choose_block(rows, "first_massive", 5)
     assert (choice.block, choice.rule, rows[3].channel) == (3, "first_massive", 7)
     assert choose_block(rows, "largest_jump", 5).block == 3
@@ -95,4 +87,4 @@ def test_a_planted_massive_activation_is_found_where_it_was_planted():
 
 def test_a_convolutional_model_has_no_profile():
     with pytest.raises(Incompatible, match="expected a sequence of transformer blocks"):
-        activation_profile(build(Architecture("timm", "test_resnet")), random_images(1, 160), CPU)
+        activation_profile(build(Architecture("timm", "test_resnet")), images(1, 160), CPU)

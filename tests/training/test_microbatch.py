@@ -3,6 +3,7 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
+from made_models import CPU
 from torch import nn
 
 from bench import testing
@@ -15,8 +16,6 @@ from bench.registry import METHODS
 from bench.training import loop
 from bench.training.microbatch import MicroBatches, _draws, in_batches
 from bench.training.probe import pooled_features
-
-CPU = torch.device("cpu")
 
 
 def short(work, room):

@@ -4,6 +4,8 @@ from typing import ClassVar
 
 import pytest
 import torch
+from made import suite
+from made_models import CPU
 from sklearn.linear_model import Ridge
 
 from bench import testing
@@ -28,7 +30,6 @@ from bench.training.probe import RIDGE, fit_linear, head_accuracy, pooled_featur
 from bench.training.readout import head_for, with_classifier
 from bench.types import Context, Protected
 
-CPU = torch.device("cpu")
 READOUTS = ("graft", "relinear", "native")
 
 
@@ -219,27 +220,21 @@ def test_an_owner_without_a_classifier_is_read_in_no_way(digits):
 
 # A whole suite.
 
-SUITE = """
-name: tiny
-owners:
-  - {embedded: mini, classifier: {data: digits}}
-methods:
-  - {name: remembered, readout: graft}
-  - {name: remembered, readout: relinear}
-  - {name: remembered, readout: native}
-  - {name: activemark, steps: 2, batch: 4, images: 4}
-attacks:
-  - {name: control.identity}
-  - {name: prune.l1, amount: 0.4}
-  - {name: finetune.classify, data: digits, epochs: 1}
-  - {name: distill.logits, epochs: 1}
-data:
-  digits: {max_images: 120}
-  photos: {max_images: 24}
-owner_images: photos
-probe: digits
-innocents: {strangers: 2, twin_seeds: 1, attacked_strangers: 1, pretraining_steps: 1}
-"""
+SUITE = suite(
+    owners=["{embedded: mini, classifier: {data: digits}}"],
+    methods=[
+        *(f"{{name: remembered, readout: {way}}}" for way in READOUTS),
+        "{name: activemark, steps: 2, batch: 4, images: 4}",
+    ],
+    attacks=[
+        "{name: control.identity}",
+        "{name: prune.l1, amount: 0.4}",
+        "{name: finetune.classify, data: digits, epochs: 1}",
+        "{name: distill.logits, epochs: 1}",
+    ],
+    data="{digits: {max_images: 120}, photos: {max_images: 24}}",
+    innocents="{strangers: 2, twin_seeds: 1, attacked_strangers: 1, pretraining_steps: 1}",
+)
 
 
 @pytest.fixture(scope="module")
@@ -352,7 +347,7 @@ def test_costs_of_a_refitted_head_hold_its_passes(answered):
 
 def test_a_model_with_a_head_of_its_own_gets_no_second_one(tmp_path):
     owner = "{timm: test_vit, weights: random, classifier: {data: digits}}"
-    text = SUITE.replace(SUITE.split("\n")[3].strip(" -"), owner)
+    text = SUITE.replace("{embedded: mini, classifier: {data: digits}}", owner)
     text = "\n".join(line for line in text.splitlines() if "remembered" not in line)
     (tmp_path / "suite.yaml").write_text(text)
     made = plan.make(reader.load(tmp_path / "suite.yaml"), None)
