@@ -140,15 +140,15 @@ def test_the_record_side_imports_neither_torch_nor_anything_else_slow():
 
 
 def registered(folder: str, decorator: str) -> dict[str, str]:
-    """Plug-ins that the modules of a folder name with `@decorator("name")`, as entry points."""
+    """Plug-ins that are named with `@decorator("name")`, as entry points: a package by its face."""
     found = {}
-    for path in sorted((ROOT / folder).glob("*.py")):
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        place = ".".join([folder, path.relative_to(ROOT / folder).with_suffix("").parts[0]])
         classes = [n for n in ast.parse(path.read_text()).body if isinstance(n, ast.ClassDef)]
         for cls in classes:
             for call in cls.decorator_list:
                 if isinstance(call, ast.Call) and ast.unparse(call.func) == decorator:
-                    name = ast.literal_eval(call.args[0])
-                    found[name] = f"{folder}.{path.stem}:{cls.name}"
+                    found[ast.literal_eval(call.args[0])] = f"{place}:{cls.name}"
     return found
 
 

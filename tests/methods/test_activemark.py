@@ -13,8 +13,10 @@ from bench.models.weights import load_state
 from bench.records.nouns import Access, Incompatible
 from bench.training.activations import BlockActivations, choose_block
 from bench.types import Context
-from methods import activemark
-from methods.activemark import BY_VARIANT, ActiveMark, Codec, Link, _after_blocks
+from methods.activemark import ActiveMark, embedding
+from methods.activemark.channel import Channel, Codec, Link, _same_spot
+from methods.activemark.embedding import _after_blocks, _fidelity, _message_loss
+from methods.activemark.method import BY_VARIANT
 
 QUICK = {
     "images": 8,
@@ -89,7 +91,7 @@ def test_a_setting_left_open_equals_the_variant_spelled_out(mini, variant):
 @pytest.mark.parametrize("variant", BY_VARIANT)
 def test_caching_frozen_activations_changes_no_number(mini, variant, monkeypatch):
     cached = protect(mini, variant=variant)
-    monkeypatch.setattr(activemark, "CACHE_BYTES", 0)
+    monkeypatch.setattr(embedding, "CACHE_BYTES", 0)
     computed = protect(mini, variant=variant)
     assert (cached.notes["frozen_cached"], computed.notes["frozen_cached"]) == (True, False)
     for a, b in zip(cached.model.parameters(), computed.model.parameters(), strict=True):
@@ -104,10 +106,10 @@ def test_a_step_costs_the_fewest_passes(mini, monkeypatch):
             protect(mini, steps=steps)
         return meter.forward_passes, meter.backward_passes
 
-    monkeypatch.setattr(activemark, "TIMED_ROUNDS", 2)
+    monkeypatch.setattr(embedding, "TIMED_ROUNDS", 2)
     (f3, b3), (f7, b7) = passes(3), passes(7)
     assert (f7 - f3, b7 - b3) == pytest.approx((4 * 4 * 0.5, 4 * 4 * 0.5))
-    monkeypatch.setattr(activemark, "CACHE_BYTES", 0)
+    monkeypatch.setattr(embedding, "CACHE_BYTES", 0)
     (f3, b3), (f7, b7) = passes(3), passes(7)
     assert (f7 - f3, b7 - b3) == pytest.approx((4 * 4 * 1.5, 4 * 4 * 0.5))
 
@@ -202,15 +204,15 @@ def test_extraction_runs_the_suspects_own_blocks(mini):
     ("norm", "expected"), [("mse", (4 * 0.25 + 4 * 0.25) / 8), ("l1", 4 * 0.5), ("bce", 0.6931472)]
 )
 def test_message_loss_at_even_odds_equals_the_hand_count(norm, expected):
-    loss = activemark._message_loss(torch.zeros(2, 4), torch.tensor([[0.0, 1, 1, 0]] * 2), norm)
+    loss = _message_loss(torch.zeros(2, 4), torch.tensor([[0.0, 1, 1, 0]] * 2), norm)
     assert float(loss) == pytest.approx(expected)
 
 
 def test_fidelity_loss_equals_the_hand_count():
     difference = torch.tensor([[3.0, 4.0], [0.0, 0.0]])
-    assert float(activemark._fidelity(difference, "l2")) == pytest.approx(2.5)
-    assert float(activemark._fidelity(difference, "mse")) == pytest.approx(25 / 4)
-    assert float(activemark._fidelity(difference, "l2_squared")) == pytest.approx(25 / 2)
+    assert float(_fidelity(difference, "l2")) == pytest.approx(2.5)
+    assert float(_fidelity(difference, "mse")) == pytest.approx(25 / 4)
+    assert float(_fidelity(difference, "l2_squared")) == pytest.approx(25 / 2)
 
 
 def test_select_keeps_only_images_without_error_and_yield_tells_their_share(mini):
@@ -282,7 +284,7 @@ def test_the_owners_normalisation_reaches_a_suspect_of_another_size(mini, monkey
     codec = Codec(64, 64, 32, 16, 16, "linear")
     norm = owner.mean, owner.std
     pixels, messages = made.secret["pixels"], made.secret["messages"]
-    mark._wrong(suspect, codec, Link(2, 2, 6, 1, 17), pixels, messages, CPU, norm)
+    Channel(Link(2, 2, 6, 1, 17), codec, mark.wiring).wrong(suspect, pixels, messages, norm)
     resized = suspect.normalise(pixels / 255) * suspect.std + suspect.mean
     torch.testing.assert_close(seen[0], (resized - 0.1) / 0.2, rtol=0, atol=1e-5)
 
@@ -305,7 +307,7 @@ def test_a_joint_classifier_leaves_none_of_the_librarys_own_behind():
 
 def test_what_is_only_timed_moves_no_draw(mini, monkeypatch):
     timed = protect(mini, augment=True, steps=6)
-    monkeypatch.setattr(activemark, "TIMED_ROUNDS", 2)
+    monkeypatch.setattr(embedding, "TIMED_ROUNDS", 2)
     less = protect(mini, augment=True, steps=6)
     for a, b in zip(timed.model.parameters(), less.model.parameters(), strict=True):
         assert torch.equal(a, b)
@@ -342,13 +344,11 @@ def test_a_suspect_that_cannot_be_read_is_incompatible(mini, monkeypatch, shape,
 
 def test_token_and_depth_can_be_matched_to_another_shape(mini, monkeypatch):
     link = Link(2, 46, 6, 1, 65)
-    sent = torch.tensor([[1, 0, 1, 0]], dtype=torch.uint8)
-    secret = secret_of(wired(mini, link), link, sent, images(1).pixels, mini)
     deeper = silent(other_shape(monkeypatch, depth=8, reg_tokens=4))
     placed = ActiveMark(bits=4, tau=1, token_match="patch", depth_match="from_end")
-    found = placed._fit(link, deeper, secret)
+    found = Channel(link, wired(mini, link), placed.wiring).fitted(deeper).link
     assert (found.block, found.place) == (4, 50)
-    plain = ActiveMark(bits=4, tau=1)._fit(link, deeper, secret)
+    plain = Channel(link, wired(mini, link), ActiveMark().wiring).fitted(deeper).link
     assert (plain.block, plain.place) == (2, 46)
 
 
@@ -437,11 +437,11 @@ def test_a_suspect_of_another_width_can_be_padded(mini, monkeypatch):
     [(0, 64, 16, 0), (63, 64, 16, 15), (45, 64, 16, 10), (45, 256, 64, 14), (5, 16, 64, 18)],
 )
 def test_the_same_spot_of_another_grid_equals_the_hand_count(patch, owners, suspects, expected):
-    assert activemark._same_spot(patch, owners, suspects) == expected
+    assert _same_spot(patch, owners, suspects) == expected
 
 
 def test_the_same_spot_is_read_in_a_coarser_suspect(mini, monkeypatch):
     coarse = other_shape(monkeypatch, patch_size=8)
-    secret = secret_of(wired(mini, Link(2, 46, 6, 1, 65)), (0,) * 5, None, None, mini)
-    placed = ActiveMark(token_match="relative")._fit(Link(2, 46, 6, 1, 65), coarse, secret)
+    link, wiring = Link(2, 46, 6, 1, 65), ActiveMark(token_match="relative").wiring
+    placed = Channel(link, wired(mini, link), wiring).fitted(coarse).link
     assert (placed.place, placed.tokens) == (11, 17)  # patch 45 is row 5, column 5 of 8 x 8

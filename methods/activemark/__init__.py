@@ -1,0 +1,3 @@
+"""ActiveMark: a message written into the residual stream and read further on."""
+
+from methods.activemark.method import ActiveMark as ActiveMark
