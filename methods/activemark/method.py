@@ -37,6 +37,7 @@ from bench.types import (
     Evidence,
     Json,
     Passes,
+    Positive,
     Protected,
     Rule,
     Sizes,
@@ -150,19 +151,19 @@ class ActiveMark:
     triggers: Literal["fixed", "generic"] | None = None
     select: bool = False
     binarise: Literal[">=", ">"] | None = None
-    bits: int = 32
+    bits: Positive = 32
     tau: int = 5
-    images: int = 1000
-    steps: int = 2500
-    batch: int = 16
+    images: Positive = 1000
+    steps: Positive = 2500
+    batch: Positive = 16
     lr: float = 1e-5
     codec_lr: float = 1e-4
     schedule: Schedule = "constant"
     warmup: float = 0.0
     weight_decay: float = 0.01
     augment: bool = False
-    encoder_hidden: int = 1024
-    decoder_hidden: int = 512
+    encoder_hidden: Positive = 1024
+    decoder_hidden: Positive = 512
     encoder_output: Literal["sigmoid", "linear"] | None = None
     classifier: Literal["frozen", "joint"] = "frozen"
     token_match: Literal["index", "patch", "relative"] = "index"
@@ -176,9 +177,6 @@ class ActiveMark:
             if getattr(self, name) is None:
                 # Spelled out here, so that keys and records hold what was done, not "as usual".
                 object.__setattr__(self, name, value)
-        for name in ("bits", "images", "steps", "batch", "encoder_hidden", "decoder_hidden"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}: expected at least 1, got {getattr(self, name)}")
         if not 0 <= self.tau <= self.bits:
             raise UserError(f"tau: expected 0 to bits = {self.bits}, got {self.tau}")
         if self.augment and self.triggers == "fixed":
