@@ -7,7 +7,6 @@ import re
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import time
 import uuid
@@ -16,6 +15,7 @@ from pathlib import Path
 import made
 import pytest
 import torch
+import warm
 
 from bench.records import leases, ledger
 from bench.records.nouns import UserError
@@ -94,19 +94,13 @@ class Place:
     calm: dict
 
 
-def bench(suite: Path, results: Path, *more: str) -> subprocess.Popen:
-    arguments = ["--results", str(results), "--device", "cpu", *more]
-    return subprocess.Popen(
-        [sys.executable, "-m", "bench", "run", str(suite), *arguments],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+def bench(suite: Path, results: Path, *more: str) -> warm.Running:
+    return warm.start("bench", "run", suite, "--results", results, "--device", "cpu", *more)
 
 
-def finish(process: subprocess.Popen, status: int = 0) -> str:
-    output, _ = process.communicate()
+def finish(process: warm.Running, status: int = 0) -> str:
+    with process:
+        output = process.finish()
     assert process.returncode == status, output
     return output
 
@@ -167,7 +161,7 @@ def pids(place: Place, step: str) -> list[int]:
     return [int(line) for line in log.read_text().split()] if log.exists() else []
 
 
-def on_ray(place: Place, results: Path, suite: Path | None = None) -> subprocess.Popen:
+def on_ray(place: Place, results: Path, suite: Path | None = None) -> warm.Running:
     address = place.cluster.address
     return bench(suite or place.suite, results, "--engine", "ray", "--address", address)
 
@@ -176,9 +170,9 @@ def parent(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
-def until_they_work(place: Place, run: subprocess.Popen, *steps: str) -> list[int]:
+def until_they_work(place: Place, run: warm.Running, *steps: str) -> list[int]:
     while not all(pids(place, step) for step in steps):
-        assert run.poll() is None, run.communicate()[0]
+        assert run.returncode is None, run.finish()
         time.sleep(0.1)
     return [pids(place, step)[-1] for step in steps]
 
