@@ -61,7 +61,7 @@ from bench.types import Access, Context, Evidence, Protected, Rule, Suspect
 @method("acme.signs")
 @dataclass(frozen=True)
 class Signs:
-    """Give `count` secret weights secret signs, and a size that later changes leave alone."""
+    """Give `count` secret weights secret signs, and a size later changes leave alone."""
 
     count: int = 64
 
@@ -141,13 +141,33 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("kind", "name", "source"),
-    [("methods", "acme.signs", "https://example.org/signs"), ("attacks", "forget.weights", "")],
+    ("kind", "name", "said"),
+    [
+        (
+            "methods",
+            "acme.signs",
+            [
+                "Give count secret weights secret signs, and a size later changes leave alone.",
+                "count = 64 (a whole number)",
+                "Source: https://example.org/signs",
+                "From acme.signs:Signs, acme-ownership.",
+            ],
+        ),
+        (
+            "attacks",
+            "forget.weights",
+            [
+                "Zero a random share of the weights.",
+                "share = 0.05 (0 to 1)",
+                "From my_package.forget:ForgetWeights, acme-ownership.",
+            ],
+        ),
+    ],
 )
-def test_an_installed_plug_in_is_listed_with_its_distribution(installed, kind, name, source):
+def test_an_installed_plug_in_is_listed_with_its_distribution(installed, kind, name, said):
     listing = python(installed, "-m", "bench", "list", kind)
-    line = next(line for line in listing.splitlines() if line.startswith(name))
-    assert line.split()[-2:] == [source or line.split()[-2], "acme-ownership"]
+    found = f"\n{listing}".partition(f"\n{name}\n")[2].partition("\n\n")[0]
+    assert [line.strip() for line in found.splitlines()] == said
 
 
 def test_an_installed_method_and_attack_cross_with_the_built_in_ones(installed, tmp_path):
