@@ -87,9 +87,10 @@ BY_VARIANT: dict[str, dict[str, Json]] = {
 class ActiveMark:
     """Write a message into the residual stream after an expressive block and read it further on.
 
-    Paper: Chistyakova & Pautov, ActiveMark, sections 3 and 4.1. Settings left at None become
-    what `variant` says (`BY_VARIANT`). In the order of the fields:
+    Paper: Chistyakova & Pautov, ActiveMark, sections 3 and 4.1.
 
+    * `variant`: whom to follow where paper and code differ; settings left at None become what it
+      says (`BY_VARIANT`).
     * `block`: 0-based number of the block whose output is written to, or "auto" (the paper counts
       "12" and "18" without saying from where; the code counts from 0). `block_rule`: the paper
       takes the first massive block, the code the largest jump.
@@ -105,14 +106,13 @@ class ActiveMark:
       of one image's difference, "l1" the sum over bits, on soft bits since hard ones have no
       gradient; "bce" is cross-entropy per bit, ours. `fidelity_under`: eq. 2 does not say whether
       q~ sees the injected token; the code's does.
-    * `trained`: all of q ("tail": blocks b + 1 .. last, the final norm
-      and the projection), the code's blocks
-      b + 1 .. last - 1 ("inner"), or "none": a control that trains e and d alone.
+    * `trained`: all of q ("tail": blocks b + 1 .. last, the final norm and the projection), the
+      code's blocks b + 1 .. last - 1 ("inner"), or "none": a control that trains e and d alone.
     * `triggers`: N fixed images with a message each, trained on; or generic training on any image
-      with a fresh message each step, and N images never trained on for verification. `select`
-      keeps only images decoded without error, as the authors' code does (which walks on until it
-      has N; here fewer remain); by default none is dropped, for a rate of selected images is 1 by
-      construction, and the share that would have been kept is noted as the yield.
+      with a fresh message each step, and N images never trained on for verification.
+    * `select`: keep only images decoded without error, as the authors' code does (which walks on
+      until it has N; here fewer remain). By default none is dropped, for a rate of selected images
+      is 1 by construction, and the share that would have been kept is noted as the yield.
     * `binarise`: a bit is 1 where d(u) >= 1/2 (paper) or > 1/2 (code).
     * `bits`, `tau`, `images`: n, tau and N (section 3.3.1, remark).
     * `steps`, `batch`, `lr`, `codec_lr`, `schedule`, `warmup`, `weight_decay`, `augment`: silent in
