@@ -314,10 +314,9 @@ def test_what_is_only_timed_moves_no_draw(mini, monkeypatch):
 
 
 def other_shape(monkeypatch, **shape):
-    from bench.models import vision
-    from bench.models.libraries.embedded import MINI
+    from bench.models.libraries import embedded
 
-    monkeypatch.setattr(vision, "MINI", {**MINI, **shape})
+    monkeypatch.setattr(embedded, "MINI", {**embedded.MINI, **shape})
     return build(Architecture("embedded", "mini"))
 
 
@@ -376,7 +375,7 @@ def test_the_expressive_block_follows_its_rule(tops, rule, last, block, used):
     ("settings", "says"),
     [
         ({"tau": 40}, "tau: expected 0 to bits = 32, got 40"),
-        ({"steps": 0}, "steps: expected at least 1, got 0"),
+        ({"steps": 0}, "steps: expected a number greater than 0, got 0"),
         ({"variant": "paper", "augment": True}, "augment: expected False"),
     ],
     ids=repr,
