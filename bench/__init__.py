@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from bench.records.nouns import Json
     from bench.records.nouns import Record as Record
     from bench.records.nouns import UserError as UserError
+    from bench.records.table import Format as Format
     from bench.records.table import Table as Table
     from bench.runs.claim import Claim as Claim
     from bench.runs.claim import Finding as Finding
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 NOUNS = {
     "Claim": "bench.runs.claim",
     "Finding": "bench.runs.claim",
+    "Format": "bench.records.table",
     "Key": "bench.runs.key",
     "Plan": "bench.suite.graph",
     "Record": "bench.records.nouns",
@@ -37,7 +39,7 @@ NOUNS = {
     "UserError": "bench.records.nouns",
     "Verification": "bench.runs.claim",
 }
-"""What the functions here take and return, and what they raise; loaded when first asked for."""
+"""What the functions here take, return and raise, and how tables are written; loaded when asked."""
 
 __all__ = ["plan", "protect", "read", "report", "run", "verify", *NOUNS]
 

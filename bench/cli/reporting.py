@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,11 +12,9 @@ import bench
 from bench.cli.parser import OK, Command
 from bench.records.nouns import UserError
 from bench.records.table import (
+    FORMATS,
     Picture,
     Table,
-    csv,
-    latex,
-    markdown,
     print_table,
     read_csv,
     wide_console,
@@ -26,6 +25,9 @@ if TYPE_CHECKING:
     from bench.records.ledger import Results
 
 
+PAGE = "html"
+"""The format of a whole report, with pictures and records; all others are of one table."""
+
 WORSE, UNMEASURED = 3, 4
 """Of `compare` and `verify-results`: something is worse or wrong; nothing was there to tell by."""
 
@@ -33,8 +35,14 @@ WORSE, UNMEASURED = 3, 4
 def _report_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("suite", type=Path, help="suite file, or the folder of its results")
     command.add_argument("--results", type=Path, default=Path("results"), metavar="DIR")
-    formats = ("terminal", "markdown", "latex", "csv", "html")
-    command.add_argument("--format", choices=formats, default="terminal")
+    command.add_argument(
+        "--format",
+        choices=_Formats(),
+        default="terminal",
+        metavar="NAME",
+        help="terminal (default), markdown, latex, csv, html for all as one page, or what another "
+        "package writes",
+    )
     command.add_argument(
         "--reference", action="store_true", help="the paper's printed figures beside ours, too"
     )
@@ -52,23 +60,26 @@ def _report_arguments(command: argparse.ArgumentParser) -> None:
     )
 
 
+class _Formats:
+    """What `--format` takes: which packages announce more is asked once somebody names one."""
+
+    def __iter__(self) -> Iterator[str]:
+        yield from (PAGE, *FORMATS.names())
+
+
 def show_report(arguments: argparse.Namespace) -> int:
     """Print a suite's tables from its records; needs neither torch nor the models."""
+    form = None if arguments.format == PAGE else FORMATS.get(arguments.format)
     home = _home(arguments)
     results = bench.read(home)
     gc.freeze()  # records make no cycles, and looking for some among so many takes seconds
     made, pictures = _asked(results, home, arguments)
-    if arguments.format == "html":
+    if form is None:
         from bench.reports import page
 
         print(page.html(results.outline, results.records, made, pictures), end="")
-    elif arguments.format == "terminal":
-        console = wide_console()
-        for table in made:
-            print_table(table, console)
     else:
-        write = {"markdown": markdown, "latex": latex, "csv": csv}
-        print(*map(write[arguments.format], made), sep="\n")
+        print(*map(form.write, made), sep="\n")
     return OK
 
 
@@ -81,7 +92,7 @@ def _asked(
     """
     from bench.reports import drawings, frontier, printed
 
-    found, whole = (results.outline, results.records), arguments.format == "html"
+    found, whole = (results.outline, results.records), arguments.format == PAGE
     made = () if arguments.frontier else bench.report(results)
     pictures: tuple[Picture, ...] = ()
     if arguments.frontier or (whole and frontier.has_sweeps(results.outline)):

@@ -6,13 +6,14 @@ import csv as csv_format
 import io
 import re
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.records.files import write_atomically
 from bench.records.nouns import UserError
+from bench.records.plugins import Values
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -31,7 +32,7 @@ LEAST_COLUMN = 9
 FIRST_COLUMN = 17
 """Letters at least for the names of attacks: a name broken within a word is hard to read."""
 
-LATEX = str.maketrans(
+LATEX_LETTERS = str.maketrans(
     {
         **{letter: f"\\{letter}" for letter in "&%$#_{}"},
         "\\": "\\textbackslash{}",
@@ -92,6 +93,27 @@ class Picture:
     table: str
     caption: str
     svg: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """A way to write a table: the suffix of its files, and the text, which ends with its line."""
+
+    suffix: str
+    write: Callable[[Table], str]
+
+
+FORMATS = Values(
+    "format",
+    Format,
+    built_in={
+        "terminal": "bench.records.table:TERMINAL",
+        "markdown": "bench.records.table:MARKDOWN",
+        "latex": "bench.records.table:LATEX",
+        "csv": "bench.records.table:CSV",
+    },
+)
+"""Every way to write a table, by the name that `--format` takes."""
 
 
 def markdown(table: Table) -> str:
@@ -155,6 +177,14 @@ def wide_console() -> Console:
     return wide if wide.is_terminal else Console(width=120)
 
 
+def terminal(table: Table) -> str:
+    """Write a table as a terminal shows it, in the colours and the width of the one there is."""
+    console = wide_console()
+    with console.capture() as captured:
+        print_table(table, console)
+    return captured.get().removesuffix("\n")
+
+
 def print_table(table: Table, console: Console) -> None:
     """Print a table to a terminal; it reads well from 120 columns on."""
     from rich import box
@@ -203,6 +233,11 @@ def _narrow(cell: str, width: int) -> str:
     return "\n".join(textwrap.fill(part, width) for part in parts)
 
 
+TERMINAL, MARKDOWN = Format("txt", terminal), Format("md", markdown)
+
+LATEX, CSV = Format("tex", latex), Format("csv", csv)
+
+
 def write_tables(
     folder: Path, made: Iterable[Table], pictures: Iterable[Picture] = ()
 ) -> tuple[Path, ...]:
@@ -210,9 +245,9 @@ def write_tables(
     paths = []
     for table in made:
         stem = table.name.lower().replace(" ", "")
-        for suffix, text in (("md", markdown(table)), ("csv", csv(table))):
-            path = folder / f"{stem}.{suffix}"
-            write_atomically(path, text.encode())
+        for form in (MARKDOWN, CSV):
+            path = folder / f"{stem}.{form.suffix}"
+            write_atomically(path, form.write(table).encode())
             paths.append(path)
     for picture in pictures:
         path = folder / f"{picture.name}.svg"
@@ -244,7 +279,7 @@ def _stacked(cell: str) -> str:
 def _tex(text: str) -> str:
     """Escape running text: after a line break it must not read as an argument, -- not as a dash."""
     guard = "{}" if text.startswith(("[", "*")) else ""
-    return guard + re.sub("-(?=-)", "-{}", _flat(text).translate(LATEX))
+    return guard + re.sub("-(?=-)", "-{}", _flat(text).translate(LATEX_LETTERS))
 
 
 def _flat(text: str) -> str:
