@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from bench.records.ledger import Results as Results
+    from bench.records.nouns import Incompatible as Incompatible
     from bench.records.nouns import Json
     from bench.records.nouns import Record as Record
     from bench.records.nouns import UserError as UserError
@@ -31,6 +32,7 @@ NOUNS = {
     "Claim": "bench.runs.claim",
     "Finding": "bench.runs.claim",
     "Format": "bench.records.table",
+    "Incompatible": "bench.records.nouns",
     "Key": "bench.runs.key",
     "Plan": "bench.suite.graph",
     "Record": "bench.records.nouns",
@@ -83,8 +85,8 @@ def run(
 ) -> Results:
     """Answer every cell of a suite that has no record yet, and return all there are.
 
-    Outline, records and tables are written to the folder of the suite's name in `results`. A cell
-    that fails is a record too, see `Results.failed`. With several `workers`, or None for as many as
+    Outline and records are written to the folder of the suite's name in `results`. A cell that
+    fails is a record too, see `Results.failed`. With several `workers`, or None for as many as
     there is room for, each is a process that runs your script first: call this under
     `if __name__ == "__main__":`. The other arguments are those of the command `bench run`; `note`
     is told what a user should know on the way, and `watch` is handed the records as they come.
@@ -157,7 +159,7 @@ def protect(
     output: str | Path,
     *,
     settings: Mapping[str, Json] | None = None,
-    users: Sequence[str] = ("",),
+    users: str | Sequence[str] = "",
     labels: Literal["none", "sorted"] = "none",
     weights: str = "hub",
     pretrained: str | None = None,
@@ -169,9 +171,9 @@ def protect(
 ) -> tuple[Claim, ...]:
     """Mark or fingerprint a model of yours; write a key, and for a mark a copy, for every user.
 
-    `model` is mini or LIBRARY:NAME, `weights` hub, random or a file. `images` is a
-    folder of yours, or the embedded photos or digits. Files go to `output`, or to a folder there
-    for each user that has a name. `watch` is told of every copy as it is made.
+    `model` is mini or LIBRARY:NAME, `weights` hub, random or a file. `images` is a folder of yours,
+    or the embedded photos or digits. Files go to `output`, or to a folder there for each user that
+    has a name. `watch` is told of every copy as it is made.
 
     Raises:
         UserError: there is no such model, method or image, or a key lies there already.
@@ -187,9 +189,9 @@ def protect(
     from bench.suite.plan import weights_file
 
     spec = METHODS.spec(method, settings or {})
-    root, there = _root(data), find_device(device)
+    root, there = _root(data) or Path(), find_device(device)
     named = owner_of(model, weights, pretrained, image_size)
-    homes = claim.homes(Path(output), users)
+    homes = claim.homes(Path(output), [users] if isinstance(users, str) else users)
     owner = load_owner(named, weights_file(named, root) if named.from_file else None)
     listed = manifest.read("images", claim.described(images, labels), root)
     pools = claim.owners_images(listed, owner.preprocess)

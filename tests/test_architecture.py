@@ -21,6 +21,11 @@ HEAVY = [
 DOORS = ("types", "registry", "testing", "workload")
 
 PUBLIC = {
+    "bench": (
+        *("plan", "protect", "read", "report", "run", "verify"),
+        *("Claim", "Finding", "Incompatible", "Key", "Plan", "Record", "Results", "Table"),
+        *("UserError", "Verification"),
+    ),
     "bench.types": (
         *("Access", "Attack", "Context", "Evidence", "Incompatible", "Json", "Method", "Passes"),
         *("Protected", "Readout", "Rule", "Shape", "Sizes", "Spec", "Suspect", "UserError"),
@@ -129,7 +134,7 @@ for name in {names}:
 def test_the_record_side_imports_neither_torch_nor_anything_else_slow():
     contracts = PYPROJECT["tool"]["importlinter"]["contracts"]
     contract = next(c for c in contracts if c["name"] == "the record side is torch-free")
-    names = list[str]()
+    names = ["bench"]
     for source in [*contract["source_modules"], "bench.cli"]:
         names.append(source)
         inside = modules(ROOT.joinpath(*source.split(".")))

@@ -3,9 +3,12 @@
 import re
 
 import pytest
-from commands import bench
-from documents import ROOT
+from commands import SUITE, bench
+from documents import ROOT, blocks
+from pandas import DataFrame
+from safetensors.torch import save_file
 
+from bench import testing
 from bench.cli import main
 
 README = (ROOT / "README.md").read_text()
@@ -51,3 +54,22 @@ def test_the_readmes_table_is_what_the_published_records_say():
 def test_the_list_of_plug_ins_is_the_one_the_command_prints(kind, capsys):
     assert main(["list", kind, "--format", "markdown"]) == 0
     assert capsys.readouterr().out == (ROOT / kind / "README.md").read_text()
+
+
+def test_the_readmes_python_does_what_it_says(tmp_path, monkeypatch):
+    """Line by line, on a suite of the same name that is smaller, with a mark that is not learnt."""
+    monkeypatch.chdir(tmp_path)
+    small = SUITE.replace("name: tiny", "name: mine").replace("strangers: 1", "strangers: 0")
+    (tmp_path / "mine.yaml").write_text(small)
+    (tmp_path / "mine/strangers").mkdir(parents=True)
+    save_file(testing.stranger(0).state_dict(), tmp_path / "mine/strangers/0.safetensors")
+    [text] = [text for text in blocks(ROOT / "README.md", "python") if "bench.run(" in text]
+    made = {}
+    exec(text.replace('"lr": 1e-3', '"steps": 2'), made)
+    assert len(made["rates"]) == len(made["results"].outline.cells)
+    assert {type(frame) for frame in made["frames"]} == {DataFrame}
+    assert made["claim"].model_file.is_file()
+    assert (made["found"].outcome, made["found"].findings[0].verdict.n_strangers) == (
+        "undecided",
+        1,
+    )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import bench
 from bench.cli import progress
 from bench.cli.parser import OK, SOME_FAILED, Command, a_device, a_suite, data_root, positive
-from bench.records.table import print_table, wide_console
+from bench.records.table import print_table, wide_console, write_tables
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -87,8 +87,10 @@ def run_suite(arguments: argparse.Namespace) -> int:
         drop_copies=arguments.drop_copies,
         watch=watch,
     )
-    for table in bench.report(results):
+    made = bench.report(results)
+    for table in made:
         print_table(table, console)
+    write_tables(arguments.results / plan.suite.name, made)
     if not results.failed:
         return OK
     count, cells = len(results.failed), len(results.outline.cells)

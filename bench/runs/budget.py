@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from statistics import median
 from typing import Any, cast
@@ -147,13 +147,13 @@ def budget(plan: Plan, store: Store, todo: Iterable[str], device: str | None = N
     """
     if device is not None and device not in BFLOAT16_PEAKS:
         raise UserError(f"--device: no device '{device}'{suggestion(device, BFLOAT16_PEAKS)}")
-    clerk, left = _Clerk(plan, store, device), set(todo)
+    estimates, left = _Estimates(plan, store, device), set(todo)
     kinds = dict.fromkeys(stage.kind for stage in plan.stages.values())
     rows = []
     for kind in kinds:
         keys = [key for key, stage in plan.stages.items() if stage.kind == kind]
         ahead = [key for key in keys if key in left]
-        passes = [clerk.passes(plan.stages[key]) for key in ahead]
+        passes = [estimates.passes(plan.stages[key]) for key in ahead]
         known = [p for p in passes if p is not None]
         whole = len(known) == len(passes)
         rows.append(
@@ -164,12 +164,12 @@ def budget(plan: Plan, store: Store, todo: Iterable[str], device: str | None = N
                 sum(p.forward for p in known) if whole else None,
                 sum(p.backward for p in known) if whole else None,
                 _bound(known),
-                _total(clerk.seconds(key) for key in ahead),
-                _total(clerk.bytes(key) for key in ahead),
+                _total(estimates.seconds(key) for key in ahead),
+                _total(estimates.bytes(key) for key in ahead),
             )
         )
-    sizes = {key: clerk.bytes(key) for key in plan.stages if key in left}
-    decoded = clerk.decoded([plan.stages[key] for key in left])
+    sizes = {key: estimates.bytes(key) for key in plan.stages if key in left}
+    decoded = estimates.decoded([plan.stages[key] for key in left])
     return Budget(tuple(rows), _at_once(plan, sizes), decoded)
 
 
@@ -198,7 +198,7 @@ def _bound(passes: Iterable[Passes]) -> str:
     return found.pop() if len(found) == 1 else "~" if found else ""
 
 
-class _Clerk:
+class _Estimates:
     """Answers for one plan and one store; measures every architecture and reads every list once."""
 
     def __init__(self, plan: Plan, store: Store, device: str | None) -> None:
@@ -223,11 +223,17 @@ class _Clerk:
 
     def passes(self, stage: Stage) -> Passes | None:
         """Count the passes of a stage, or None where its plug-in does not say."""
-        work = getattr(self, f"_{stage.kind}", None)
-        return Passes() if work is None else cast(Passes | None, work(stage))
-
-    def _cohort(self, stage: Stage) -> None:
-        """Strangers train in a loop of their own; only earlier runs tell."""
+        work: Mapping[Kind, Callable[[Stage], Passes | None]] = {
+            "owner": lambda loaded: Passes(),
+            "classifier": self._classifier,
+            "cohort": lambda trained: None,  # in a loop of its own: only earlier runs tell
+            "protect": self._protect,
+            "attack": self._attack,
+            "extract": self._extract,
+            "utility": self._utility,
+            "fidelity": self._fidelity,
+        }
+        return work[stage.kind](stage)
 
     def _classifier(self, stage: Stage) -> Passes:
         how = cast(dict[str, Any], stage.recipe["classifier"])

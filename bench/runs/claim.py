@@ -164,14 +164,14 @@ def generator(seed: int | None, user: str) -> torch.Generator:
 
 
 def homes(output: Path, users: Sequence[str]) -> dict[str, Path]:
-    """Return where the files of every user go.
+    """Return where the files of every user go; a single one needs no name.
 
     Raises:
         UserError: two users have one name, one has none that a folder may have, or there is a key.
 
     """
-    named = [user for user in users if user]
-    if len(set(users)) < len(users) or not all(re.fullmatch(r"\w[\w.-]*", n) for n in named):
+    named = all(re.fullmatch(r"\w[\w.-]*", user) for user in users) and len(users) > 0
+    if list(users) != [""] and (len(set(users)) < len(users) or not named):
         names = ",".join(users)
         raise UserError(f"--users: expected different names such as alice,bob, got {names}")
     found = {user: output / user for user in users}

@@ -23,8 +23,8 @@ import torch
 
 from bench.records.nouns import UserError
 from bench.records.store import Store
-from bench.runs.engines import attempt, walk
-from bench.runs.laboratory import Failure, Laboratory
+from bench.runs.engines import Failure, attempt, walk
+from bench.runs.laboratory import Laboratory
 from bench.runs.machine import pin_threads, usable_cores
 from bench.suite.todo import alike
 
@@ -143,7 +143,7 @@ def on_ray(
 ) -> Iterator[tuple[Question, Failure | None]]:
     """Carry out stages on the cluster joined, as many as it has room for or at most `workers`."""
     there = _anywhere(dataclasses.replace(laboratory, device=device))
-    return walk(laboratory, questions, _RayCrew(there, laboratory, threads, workers))
+    return walk(laboratory, questions, _RayTasks(there, laboratory, threads, workers))
 
 
 class _Report(NamedTuple):
@@ -155,7 +155,7 @@ class _Report(NamedTuple):
     notes: list[str]
 
 
-class _RayCrew:
+class _RayTasks:
     """The tasks that run on the cluster."""
 
     def __init__(

@@ -17,10 +17,12 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, Self
 
 from bench.records.leases import KEPT, POLL, Leases, drop_spare
-from bench.runs.laboratory import Failure, Laboratory
+from bench.records.nouns import Incompatible, UserError
+from bench.runs.laboratory import Laboratory
 from bench.runs.machine import pin_threads
 from bench.suite.todo import missing, spare_copies
 
@@ -28,19 +30,36 @@ if TYPE_CHECKING:
     from bench.suite.graph import Question, Stage
 
 
-class Crew(Protocol):
-    """Those who carry out stages; a context, at the end of which none of them works any more."""
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a stage, and with it every cell that needs it, has no result."""
+
+    reason: str
+    incompatible: bool = False
+    environment: Mapping[str, str] = field(default_factory=dict)  # where; nothing if it died there
+
+    @staticmethod
+    def of(error: BaseException) -> Failure:
+        """Put an error into one line."""
+        text = " ".join(str(error).split()) or type(error).__name__
+        expected = isinstance(error, UserError | Incompatible | FloatingPointError)
+        line = text if expected else f"{type(error).__name__}: {text}"
+        return Failure(line[:400], isinstance(error, Incompatible))
+
+
+class Pool(Protocol):
+    """What carries out stages; a context, at the end of which none is carried out any more."""
 
     @property
     def busy(self) -> set[str]:
-        """Return the keys of the stages they are at."""
+        """Return the keys of the stages that are being carried out."""
 
     @property
     def room(self) -> int:
-        """Return how many stages they could start now."""
+        """Return how many more stages could start now."""
 
     def start(self, key: str) -> None:
-        """Have one of them start a stage."""
+        """Start a stage."""
 
     def finished(self, patience: float | None = None) -> list[tuple[str, Failure | None]]:
         """Wait, at most `patience` seconds, for stages to end; return each, and why it failed."""
@@ -54,7 +73,7 @@ def serial(
     laboratory: Laboratory, questions: Sequence[Question]
 ) -> Iterator[tuple[Question, Failure | None]]:
     """Carry out one stage after the other, here."""
-    return walk(laboratory, questions, _Alone(laboratory))
+    return walk(laboratory, questions, _ThisProcess(laboratory))
 
 
 def processes(
@@ -64,13 +83,13 @@ def processes(
 
     A worker that dies takes the stages then running with it; the others go on in new workers.
     """
-    return walk(laboratory, questions, _Crew(laboratory, workers, threads))
+    return walk(laboratory, questions, _Processes(laboratory, workers, threads))
 
 
 def walk(
-    laboratory: Laboratory, questions: Sequence[Question], crew: Crew
+    laboratory: Laboratory, questions: Sequence[Question], pool: Pool
 ) -> Iterator[tuple[Question, Failure | None]]:
-    """Have a crew carry out what is missing and yield the questions as they are answered.
+    """Have a pool carry out what is missing and yield the questions as they are answered.
 
     Stages start in the order of the questions as soon as their parents are made. A stage that fails
     is not tried again in this run; the questions that need it fail with its reason and the others
@@ -78,34 +97,34 @@ def walk(
     """
     stages, failures = laboratory.plan.stages, dict[str, Failure]()
     unanswered, told = list(questions), False
-    with Leases(laboratory.store.leases) as leases, crew:
+    with Leases(laboratory.store.leases) as leases, pool:
         # Now that others see this run, none drops what it counts on.
         left = dict.fromkeys(missing(laboratory.plan, laboratory.store, questions))
-        spare = _Spare(laboratory, leases)
+        spare = _SpareCopies(laboratory, leases)
         while True:
             spare.drop(left, failures)
             for question in [q for q in unanswered if left.keys().isdisjoint(q.stages)]:
                 unanswered.remove(question)
-                yield question, _verdict(question, failures)
+                yield question, _failure(question, failures)
             if not unanswered:
                 return
-            elsewhere = _start_ready(laboratory, left, leases, crew)
-            if elsewhere and not crew.busy:
+            elsewhere = _start_ready(laboratory, left, leases, pool)
+            if elsewhere and not pool.busy:
                 if not told:
                     laboratory.note("waiting for stages that another run on this store is at")
                 told = True
                 time.sleep(POLL)
-            for key, failure in crew.finished(POLL if elsewhere else None):
+            for key, failure in pool.finished(POLL if elsewhere else None):
                 leases.release(key)
                 del left[key]
                 if failure is not None:
                     failures[key] = failure
-            _drop_heirs(stages, left, failures)
+            _drop_descendants(stages, left, failures)
 
 
-def _start_ready(laboratory: Laboratory, left: dict[str, None], leases: Leases, crew: Crew) -> bool:
+def _start_ready(laboratory: Laboratory, left: dict[str, None], leases: Leases, pool: Pool) -> bool:
     """Start what there is room for; say whether some of it had to be left to another run."""
-    room, busy, elsewhere = crew.room, crew.busy, False
+    room, busy, elsewhere = pool.room, pool.busy, False
     for key in list(left):
         if room <= 0:
             break
@@ -117,12 +136,12 @@ def _start_ready(laboratory: Laboratory, left: dict[str, None], leases: Leases, 
             leases.release(key)
             del left[key]
         else:
-            crew.start(key)
+            pool.start(key)
             room -= 1
     return elsewhere
 
 
-class _Spare:
+class _SpareCopies:
     """The copies that this run needs no more, and which of them it has seen to."""
 
     def __init__(self, laboratory: Laboratory, leases: Leases) -> None:
@@ -146,8 +165,8 @@ class _Spare:
             self._laboratory.note(KEPT)
 
 
-class _Alone:
-    """Nobody but the process itself, and the stage it will do next."""
+class _ThisProcess:
+    """The process itself, and the stage it will do next."""
 
     def __init__(self, laboratory: Laboratory) -> None:
         self._laboratory = laboratory
@@ -175,7 +194,7 @@ class _Alone:
         return [(key, attempt(self._laboratory, key))] if key else []
 
 
-class _Crew:
+class _Processes:
     """Worker processes, and what each of them is doing."""
 
     def __init__(self, laboratory: Laboratory, workers: int, threads: int) -> None:
@@ -186,7 +205,7 @@ class _Crew:
         self._running: dict[Future[tuple[Failure | None, list[str]]], str] = {}
 
     def __enter__(self) -> Self:
-        self._pool = ProcessPoolExecutor(
+        self._executor = ProcessPoolExecutor(
             self._workers,
             # A forked child would inherit locks of threads it does not have.
             multiprocessing.get_context("spawn"),
@@ -196,8 +215,8 @@ class _Crew:
         return self
 
     def __exit__(self, *_: object) -> None:
-        workers = list((getattr(self._pool, "_processes", None) or {}).values())
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        workers = list((getattr(self._executor, "_processes", None) or {}).values())
+        self._executor.shutdown(wait=False, cancel_futures=True)
         for worker in workers:
             worker.terminate()  # a stage cut short leaves nothing behind in the store
 
@@ -211,7 +230,7 @@ class _Crew:
 
     def start(self, key: str) -> None:
         try:
-            future = self._pool.submit(_work, key)
+            future = self._executor.submit(_work, key)
         except BrokenProcessPool as error:  # a worker died meanwhile: `finished` replaces them all
             future = Future()
             future.set_exception(error)
@@ -257,11 +276,11 @@ def _inherited(stage: Stage, failures: dict[str, Failure]) -> Failure | None:
     return next((failures[p] for p in stage.parents if p in failures), None)
 
 
-def _verdict(question: Question, failures: dict[str, Failure]) -> Failure | None:
+def _failure(question: Question, failures: dict[str, Failure]) -> Failure | None:
     return next((failures[key] for key in question.stages if key in failures), None)
 
 
-def _drop_heirs(
+def _drop_descendants(
     stages: Mapping[str, Stage], left: dict[str, None], failures: dict[str, Failure]
 ) -> None:
     """Drop what can no longer be made because a parent failed; parents come first in `left`."""

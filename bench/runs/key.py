@@ -113,9 +113,12 @@ def read_all(given: Sequence[Key | Path], published: Sequence[str] | None) -> li
     """Return different keys about models of one architecture, each of them published if any is.
 
     Raises:
-        UserError: two keys are the same or do not go together, or one was never published.
+        UserError: there is no key, two are the same or do not go together, or one was never
+            published.
 
     """
+    if not given:
+        raise UserError("--key: expected one key at least, got none")
     keys = [one if isinstance(one, Key) else read(one) for one in given]
     if len({key.commitment for key in keys}) < len(keys):
         raise UserError("--key: expected different keys, got one twice")

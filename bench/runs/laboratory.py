@@ -1,11 +1,11 @@
-"""Run a suite: carry out each stage of its plan once and write a record for every cell."""
+"""Carry out the stages of a plan, one at a time, and keep what each of them makes."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,7 +28,6 @@ from bench.records.nouns import (
     Cost,
     Evidence,
     Fidelity,
-    Incompatible,
     Json,
     Precision,
     Readout,
@@ -41,7 +40,7 @@ from bench.records.store import Artefact, Store
 from bench.registry import ATTACKS, METHODS
 from bench.runs.machine import device_name, environment
 from bench.runs.owners import load_owner, refuse_others
-from bench.suite.graph import Plan, Stage
+from bench.suite.graph import Kind, Plan, Stage
 from bench.suite.owners import ClassifierSettings, OwnerSettings
 from bench.suite.plan import weights_file
 from bench.training import pretraining, probe, readout
@@ -90,10 +89,9 @@ class Laboratory:
         if self.store.damaged(stage.key):
             self.note(f"store: {stage.kind} {stage.key} was damaged and is made again")
         before = self.store.find(stage.key)
-        work: Callable[[Stage], Made] = getattr(self, f"_{stage.kind}")
         wanted = self.compile and stage.kind != "cohort"  # strangers train under vmap
         with compiling(wanted), measuring(self.device) as meter:
-            made = work(stage)
+            made = self._work[stage.kind](stage)
         cost = dataclasses.asdict(self._cost(meter, made.seconds, made.ideal_seconds))
         payload = {"cost": cost, "environment": self.environment, **made.payload}
         if meter.micro_batch is not None:
@@ -106,6 +104,19 @@ class Laboratory:
         return self.store.put(
             stage.key, stage.kind, dict(stage.recipe), stage.parents, payload, made.tensors
         )
+
+    @property
+    def _work(self) -> Mapping[Kind, Callable[[Stage], Made]]:
+        return {
+            "owner": self._owner,
+            "classifier": self._classifier,
+            "cohort": self._cohort,
+            "protect": self._protect,
+            "attack": self._attack,
+            "extract": self._extract,
+            "utility": self._utility,
+            "fidelity": self._fidelity,
+        }
 
     def _cost(self, meter: Meter, seconds: float | None, ideal: float | None) -> Cost:
         return Cost(
@@ -384,23 +395,6 @@ def _refuse_two_heads(owner: OwnerSettings, store: Store, stage: Stage) -> None:
             "and the model's own classifier is used",
             ("classifier",),
         )
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """Why a stage, and with it every cell that needs it, has no result."""
-
-    reason: str
-    incompatible: bool = False
-    environment: Mapping[str, str] = field(default_factory=dict)  # where; nothing if it died there
-
-    @staticmethod
-    def of(error: BaseException) -> Failure:
-        """Put an error into one line."""
-        text = " ".join(str(error).split()) or type(error).__name__
-        expected = isinstance(error, UserError | Incompatible | FloatingPointError)
-        line = text if expected else f"{type(error).__name__}: {text}"
-        return Failure(line[:400], isinstance(error, Incompatible))
 
 
 def _shape(cohort: Mapping[str, Json]) -> Shape:

@@ -26,8 +26,6 @@ from bench.records.nouns import (
     Utility,
 )
 from bench.records.store import Artefact, Store
-from bench.records.table import write_tables
-from bench.reports import tables
 from bench.suite.graph import Plan, Question
 from bench.suite.plan import departures
 from bench.suite.todo import spare_copies
@@ -38,7 +36,8 @@ if TYPE_CHECKING:
 
     import torch
 
-    from bench.runs.laboratory import Failure, Laboratory
+    from bench.runs.engines import Failure
+    from bench.runs.laboratory import Laboratory
 
     Engine = Callable[[Laboratory, Sequence[Question]], Iterator[tuple[Question, Failure | None]]]
     """Carries out the stages of questions; yields each, with the reason if it has no answer."""
@@ -96,16 +95,14 @@ class Session:
 
 
 def run(session: Session) -> Results:
-    """Answer the cells that have no record yet; write outline, records and tables."""
+    """Answer the cells that have no record yet; write the outline and the records."""
     if todo := unanswered(session.plan, session.home):
         _answer_all(session, todo)
     else:
         _write_outline(session.plan, session.home)
         if session.drop_copies:
             _drop_copies(session)
-    found = ledger.read_results(session.home)
-    write_tables(session.home, tables.tables(found.outline, found.records))
-    return found
+    return ledger.read_results(session.home)
 
 
 def unanswered(plan: Plan, home: Path) -> list[Question]:

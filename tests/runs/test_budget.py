@@ -58,8 +58,8 @@ def run_once(tmp_path_factory):
     """A suite with its passes as they were foreseen, and the store after it was run."""
     folder = tmp_path_factory.mktemp("budget")
     made, store = planned(folder), Store(folder / "store")
-    clerk = budget._Clerk(made, store, None)
-    foreseen = {key: clerk.passes(stage) for key, stage in made.stages.items()}
+    estimates = budget._Estimates(made, store, None)
+    foreseen = {key: estimates.passes(stage) for key, stage in made.stages.items()}
     laboratory = Laboratory(made, store, None, torch.device("cpu"))
     load_owners(laboratory)
     failed = [reason for _, reason in engines.serial(laboratory, made.questions) if reason]

@@ -13,7 +13,8 @@ from bench.records.leases import KEPT, Leases
 from bench.records.nouns import Incompatible
 from bench.records.store import Store
 from bench.runs import engines
-from bench.runs.laboratory import Failure, Laboratory
+from bench.runs.engines import Failure
+from bench.runs.laboratory import Laboratory
 from bench.suite import plan
 from bench.suite.reader import load
 
@@ -90,8 +91,8 @@ def test_copies_that_had_to_stay_are_spoken_of_once(laboratory):
     assert laboratory.note.__self__ == [KEPT]
 
 
-class Idle(engines._Alone):
-    """A crew that must not be waited for."""
+class Idle(engines._ThisProcess):
+    """A pool that must not be waited for."""
 
     def finished(self, patience=None):
         raise AssertionError("nothing is left to wait for")
@@ -107,18 +108,18 @@ def test_where_all_is_there_copies_go_and_nobody_is_waited_for(laboratory):
 
 
 def test_a_worker_that_dies_takes_no_stage_with_it_that_had_ended(laboratory, monkeypatch):
-    monkeypatch.setattr(engines._Crew, "__enter__", lambda self: self)
-    monkeypatch.setattr(engines._Crew, "__exit__", lambda self, *_: None)
-    crew = engines._Crew(laboratory, 3, 1)
+    monkeypatch.setattr(engines._Processes, "__enter__", lambda self: self)
+    monkeypatch.setattr(engines._Processes, "__exit__", lambda self, *_: None)
+    pool = engines._Processes(laboratory, 3, 1)
     for key in ("made", "failed", "lost"):
-        crew._running[Future()] = key
-    made, failed, lost = crew._running
+        pool._running[Future()] = key
+    made, failed, lost = pool._running
     lost.set_exception(BrokenProcessPool())
     made.set_result((None, ["a note"]))
     failed.set_result((Failure("its own reason"), []))
-    found = dict(crew.finished())
+    found = dict(pool.finished())
     assert found["made"] is None
     assert found["failed"].reason == "its own reason"
     assert found["lost"].reason.startswith("the worker process died")
-    assert not crew.busy
+    assert not pool.busy
     assert laboratory.note.__self__ == ["a note"]

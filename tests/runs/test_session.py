@@ -272,15 +272,15 @@ def test_a_worker_that_dies_fails_one_stage_and_the_next_is_carried_out(suite, r
     store = Store(results / ".store")
     key = artefact(results, "attack", "prune.l1")
     store.remove(key)
-    with engines._Crew(Laboratory(made, store, None, torch.device("cpu")), 1, 1) as crew:
-        crew.start(key)
-        assert crew.finished() == [(key, None)]
-        (worker,) = crew._pool._processes.values()
+    with engines._Processes(Laboratory(made, store, None, torch.device("cpu")), 1, 1) as pool:
+        pool.start(key)
+        assert pool.finished() == [(key, None)]
+        (worker,) = pool._executor._processes.values()
         worker.kill()
         worker.join()
         time.sleep(0.5)  # the pool notices, and takes no more work
-        crew.start(key)
-        [(_, failure)] = crew.finished()
+        pool.start(key)
+        [(_, failure)] = pool.finished()
         assert "worker process died" in failure.reason
-        crew.start(key)
-        assert crew.finished() == [(key, None)]
+        pool.start(key)
+        assert pool.finished() == [(key, None)]
