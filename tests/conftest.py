@@ -1,16 +1,16 @@
 """What holds for every test: one thread, and no bfloat16 where a CPU has to emulate it."""
 
-import importlib.util
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from stand_ins import standing_in
 
-# Many small tensors: threads that wait for each other on a busy machine cost a factor of ten.
-if importlib.util.find_spec("torch"):
+with contextlib.suppress(ModuleNotFoundError):  # the quick tests need none
     import torch
 
+    # Many small tensors: threads that wait for each other on a busy machine cost a factor of ten.
     torch.set_num_threads(1)
 
 CPU_FLAGS = Path("/proc/cpuinfo")

@@ -42,15 +42,22 @@ def suites() -> list[Path]:
     return [file for file in files if "\nname:" in f"\n{file.read_text()}"]
 
 
+def planned(file: Path, data: Path | None) -> str | None:
+    """Return a digest of a suite's keys, in order, if its data are there or can be assumed."""
+    with contextlib.suppress(UserError):
+        made = plan.make(reader.load(file), data or Path("/nowhere"), assume=True)
+        keys = [*made.stages, *(question.key for question in made.questions)]
+        return digest("\n".join(keys).encode())
+    return None
+
+
+def name(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
 def plans(data: Path | None) -> dict[str, str]:
-    """Return a digest of every suite's keys, in order, if its data are there or can be assumed."""
-    found = {}
-    for file in suites():
-        with contextlib.suppress(UserError):
-            made = plan.make(reader.load(file), data or Path("/nowhere"), assume=True)
-            keys = [*made.stages, *(question.key for question in made.questions)]
-            found[file.relative_to(ROOT).as_posix()] = digest("\n".join(keys).encode())
-    return found
+    found = {name(file): planned(file, data) for file in suites()}
+    return {file: keys for file, keys in found.items() if keys}
 
 
 def folders() -> list[Path]:
@@ -82,7 +89,7 @@ def _only_records(folder: str, names: list[str]) -> list[str]:
 def reports(asked: tuple[tuple[str, ...], ...] = ASKED) -> dict[str, str]:
     """Return the digests of these formats and flags, for every folder of results."""
     return {
-        " ".join([folder.relative_to(ROOT).as_posix(), *how]): report(folder, *how)
+        " ".join([name(folder), *how]): report(folder, *how)
         for folder, how in itertools.product(folders(), asked)
     }
 
