@@ -3,8 +3,9 @@
 import re
 
 import pytest
-from commands import SUITE, bench
+from commands import bench
 from documents import ROOT, blocks
+from made import suite
 from pandas import DataFrame
 from safetensors.torch import save_file
 
@@ -59,7 +60,8 @@ def test_the_list_of_plug_ins_is_the_one_the_command_prints(kind, capsys):
 def test_the_readmes_python_does_what_it_says(tmp_path, monkeypatch):
     """Line by line, on a suite of the same name that is smaller, with a mark that is not learnt."""
     monkeypatch.chdir(tmp_path)
-    small = SUITE.replace("name: tiny", "name: mine").replace("strangers: 1", "strangers: 0")
+    innocents = "{strangers: 0, twin_seeds: 1, pretraining_steps: 1}"
+    small = suite(name="mine", innocents=innocents)
     (tmp_path / "mine.yaml").write_text(small)
     (tmp_path / "mine/strangers").mkdir(parents=True)
     save_file(testing.stranger(0).state_dict(), tmp_path / "mine/strangers/0.safetensors")
