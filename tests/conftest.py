@@ -1,6 +1,7 @@
-"""What holds for every test: one thread, and no bfloat16 where a CPU has to emulate it."""
+"""What holds for every test: one thread, slow files first, bfloat16 only where a CPU knows it."""
 
 import contextlib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,9 +32,19 @@ def stand_ins() -> Iterator[None]:
         yield
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    # pytest-xdist would begin with the file of most tests; the slow ones have few.
+    config.option.loadscopereorder = False
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if has_bfloat16():
-        return
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])  # whole files: what they share is made once
+    if not has_bfloat16():
+        skip_bfloat16(items)
+
+
+def skip_bfloat16(items: list[pytest.Item]) -> None:
     wanted = " or ".join(sorted(BFLOAT16))
     skip = pytest.mark.skip(reason=f"expected a CPU with {wanted}, got one that names none")
     for item in items:

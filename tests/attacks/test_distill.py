@@ -108,6 +108,7 @@ def test_the_distance_of_scores_is_their_divergence_at_the_temperature(temperatu
     assert made.notes["final_loss"] == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_features_of_the_thiefs_pool_bring_back_nine_tenths_of_the_probes_accuracy(digits):
     train, test, pool = digits
     ctx = dataclasses.replace(context(), images=pool)

@@ -142,6 +142,7 @@ def accuracy(seed, train, test, **settings):
     return head_accuracy(made, test, CPU)
 
 
+@pytest.mark.slow
 def test_fine_tuning_is_as_good_as_a_plain_script():
     train, test = thiefs_digits()
     ours, theirs = [], []
@@ -158,6 +159,7 @@ def test_fine_tuning_is_as_good_as_a_plain_script():
 
 
 @pytest.mark.bfloat16
+@pytest.mark.slow
 def test_fine_tuning_in_half_precision_is_as_good_as_in_full():
     full, half = (
         [accuracy(seed, *thiefs_digits(), precision=precision) for seed in range(3)]

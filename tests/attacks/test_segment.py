@@ -91,6 +91,7 @@ def test_a_mask_that_shows_nothing_teaches_nothing():
     assert made.notes["final_loss"] < math.log(10) / 2
 
 
+@pytest.mark.slow
 def test_the_thief_learns_the_task_beyond_naming_the_majority():
     scenes = manifest.read("digit-scenes", DataSettings("digit-scenes", crops=160))
     pools, size = manifest.split(scenes), owner().preprocess

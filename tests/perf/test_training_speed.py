@@ -29,6 +29,7 @@ def bare_epoch(model, images, labels, batch, half=False):
 
 
 @pytest.mark.perf
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "precision", ["float32", pytest.param("bfloat16", marks=pytest.mark.bfloat16)]
 )

@@ -67,6 +67,7 @@ def run_once(tmp_path_factory):
     return made, store, foreseen
 
 
+@pytest.mark.slow
 def test_passes_are_foreseen_to_the_last_image(run_once):
     made, store, foreseen = run_once
     checked = set()
@@ -120,6 +121,7 @@ def dropped(run_once, tmp_path_factory):
     return store, sizes
 
 
+@pytest.mark.slow
 def test_the_disk_that_copies_take_at_once_is_foreseen(run_once, dropped):
     made, known, _ = run_once
     there = guesses(made, known)

@@ -153,6 +153,7 @@ def held(known):
 
 
 @pytest.mark.perf
+@pytest.mark.slow
 def test_an_unchanged_tree_holds(known):
     assert held(known).outcome == "holds", held(known).table.rows
 
@@ -173,6 +174,7 @@ def test_an_extra_forward_pass_is_found(known, monkeypatch):
 
 
 @pytest.mark.perf
+@pytest.mark.slow
 def test_an_embedding_loop_slower_by_30_percent_is_found(known, monkeypatch):
     repeat = methods.activemark._repeat
 
