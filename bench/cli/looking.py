@@ -171,11 +171,11 @@ def _count(name: str) -> str:
 
 
 def _known_models() -> Table:
-    from bench.models import libraries
+    from bench.models.libraries import LIBRARIES
 
     rows = []
-    for name in libraries.names():
-        library = libraries.find(name)
+    for name in LIBRARIES.names():
+        library = LIBRARIES.get(name)
         rows += [(f"{name}: {model}", library.summary) for model in library.names or ("NAME",)]
     return Table("Models", "owners, by library", ("model", "where it comes from"), tuple(rows))
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import bench
 from bench.cli.parser import OK, Command, a_device, a_model, data_root, positive
-from bench.models.libraries import find
+from bench.models.libraries import LIBRARIES
 from bench.records.nouns import UserError
 from bench.verdicts.verdict import innocents_needed
 
@@ -176,7 +176,7 @@ def advice(made: Claim) -> list[tuple[str, str]]:
     if key.user:
         lines.append(("user", key.user))
     if marks:
-        line = find(key.owner.library).in_python(key.owner)
+        line = LIBRARIES.get(key.owner.library).in_python(key.owner)
         how = f" (load_state_dict of {line})" if line else ""
         lines.append(("model", f"{made.model_file}: to be released{how}"))
     else:

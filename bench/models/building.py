@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from bench.models import libraries
 from bench.models.heads import make_head
+from bench.models.libraries import LIBRARIES
 from bench.models.surgery import narrow
 from bench.models.vision import Architecture, Part, VisionModel
 from bench.records.nouns import UserError, digest
@@ -56,7 +56,7 @@ def build(
 def _maker(
     architecture: Architecture, pretrained: bool, revision: str | None
 ) -> Callable[[Architecture], VisionModel]:
-    library = libraries.find(architecture.library)
+    library = LIBRARIES.get(architecture.library)
     who, published = f"{architecture.library} {architecture.name}", library.published
     if not pretrained:
         return library.make

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from bench.models.building import build
-from bench.models.libraries import find
+from bench.models.libraries import LIBRARIES
 from bench.models.vision import Architecture, VisionModel
 from bench.records.files import write_atomically
 from bench.records.nouns import UserError, first_line
@@ -119,7 +119,7 @@ def _state(found: object, origin: str) -> Mapping[str, Tensor]:
 
 def renamed(state: Mapping[str, Tensor], model: VisionModel) -> Mapping[str, Tensor]:
     """Match a library's names to ours, where a file has not ours: the layout that most fit."""
-    own, library = model.state_dict().keys(), find(model.architecture.library)
+    own, library = model.state_dict().keys(), LIBRARIES.get(model.architecture.library)
     bare = _laid_out(state, {library.prefix: ""})
     laid_out = [_laid_out(s, layout) for s in (state, bare) for layout in library.layouts]
     found = max([state, *laid_out], key=lambda names: len(names.keys() & own))
@@ -138,7 +138,7 @@ def _laid_out(state: Mapping[str, Tensor], layout: Mapping[str, str]) -> dict[st
 
 def release(model: VisionModel, path: Path) -> None:
     """Write a model's weights in the layout of its library; `mini`'s in the bench's own."""
-    own, prefix = model.state_dict(), find(model.architecture.library).prefix
+    own, prefix = model.state_dict(), LIBRARIES.get(model.architecture.library).prefix
     state = {
         f"{prefix}{name}": own[ours].detach().cpu().contiguous().clone()
         for name, ours in _library_names(model).items()
@@ -188,7 +188,7 @@ def _library_names(model: VisionModel) -> dict[str, str]:
             if name.startswith(ours)
         }
 
-    return max(map(laid_out, find(model.architecture.library).layouts), key=len)
+    return max(map(laid_out, LIBRARIES.get(model.architecture.library).layouts), key=len)
 
 
 def _prefix(state: Mapping[str, Tensor], names: Collection[str]) -> str:

@@ -30,10 +30,12 @@ class Announced:
     Those of `built_in` come first. `key` is the setting in which a user names one.
     """
 
-    def __init__(self, kind: str, key: str = "name", built_in: Mapping[str, str] = NONE) -> None:
+    def __init__(
+        self, kind: str, key: str = "name", built_in: Mapping[str, str] = NONE, group: str = ""
+    ) -> None:
         self.kind = kind
         self.key = key
-        self.group = f"bench.{kind}s"
+        self.group = group or f"bench.{kind}s"
         self._built_in = built_in
 
     def origin_of(self, name: str) -> Origin | None:
@@ -84,9 +86,14 @@ class Values(Announced, Generic[T]):
     """A table of values of one type, each imported when it is first asked for."""
 
     def __init__(
-        self, kind: str, of: type[T], key: str = "name", built_in: Mapping[str, str] = NONE
+        self,
+        kind: str,
+        of: type[T],
+        key: str = "name",
+        built_in: Mapping[str, str] = NONE,
+        group: str = "",
     ) -> None:
-        super().__init__(kind, key, built_in)
+        super().__init__(kind, key, built_in, group)
         self._of = of
         self._found: dict[str, T] = {}
 

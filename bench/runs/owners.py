@@ -8,9 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.models import libraries
 from bench.models.building import blank, build, randomised
-from bench.models.libraries import Place
+from bench.models.libraries import LIBRARIES, Place
 from bench.models.vision import Architecture, VisionModel
 from bench.models.weights import load_state, read_weights, renamed
 from bench.records.nouns import UserError, first_line
@@ -91,7 +90,7 @@ def place(owner: OwnerSettings) -> Place | None:
         UserError: no library has the name.
 
     """
-    found = libraries.find(owner.library).place(architecture_of(owner))
+    found = LIBRARIES.get(owner.library).place(architecture_of(owner))
     return found and dataclasses.replace(found, revision=owner.revision)
 
 
@@ -102,7 +101,7 @@ def architecture_of(owner: OwnerSettings) -> Architecture:
         UserError: no library has the name.
 
     """
-    library = libraries.find(owner.library)
+    library = LIBRARIES.get(owner.library)
     bare = Architecture(owner.library, owner.name, owner.image_size, tag=owner.pretrained)
     library.check(bare)
     keeps_head = library.classifies is not None and library.classifies(bare)

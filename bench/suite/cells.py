@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
-from bench.models import libraries
+from bench.models.libraries import EMBEDDED
 from bench.records.nouns import UNTOUCHED, Cell, Json, Lineage, Shape, Spec
 from bench.registry import ATTACKS, METHODS
 from bench.suite.graph import STRANGER
@@ -83,7 +83,7 @@ def _as_they_are(
     if peers.public is not None:
         lineage: Lineage = "owner" if marks else "stranger"
         yield ask("other model", as_it_is, 0, lineage, other_model=peers.public)
-    embedded = owner.args["library"] == libraries.EMBEDDED
+    embedded = owner.args["library"] == EMBEDDED
     others = [shape for shape in get_args(Shape) if shape != owner.name] if embedded else []
     for shape, i in itertools.product(others, range(innocents.other_shapes)):
         start = ATTACKS.spec(STRANGER, {"index": i, "shape": shape})

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PlainValidator
 
-from bench.models import libraries
+from bench.models.libraries import EMBEDDED, LIBRARIES
 from bench.records.nouns import Json, Spec
 from bench.records.settings import (
     Count,
@@ -87,7 +87,7 @@ class OwnerSettings:
             raise SettingError(message, ("revision",))
 
     def _check_library(self) -> None:
-        library, who = libraries.find(self.library), self.library
+        library, who = LIBRARIES.get(self.library), self.library
         if library.names and self.name not in library.names:
             hint = suggestion(self.name, library.names)
             raise SettingError(f"no {who} model '{self.name}'{hint}", ("name",))
@@ -118,7 +118,7 @@ class OwnerSettings:
     @property
     def shipped(self) -> Path | None:
         """Return the file of weights that came with the library, if these are meant."""
-        folder = libraries.find(self.library).shipped if self.weights == "hub" else None
+        folder = LIBRARIES.get(self.library).shipped if self.weights == "hub" else None
         return folder and folder / f"{self.name}.safetensors"
 
     def spec(self) -> Spec:
@@ -143,14 +143,14 @@ def owner_of(
 ) -> OwnerSettings:
     """Return the model that LIBRARY:NAME names, as a suite would have it."""
     library, _, name = text.rpartition(":")
-    value = {"library": library or libraries.EMBEDDED, "name": name, "weights": weights}
+    value = {"library": library or EMBEDDED, "name": name, "weights": weights}
     given = {"pretrained": pretrained, "image_size": image_size}
     return settings(OwnerSettings, value | {k: v for k, v in given.items() if v is not None})
 
 
 def owner_from(value: Json) -> OwnerSettings:
     """Read a model somebody owns: its library is the key of its name."""
-    entry, listed = dict(mapping_of(value, "timm: vit_base_patch16_224")), libraries.names()
+    entry, listed = dict(mapping_of(value, "timm: vit_base_patch16_224")), LIBRARIES.names()
     own = [f.name for f in dataclasses.fields(OwnerSettings) if f.name not in ("library", "name")]
     known = [*listed, *own]
     for key in entry:

@@ -17,7 +17,7 @@ from pathlib import Path
 from bench.data import manifest
 from bench.data.manifest import Manifest
 from bench.data.settings import LOADERS
-from bench.models import libraries
+from bench.models.libraries import EMBEDDED, LIBRARIES
 from bench.records.files import file_digest
 from bench.records.nouns import (
     Access,
@@ -197,7 +197,7 @@ class _Builder:
 
     def _strangers(self, owner: OwnerSettings, others: int) -> int:
         innocents = self.suite.innocents
-        if owner.library == libraries.EMBEDDED:
+        if owner.library == EMBEDDED:
             self._check_shares(owner)
             return innocents.strangers
         if innocents.strangers or innocents.other_shapes:
@@ -269,7 +269,7 @@ class _Builder:
         for position, step in enumerate(cell.attack):
             attack = ATTACKS.get(step.name)
             parents: tuple[str, ...] = (key,)
-            if not attack.derived and cell.owner.args["library"] == libraries.EMBEDDED:
+            if not attack.derived and cell.owner.args["library"] == EMBEDDED:
                 # It owes the victim nothing, so the victim is not in its key.
                 shape = step.args.get("shape", "mini")
                 parents = (self._cohort(int(step.args.get("index", 0)), shape),)
@@ -328,7 +328,7 @@ def _unobtainable(cell: Cell, images: Manifest) -> str:
     """Say why this suspect cannot be read at all; empty if it can."""
     needs, readout = METHODS.get(cell.method.name).needs, _readout(cell.method)
     named, classifier = cell.owner.args["library"], cell.owner.args.get("classifier")
-    if _asks_only(cell.method) and not classifier and libraries.find(named).classifies is None:
+    if _asks_only(cell.method) and not classifier and LIBRARIES.get(named).classifies is None:
         return f"needs {needs.text}, {cell.owner.name} has no `classifier`"
     if readout == "relinear" and not _labelled(images):
         return f"relinear needs labelled images, {images.name} has none"

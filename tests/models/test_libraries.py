@@ -1,13 +1,13 @@
 """A library is found by name, and one that cannot be had says so in one line."""
 
+import importlib.metadata
 import subprocess
 import sys
 from importlib.metadata import EntryPoint
 
 import pytest
 
-from bench.models import libraries
-from bench.models.libraries import GROUP, Library, find, names
+from bench.models.libraries import LIBRARIES, Library
 from bench.records.nouns import UserError
 from bench.suite.owners import OwnerSettings, owner_from
 
@@ -17,17 +17,13 @@ def announce(monkeypatch):
     """Entry points of packages that are not there."""
 
     def announced(**points):
-        found = [EntryPoint(name, value, GROUP) for name, value in points.items()]
-        monkeypatch.setattr("importlib.metadata.entry_points", lambda group: found)
+        found = [EntryPoint(name, value, LIBRARIES.group) for name, value in points.items()]
+        monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: found)
+        monkeypatch.delattr(LIBRARIES, "_announced", raising=False)
+        monkeypatch.setattr(LIBRARIES, "_found", {})
 
-    def forget():
-        find.cache_clear()
-        libraries._announced.cache_clear()
-
-    forget()
     yield announced
-    monkeypatch.undo()
-    forget()
+    vars(LIBRARIES).pop("_announced", None)
 
 
 def made(architecture):
@@ -40,42 +36,50 @@ BARE = Library(summary="one model", names=("tiny",), make=made)
 HERE = f"{__name__}:BARE"
 
 
+FOUND = """
+import sys
+from bench.models.libraries import LIBRARIES
+
+for name in LIBRARIES.names()[:3]:
+    LIBRARIES.get(name)
+print({"torch", "timm", "open_clip"} & sys.modules.keys())
+"""
+
+
 def test_the_built_in_libraries_come_first_and_are_found_without_torch():
-    assert names()[:3] == ["embedded", "timm", "open_clip"]
-    asked = "from bench.models import libraries as l; [l.find(n) for n in l.names()[:3]]"
-    told = f"import sys; {asked}; print({{'torch', 'timm', 'open_clip'}} & sys.modules.keys())"
-    done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True)
+    assert LIBRARIES.names()[:3] == ["embedded", "timm", "open_clip"]
+    done = subprocess.run([sys.executable, "-c", FOUND], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 
 
 def test_a_library_of_others_is_one_more_key_of_an_owner(announce):
     announce(acme=HERE)
-    assert names() == ["embedded", "timm", "open_clip", "acme"]
-    assert find("acme") is BARE
+    assert LIBRARIES.names() == ["embedded", "timm", "open_clip", "acme"]
+    assert LIBRARIES.get("acme") is BARE
     assert owner_from({"acme": "tiny", "weights": "random"}).library == "acme"
 
 
 @pytest.mark.parametrize(
     ("points", "words"),
     [
-        ({}, r"no library 'acme'; known: embedded, timm, open_clip"),
-        ({"acne": HERE}, r"no library 'acme'; did you mean 'acne'\? known: .*, acne"),
+        ({}, r"no library named 'acme'; known: embedded, timm, open_clip"),
+        ({"acne": HERE}, r"no library named 'acme'; did you mean 'acne'\? known: .*, acne"),
         ({"acme": "no_such_module:ACME"}, r"'acme': cannot import no_such_module:ACME \(ModuleNot"),
-        ({"acme": f"{__name__}:HERE"}, r"'acme': expected a Library at \S+:HERE, got a str"),
+        ({"acme": f"{__name__}:HERE"}, r"'acme': expected \S+:HERE to be a Library, got str"),
     ],
     ids=["unknown", "misspelt", "gone", "no library"],
 )
 def test_a_library_that_cannot_be_had_is_told_in_one_line(announce, points, words):
     announce(**points)
     with pytest.raises(UserError, match=words) as found:
-        find("acme")
+        LIBRARIES.get("acme")
     assert "\n" not in str(found.value)
 
 
 def test_a_name_that_two_claim_is_nobodys(announce):
     announce(timm=HERE)
-    with pytest.raises(UserError, match=r"library 'timm' is claimed by bench\S+ \(bench\) and"):
-        find("timm")
+    with pytest.raises(UserError, match=r"library 'timm' is claimed by bench\S+ \(built in\) and"):
+        LIBRARIES.get("timm")
 
 
 @pytest.mark.parametrize(

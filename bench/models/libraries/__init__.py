@@ -1,38 +1,22 @@
 """Find the libraries that models come from by name, whoever wrote them; no torch is needed.
 
-A library is one value in one file. The entry point says where it lies, and nothing is imported
-before somebody names it.
+A library is one value in one file, and is imported once somebody names it.
 """
 
 from __future__ import annotations
 
-import functools
-import importlib.metadata
-from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.records.nouns import first_line
-from bench.records.settings import SettingError, suggestion
+from bench.records.plugins import Values
 
 if TYPE_CHECKING:
     from bench.models.vision import Architecture, VisionModel
 
 EMBEDDED = "embedded"
 """The library of the models that come with the bench, and of the strangers it trains."""
-
-GROUP = "bench.libraries"
-"""The entry points of libraries that are not ours."""
-
-OURS = {
-    EMBEDDED: "bench.models.libraries.embedded:EMBEDDED",
-    "timm": "bench.models.libraries.timm:TIMM",
-    "open_clip": "bench.models.libraries.open_clip:OPEN_CLIP",
-}
-"""Where the built-in ones lie."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,44 +83,15 @@ class Library:
     surplus: Callable[[Architecture], tuple[str, ...]] = _no_names  # prefixes of ours to leave out
 
 
-def names() -> list[str]:
-    """List the names of all libraries, the built-in ones first, without importing any."""
-    return [*OURS, *sorted(_announced().keys() - OURS.keys())]
-
-
-@functools.cache
-def find(name: str) -> Library:
-    """Return the library called `name`, importing the module that holds it.
-
-    Raises:
-        SettingError: there is none of this name, or it is not to be had.
-
-    """
-    points = _announced().get(name, [])
-    if not points:
-        raise SettingError(f"no library '{name}'{suggestion(name, names())}", ("library",))
-    if len({point.value for point in points}) > 1:
-        claims = " and ".join(f"{p.value} ({p.dist.name if p.dist else 'bench'})" for p in points)
-        raise SettingError(f"library '{name}' is claimed by {claims}", ("library",))
-    try:
-        loaded = points[0].load()
-    except SettingError:
-        raise
-    except Exception as error:  # an import runs foreign code, which may fail in any way
-        reason = f"{type(error).__name__}: {first_line(error)}"
-        message = f"library '{name}': cannot import {points[0].value} ({reason})"
-        raise SettingError(message, ("library",)) from error
-    if not isinstance(loaded, Library):
-        wanted = f"expected a Library at {points[0].value}, got a {type(loaded).__name__}"
-        raise SettingError(f"library '{name}': {wanted}", ("library",))
-    return loaded
-
-
-@functools.cache
-def _announced() -> Mapping[str, list[EntryPoint]]:
-    found = defaultdict(list)
-    for name, place in OURS.items():
-        found[name].append(EntryPoint(name, place, GROUP))
-    for point in importlib.metadata.entry_points(group=GROUP):
-        found[point.name].append(point)
-    return found
+LIBRARIES = Values(
+    "library",
+    Library,
+    key="library",
+    built_in={
+        EMBEDDED: "bench.models.libraries.embedded:EMBEDDED",
+        "timm": "bench.models.libraries.timm:TIMM",
+        "open_clip": "bench.models.libraries.open_clip:OPEN_CLIP",
+    },
+    group="bench.libraries",
+)
+"""Every library, by the name that is the key of an owner in a suite."""
