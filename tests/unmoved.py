@@ -82,7 +82,7 @@ def report(folder: Path, form: str, *flags: str) -> str:
 
 
 def _only_records(folder: str, names: list[str]) -> list[str]:
-    kept = (".jsonl", ".json", "figure2.csv")
+    kept = (".jsonl", ".json", "figure-2.csv")
     return [n for n in names if not n.endswith(kept) and not os.path.isdir(os.path.join(folder, n))]
 
 

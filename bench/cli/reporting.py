@@ -103,7 +103,7 @@ def _asked(
             write_tables(home, prices, pictures)
     if arguments.reference:
         made = (*made, *printed.tables(*found))
-    if whole and (profiled := home / "figure2.csv").is_file():
+    if whole and (profiled := home / "figure-2.csv").is_file():
         caption = "activations after each block, as `bench profile` left them beside the records"
         made = (*made, read_csv(profiled, "Figure 2", caption))
     if arguments.calibration or whole:

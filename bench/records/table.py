@@ -244,7 +244,7 @@ def write_tables(
     """Write every table as Markdown and CSV, every picture as SVG, each file whole; say where."""
     paths = []
     for table in made:
-        stem = table.name.lower().replace(" ", "")
+        stem = table.name.lower().replace(" ", "-")
         for form in (MARKDOWN, CSV):
             path = folder / f"{stem}.{form.suffix}"
             write_atomically(path, form.write(table).encode())

@@ -80,7 +80,7 @@ def test_a_run_answers_every_cell_and_prints_its_tables(first):
     assert f"{CELLS} of {CELLS} cells to answer" in said.out
     assert [r.status for r in records(folder)] == ["ok"] * CELLS
     assert "Table 2" in said.out
-    assert (folder / "results" / "tiny" / "table2.csv").is_file()
+    assert (folder / "results" / "tiny" / "table-2.csv").is_file()
 
 
 def test_the_second_run_does_no_work_and_prints_the_same(first, folder):
@@ -113,10 +113,12 @@ def test_a_report_needs_the_records_alone(first, folder):
         assert (said.status, tables(said)) == (0, tables(first[1]))
     shutil.rmtree(folder / "results" / ".store")
     assert "Table 2" in bench("report", home).out
-    assert (home / "table2.csv").read_text().strip() in bench("report", home, "--format", "csv").out
+    assert (home / "table-2.csv").read_text().strip() in bench(
+        "report", home, "--format", "csv"
+    ).out
     assert "| " in bench("report", home, "--format", "markdown").out
     assert "Level and power" in bench("report", home, "--calibration").out
-    assert (home / "levelandpower.csv").is_file()
+    assert (home / "level-and-power.csv").is_file()
 
 
 def test_a_report_is_read_without_torch(folder):
@@ -243,7 +245,7 @@ def test_a_profile_has_a_row_a_block_and_both_rules(tmp_path):
     assert (said.status, said.err) == (0, "")
     assert "first_massive: block " in said.out
     assert "largest_jump: block " in said.out
-    rows = (tmp_path / "figure2.csv").read_text().splitlines()[1:]
+    rows = (tmp_path / "figure-2.csv").read_text().splitlines()[1:]
     assert [row.partition(",")[0] for row in rows] == [str(block) for block in range(6)]
 
 

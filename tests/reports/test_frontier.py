@@ -389,7 +389,13 @@ def written(home, records):
     return home
 
 
-WRITTEN = ("frontier.csv", "frontier.md", "frontier.svg", "priceofremoval.csv", "priceofremoval.md")
+WRITTEN = (
+    "frontier.csv",
+    "frontier.md",
+    "frontier.svg",
+    "price-of-removal.csv",
+    "price-of-removal.md",
+)
 
 
 def test_the_command_prints_both_tables_and_writes_them_with_the_picture(home, capsys):

@@ -119,15 +119,15 @@ def test_a_page_holds_all_that_there_are_numbers_for(homes):
 
 def test_figure_2_is_on_the_page_where_a_profile_lies_beside_the_records(homes, tmp_path):
     home = shutil.copytree(homes[0], tmp_path / "profiled")
-    (home / "figure2.csv").write_text("block,mean top-5\n0,12.50\n1,<b>\n")
+    (home / "figure-2.csv").write_text("block,mean top-5\n0,12.50\n1,<b>\n")
     text = bench("report", home, "--format", "html").out
     assert "<h2>Figure 2</h2>" in text
     assert '<th scope="row">1</th><td>&lt;b&gt;</td>' in text
     for torn in ("", "block,mean top-5\n0\n"):
-        (home / "figure2.csv").write_text(torn)
+        (home / "figure-2.csv").write_text(torn)
         said = bench("report", home, "--format", "html")
         assert (said.status, said.out) == (2, "")
-        assert "figure2.csv: expected rows as wide as their header" in said.err
+        assert "figure-2.csv: expected rows as wide as their header" in said.err
 
 
 def test_records_of_another_protocol_are_not_mixed_in_whatever_is_asked(homes, tmp_path):

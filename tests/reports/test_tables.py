@@ -472,8 +472,9 @@ def test_the_same_records_give_the_same_bytes_whatever_their_order(tmp_path):
         found = {p.name: p.read_bytes() for p in paths}
         assert found == (expected := expected or found)
     assert sorted(expected) == [
-        *("bounds.csv", "bounds.md", "figure3.csv", "figure3.md", "table2.csv", "table2.md"),
-        *("table2sidebyside.csv", "table2sidebyside.md", "table3.csv", "table3.md"),
+        *("bounds.csv", "bounds.md", "figure-3.csv", "figure-3.md"),
+        *("table-2-side-by-side.csv", "table-2-side-by-side.md", "table-2.csv", "table-2.md"),
+        *("table-3.csv", "table-3.md"),
     ]
     assert sorted(p.name for p in folder.iterdir()) == sorted(expected)  # nothing half-written
 
