@@ -149,65 +149,79 @@ def test_numbers_may_be_written_as_everybody_writes_them(write):
     assert (args["rate"], args["layers"]) == (0.001, [2, 3])
 
 
-ERRORS = [
-    # what the file says instead of what; the line that is blamed; what the error must say
-    ("name: demo\n", "", 1, "expected a value for 'name', got none"),
-    ("name: demo", "name: de/mo", 1, "name: expected letters, digits"),
-    ("name: demo", "name: demo\nsedes: [1]", 2, "no setting 'sedes'; did you mean 'seeds'?"),
-    ("name: demo", "name: demo\ninculde: [y]", 2, "no setting 'inculde'; did you mean 'include'"),
-    ("name: demo", "name: demo\nalpha: 1.5", 2, "alpha: expected a number less than 1, got 1.5"),
-    ("name: demo", "name: demo\nalpha: '0.1'", 2, "alpha: expected a number, got '0.1'"),
-    ("name: demo", "name: demo\nalpha: .nan", 2, "alpha: expected a finite number, got nan"),
-    ("name: demo", "name: demo\nseeds: [0, 1.5]", 2, "seeds: expected a whole number, got 1.5"),
-    ("name: demo", "name: demo\nseeds: []", 2, "seeds: expected at least 1, got none"),
-    ("name: demo", "name: demo\ninnocents: 19", 2, "expected a mapping, got 19"),
+OWNER = "  - embedded: mini"
+
+UNDER_THE_NAME = [
+    # what the file says beside, from line 2 on; the line that is blamed; what the error must say
+    ("sedes: [1]", 2, "no setting 'sedes'; did you mean 'seeds'?"),
+    ("inculde: [y]", 2, "no setting 'inculde'; did you mean 'include'"),
+    ("alpha: 1.5", 2, "alpha: expected a number less than 1, got 1.5"),
+    ("alpha: '0.1'", 2, "alpha: expected a number, got '0.1'"),
+    ("alpha: .nan", 2, "alpha: expected a finite number, got nan"),
+    ("seeds: [0, 1.5]", 2, "seeds: expected a whole number, got 1.5"),
+    ("seeds: []", 2, "seeds: expected at least 1, got none"),
+    ("innocents: 19", 2, "expected a mapping, got 19"),
     (
-        "name: demo",
-        "name: demo\ninnocents:\n  strangers: 19\n  twins: 6",
+        "innocents:\n  strangers: 19\n  twins: 6",
         4,
         "no setting 'twins'; did you mean 'twin_seeds'?",
     ),
-    ("name: demo", "name: demo\ninnocents:\n  other_keys: -1", 3, "other_keys: expected a number"),
-    ("name: demo", "name: demo\ninnocents:\n  other_shapes: -1", 3, "expected a number greater th"),
-    ("name: demo", "name: demo\ninnocents:\n  models: mini", 3, "models: expected a list, got 'mi"),
+    ("innocents:\n  other_keys: -1", 3, "other_keys: expected a number"),
+    ("innocents:\n  other_shapes: -1", 3, "expected a number greater th"),
+    ("innocents:\n  models: mini", 3, "models: expected a list, got 'mi"),
     (
-        "name: demo",
-        "name: demo\ninnocents:\n  models:\n    - embedded: mini\n    - embedded: mimi",
+        "innocents:\n  models:\n    - embedded: mini\n    - embedded: mimi",
         5,
         "no embedded model 'mimi'; did you mean 'mini'",
     ),
     (
-        "name: demo",
-        "name: demo\ninnocents:\n  models:\n    - timm: vit\n      weights: random",
+        "innocents:\n  models:\n    - timm: vit\n      weights: random",
         5,
         "weights: expected hub or a file, got random; an untrained network is nobody's model",
     ),
     (
-        "name: demo",
-        "name: demo\ninnocents:\n  models:\n    - timm: vit\n      classifier: {data: digits}",
+        "innocents:\n  models:\n    - timm: vit\n      classifier: {data: digits}",
         5,
         "classifier: expected none, the model is read as it comes",
     ),
-    ("  - embedded: mini", "  - embeded: mini", 3, "no setting 'embeded'; did you mean 'embedded'"),
-    ("  - embedded: mini", "  - weights: random", 3, "expected one of embedded, timm, open_clip"),
-    ("  - embedded: mini", "  - {embedded: a, timm: b}", 3, "got embedded and timm"),
-    ("  - embedded: mini", "  - mini", 3, "expected a mapping such as {timm: "),
+]
+
+UNDER_AN_OWNER = [
+    # what it says of the first owner, from line 4 on
+    ("    image_size: 64", 4, "image_size: expected none"),
     (
-        "  - embedded: mini",
-        "  - embedded: mimi",
-        3,
-        "no embedded model 'mimi'; did you mean 'mini'",
+        "    classifier: {epochs: 5,\n      data: digit}",
+        5,
+        "classifier: data: no data set 'digit'; did you mean 'digits'?",
     ),
-    ("  - embedded: mini", "  - embedded: 5", 3, "name: expected text, got 5"),
-    ("  - embedded: mini", "  - open_clip: ViT-B-32", 3, "pretrained: expected open_clip's tag"),
+    (
+        "    classifier: {data: photos}",
+        4,
+        "classifier: data: expected labelled images, got 'photos' (loader 'photos')",
+    ),
+    ("    classifier: {data: digits, epoch: 5}", 4, "no setting 'epoch'; did you mean 'epochs'?"),
+    (
+        "    classifier: {data: digits,\n      backbone: frosen}",
+        5,
+        "backbone: expected 'frozen' or 'finetuned', got 'frosen'; did you mean 'frozen'?",
+    ),
+    ("    classifier: {}", 4, "expected a value for 'data'"),
+    ("    classifier: digits", 4, "expected a mapping"),
+]
+
+IN_PLACE_OF = [
+    # what it says instead of what
+    ("name: demo\n", "", 1, "expected a value for 'name', got none"),
+    ("name: demo", "name: de/mo", 1, "name: expected letters, digits"),
+    (OWNER, "  - embeded: mini", 3, "no setting 'embeded'; did you mean 'embedded'"),
+    (OWNER, "  - weights: random", 3, "expected one of embedded, timm, open_clip"),
+    (OWNER, "  - {embedded: a, timm: b}", 3, "got embedded and timm"),
+    (OWNER, "  - mini", 3, "expected a mapping such as {timm: "),
+    (OWNER, "  - embedded: mimi", 3, "no embedded model 'mimi'; did you mean 'mini'"),
+    (OWNER, "  - embedded: 5", 3, "name: expected text, got 5"),
+    (OWNER, "  - open_clip: ViT-B-32", 3, "pretrained: expected open_clip's tag"),
     ("weights/deit.safetensors", "hbu", 5, "weights: expected hub, random or a file ending in"),
     ("weights/deit.safetensors", "hub\n    seed: 4", 6, "seed: expected none unless weights is"),
-    (
-        "  - embedded: mini",
-        "  - embedded: mini\n    image_size: 64",
-        4,
-        "image_size: expected none",
-    ),
     ("weights/deit.safetensors", "hub\n    image_size: 0", 6, "image_size: expected a number gre"),
     ("{name: stamp, steps: 400}", "{name: stmp}", 7, "no method named 'stmp'; did you mean 'stamp"),
     ("{name: stamp, steps: 400}", "stamp", 7, "expected a mapping such as {name: ...}"),
@@ -242,37 +256,6 @@ ERRORS = [
         "no loader named 'clothing'; known: digits, photos, digit-scenes, folder, masks, "
         "oxford-pets, foodseg103",
     ),
-    (
-        "  - embedded: mini",
-        "  - embedded: mini\n    classifier: {epochs: 5,\n      data: digit}",
-        5,
-        "classifier: data: no data set 'digit'; did you mean 'digits'?",
-    ),
-    (
-        "  - embedded: mini",
-        "  - embedded: mini\n    classifier: {data: photos}",
-        4,
-        "classifier: data: expected labelled images, got 'photos' (loader 'photos')",
-    ),
-    (
-        "  - embedded: mini",
-        "  - embedded: mini\n    classifier: {data: digits, epoch: 5}",
-        4,
-        "no setting 'epoch'; did you mean 'epochs'?",
-    ),
-    (
-        "  - embedded: mini",
-        "  - embedded: mini\n    classifier: {data: digits,\n      backbone: frosen}",
-        5,
-        "backbone: expected 'frozen' or 'finetuned', got 'frosen'; did you mean 'frozen'?",
-    ),
-    (
-        "  - embedded: mini",
-        "  - embedded: mini\n    classifier: {}",
-        4,
-        "expected a value for 'data'",
-    ),
-    ("  - embedded: mini", "  - embedded: mini\n    classifier: digits", 4, "expected a mapping"),
     ("owner_images: photos", "owner_images: photo", 16, "no data set 'photo'; did you mean 'phot"),
     ("probe: digits", "probe: digit", 17, "probe: no data set 'digit'"),
     ("probe: digits", "probe: digits\nname: again", 18, "'name' already stands on line 1"),
@@ -284,6 +267,15 @@ ERRORS = [
     ("probe: digits", "include: other.yaml", 17, "expected a list of files"),
     ("probe: digits", "include:\n  - y.yaml", 18, "no file 'y.yaml' to include; did you mean 'x.y"),
     ("probe: digits", "include: [x.yaml]", 17, "without a circle, got x.yaml -> x.yaml"),
+]
+
+ERRORS = [
+    *(
+        ("name: demo", f"name: demo\n{added}", line, message)
+        for added, line, message in UNDER_THE_NAME
+    ),
+    *((OWNER, f"{OWNER}\n{added}", line, message) for added, line, message in UNDER_AN_OWNER),
+    *IN_PLACE_OF,
 ]
 
 
