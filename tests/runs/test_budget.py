@@ -206,8 +206,8 @@ def test_every_method_of_ours_says_what_it_costs(name):
 
 def test_a_suite_on_a_machine_that_has_nothing_can_be_planned(tmp_path):
     text = SUITE.replace(
-        "  digits: {max_images: 40}",
-        "  digits: {max_images: 40}\n  food: {loader: foodseg103, path: FoodSeg103}",
+        "{digits: {max_images: 40}",
+        "{digits: {max_images: 40}, food: {loader: foodseg103, path: FoodSeg103}",
     ).replace("{embedded: mini, classifier: {data: digits, epochs: 1}}", "{timm: test_vit, "
               "weights: gone.pth, classifier: {data: digits}}").replace(
         "finetune.segment, data: scenes", "finetune.segment, data: food")  # fmt: skip
