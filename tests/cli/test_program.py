@@ -382,7 +382,7 @@ def test_a_broken_picture_fails_the_cells_that_need_it_and_no_other(tmp_path):
         file.write_bytes(file.read_bytes()[:150] + file.name.encode())  # no two alike
     write(tmp_path, ALONE,
           ("  - {name: prune.l1, amount: 0.4}", "  - {name: finetune.classify, data: pics}"),
-          ("  photos: {", "  pics: {loader: folder, path: pics}\n  photos: {"))  # fmt: skip
+          ("photos: {", "pics: {loader: folder, path: pics}, photos: {"))  # fmt: skip
     said = run(tmp_path)
     assert said.status == 1
     assert said.err.count("\n") == 1
