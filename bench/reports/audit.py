@@ -80,8 +80,8 @@ class _Stages:
                 yield f"its {name} is not the one in the store"
 
 
-class _Shelf:
-    """A store, read once, with the answers its artefacts could give."""
+class _StoreIndex:
+    """A store, read once, and the answers its artefacts could give, by what was read."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
@@ -96,13 +96,13 @@ class _Shelf:
         utilities = self._by_parents("utility")
         fidelities = self._by_parents("fidelity")
         for extract in self._of("extract"):
-            protect, suspect, owner = extract.parents
-            found = [self.artefacts.get(key) for key in (suspect, owner)]
-            if found[0] is None or found[1] is None:
+            protect, *made = extract.parents
+            suspect, owner = map(self.artefacts.get, made)
+            if suspect is None or owner is None:
                 continue
-            for utility in utilities.get((suspect,), ()):
-                for fidelity in (None, *fidelities.get((owner, protect), ())):
-                    yield _Stages(extract, utility, fidelity, found[0], found[1])
+            for utility in utilities.get((suspect.key,), ()):
+                for fidelity in (None, *fidelities.get((owner.key, protect), ())):
+                    yield _Stages(extract, utility, fidelity, suspect, owner)
 
     def _of(self, kind: str) -> Iterator[Artefact]:
         return (artefact for artefact in self.artefacts.values() if artefact.kind == kind)
@@ -184,34 +184,38 @@ def verify(folder: Path) -> tuple[Checked, ...]:
     """
     if not folder.is_dir():
         raise UserError(f"expected a folder of results, found none at {folder}")
-    root = folder.parent / ".store"
-    shelf = _Shelf(Store(root)) if root.is_dir() else None
+    root, outline = folder.parent / ".store", folder / "suite.json"
+    index = _StoreIndex(Store(root)) if root.is_dir() else None
     asked: dict[str, Cell] = {}
     checked: list[Checked] = []
-    outline = folder / "suite.json"
     if outline.exists():
         try:
             asked = dict(ledger.read_outline(outline).cells)
         except UserError as error:
-            why = str(error).removeprefix(f"{outline}: ")
-            checked.append(Checked(str(outline), "", "does not hold", why))
-    for place, line in ledger.lines(folder):
-        try:
-            record = ledger.parse(line, place)
-        except UserError as error:
-            why = str(error).removeprefix(f"{place}: ")
-            checked.append(Checked(place, "", "does not hold", why))
-            continue
-        if record is not None:
-            outcome, why = _checked(record, asked.get(record.key), shelf)
-            checked.append(Checked(place, record.key, outcome, why))
-    for key in shelf.unreadable() if shelf else ():
+            checked.append(_unread(str(outline), error))
+    checked += _rows(folder, asked, index)
+    for key in index.unreadable() if index else ():
         why = "damaged: its sidecar is not as it was written"
         checked.append(Checked(str(root), key, "does not hold", why))
     return tuple(checked)
 
 
-def _checked(record: Record, asked: Cell | None, shelf: _Shelf | None) -> tuple[Outcome, str]:
+def _rows(folder: Path, asked: Mapping[str, Cell], index: _StoreIndex | None) -> Iterator[Checked]:
+    for place, line in ledger.lines(folder):
+        try:
+            record = ledger.parse(line, place)
+        except UserError as error:
+            yield _unread(place, error)
+            continue
+        if record is not None:
+            yield Checked(place, record.key, *_checked(record, asked.get(record.key), index))
+
+
+def _unread(place: str, error: UserError) -> Checked:
+    return Checked(place, "", "does not hold", str(error).removeprefix(f"{place}: "))
+
+
+def _checked(record: Record, asked: Cell | None, index: _StoreIndex | None) -> tuple[Outcome, str]:
     if asked is not None and asked != record.cell:
         return "does not hold", "the outline has another cell under its key"
     if record.status == "skipped":
@@ -221,18 +225,18 @@ def _checked(record: Record, asked: Cell | None, shelf: _Shelf | None) -> tuple[
         return "holds", ""
     if record.evidence is None:
         return "not verified", NOT_STORED
-    return _against(record, shelf) if shelf else ("not verified", NO_STORE)
+    return _against(record, index) if index else ("not verified", NO_STORE)
 
 
-def _against(record: Record, shelf: _Shelf) -> tuple[Outcome, str]:
+def _against(record: Record, index: _StoreIndex) -> tuple[Outcome, str]:
     """Check a record with evidence against the stages that its key names."""
     # Evidence that was altered is found under none: then every stage of this secret is tried.
-    found = _named(record, shelf.alike(record)) or _named(record, shelf.others(record))
+    found = _named(record, index.alike(record)) or _named(record, index.others(record))
     if found is None:
         return "not verified", NO_STAGES  # equal evidence under another key may be another cell's
     stages = (found.extract, found.utility, found.fidelity)
-    faults = [shelf.fault(stage.key) for stage in stages if stage is not None]
-    start = shelf.start(found)
+    faults = [index.fault(stage.key) for stage in stages if stage is not None]
+    start = index.start(found)
     protect, _, owner = found.extract.parents
     # A mark is stolen with the release that carries it, a fingerprint with the owner's model.
     if record.cell.base == "released" and start == (owner if record.marks else protect):

@@ -14,6 +14,7 @@ from statistics import fmean
 from bench.records.nouns import (
     UNTOUCHED,
     Cell,
+    Evidence,
     Lineage,
     Outline,
     Record,
@@ -43,17 +44,17 @@ TAUS = tuple(range(8))
 
 
 @dataclass(frozen=True)
-class Asked:
+class CellResult:
     """One cell of the outline with the record that answers it, if there is one."""
 
     key: str
     cell: Cell
     record: Record | None
 
-    @cached_property
-    def found(self) -> Record | None:
-        """Return the record if it carries evidence."""
-        return self.record if self.record is not None and self.record.evidence else None
+    @property
+    def evidence(self) -> Evidence | None:
+        """Return what was read off the suspect, if it was read."""
+        return self.record.evidence if self.record else None
 
     @cached_property
     def lineage(self) -> Lineage:
@@ -65,7 +66,7 @@ class Asked:
         """Say in words why there is no number; empty if there is one."""
         if self.record is None:
             return "hole"
-        if self.found:
+        if self.evidence:
             return ""
         reason = " ".join(self.record.reason.split())
         return f"{self.record.status}: {_short(reason)}" if reason else self.record.status
@@ -76,21 +77,21 @@ class Row:
     """One attack under one claim: its cells by what their suspects descend from."""
 
     label: str
-    suspects: Mapping[Lineage, Sequence[Asked]]
+    suspects: Mapping[Lineage, Sequence[CellResult]]
 
     @property
     def chain(self) -> tuple[Spec, ...]:
         """Return what was done to the suspects."""
-        return core(next(asked.cell for group in self.suspects.values() for asked in group))
+        return core(next(result.cell for group in self.suspects.values() for result in group))
 
     @property
     def undone(self) -> bool:
         """Say whether an attack on the released model gave back the clean owner."""
-        return any(asked.cell.lineage == "released" for asked in self.suspects["owner"])
+        return any(result.cell.lineage == "released" for result in self.suspects["owner"])
 
     def records(self, origin: Lineage) -> list[Record]:
         """Return the records of one population that carry evidence."""
-        return [asked.found for asked in self.suspects[origin] if asked.found]
+        return _with_evidence(self.suspects[origin])
 
     def measured(self, origin: Lineage) -> list[tuple[Record, Utility]]:
         """Return, of these, the records of suspects that were held to a task."""
@@ -103,23 +104,42 @@ class Block:
 
     owner: str
     method: str
-    asked: Sequence[Asked]
+    results: Sequence[CellResult]
     rows: Sequence[Row]
+
+    @property
+    def cell(self) -> Cell:
+        """Return its first cell: all are of one owner and one method."""
+        return self.results[0].cell
 
     @cached_property
     def records(self) -> list[Record]:
         """Return every record there is."""
-        return [asked.record for asked in self.asked if asked.record]
+        return [result.record for result in self.results if result.record]
 
     @cached_property
-    def found(self) -> list[Record]:
+    def with_evidence(self) -> list[Record]:
         """Return the records that carry evidence."""
-        return [asked.found for asked in self.asked if asked.found]
+        return _with_evidence(self.results)
+
+    @property
+    def sample(self) -> Evidence | None:
+        """Return the first evidence there is: its rule, unit and chance are the method's."""
+        return evidence_of(self.with_evidence[0]) if self.with_evidence else None
+
+    @cached_property
+    def access(self) -> str:
+        """Return what the method needed to see, in words; empty if no record tells."""
+        return "; ".join(sorted({record.access for record in self.records if record.access}))
 
     @cached_property
     def nulls(self) -> Mapping[str, Innocents]:
         """Return the innocents that suspects are ranked among, by claim."""
         return innocents(self.records)
+
+
+def _with_evidence(results: Sequence[CellResult]) -> list[Record]:
+    return [r.record for r in results if r.record is not None and r.record.evidence is not None]
 
 
 @dataclass(frozen=True)
@@ -139,13 +159,13 @@ def grouped(outline: Outline, records: Mapping[str, Record]) -> tuple[list[Block
     owners = labelled(cell.owner for cell in cells)
     methods = labelled(cell.method for cell in cells)
     steps = labelled(step for cell in cells for step in (*core(cell), *_control(cell)))
-    groups: dict[tuple[str, str], list[Asked]] = {}
+    groups: dict[tuple[str, str], list[CellResult]] = {}
     for key, cell in outline.cells:
         group = (owners(cell.owner), methods(cell.method))
-        groups.setdefault(group, []).append(Asked(key, cell, records.get(key)))
+        groups.setdefault(group, []).append(CellResult(key, cell, records.get(key)))
     blocks = [
-        Block(owner, method, asked, _rows(asked, steps))
-        for (owner, method), asked in groups.items()
+        Block(owner, method, results, _rows(results, steps))
+        for (owner, method), results in groups.items()
     ]
     return blocks, [*owners.legend, *methods.legend, *steps.legend]
 
@@ -158,28 +178,28 @@ def by_method(
     return [(block.owner, block.method, block.records) for block in blocks]
 
 
-def _rows(asked: Sequence[Asked], steps: _Labels) -> list[Row]:
+def _rows(results: Sequence[CellResult], steps: _Labels) -> list[Row]:
     """Make a row per attack, then one per control: strangers stand beside what they went through.
 
     Innocents that are no copies of the owner's shape, or no copies of its clean model, have rows
     of their own. Rows come in the order of first mention, whichever population comes first.
     """
-    rows: dict[str, dict[Lineage, list[Asked]]] = {}
-    controls: dict[str, dict[Lineage, list[Asked]]] = {}
-    for item in asked:
-        done, who = core(item.cell), _control(item.cell)
-        if beside := _stands_beside(item.cell):
-            rows.setdefault(steps(*done) or UNTOUCHED, _empty())[item.lineage].append(item)
-        if item.cell.base == "other key":
-            controls.setdefault(OTHER_KEY, _empty())[item.lineage].append(item)
+    rows: dict[str, dict[Lineage, list[CellResult]]] = {}
+    controls: dict[str, dict[Lineage, list[CellResult]]] = {}
+    for result in results:
+        done, who = core(result.cell), _control(result.cell)
+        if beside := _stands_beside(result.cell):
+            rows.setdefault(steps(*done) or UNTOUCHED, _empty())[result.lineage].append(result)
+        if result.cell.base == "other key":
+            controls.setdefault(OTHER_KEY, _empty())[result.lineage].append(result)
         elif who and not (beside and done):
-            controls.setdefault(steps(*who, *done), _empty())[item.lineage].append(item)
+            controls.setdefault(steps(*who, *done), _empty())[result.lineage].append(result)
     if UNTOUCHED in rows and not (rows[UNTOUCHED]["released"] or rows[UNTOUCHED]["owner"]):
         del rows[UNTOUCHED]  # nobody asked for the untouched model: its strangers are a control's
     return [Row(label, suspects) for label, suspects in (rows | controls).items()]
 
 
-def _empty() -> dict[Lineage, list[Asked]]:
+def _empty() -> dict[Lineage, list[CellResult]]:
     return {"released": [], "owner": [], "stranger": []}
 
 

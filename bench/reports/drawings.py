@@ -208,10 +208,9 @@ def histogram(block: Block, name: str) -> str:
     """Return the native statistic of all queries by population, each suspect counting once."""
     from matplotlib.ticker import MaxNLocator
 
-    if not block.found:
+    if block.sample is None:
         return ""
-    rule = evidence_of(block.found[0]).rule
-    edges = _edges(block.found)
+    rule, edges = block.sample.rule, _edges(block.with_evidence)
 
     def draw(axes: Axes) -> None:
         axes.axvline(rule.threshold, color=MUTED, linewidth=0.6)

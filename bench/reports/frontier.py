@@ -33,9 +33,9 @@ from bench.reports.blocks import (
     detection,
     grouped,
     judged,
+    labelled,
     per_model,
 )
-from bench.reports.blocks import labelled as labelled_
 from bench.reports.tables import numbered_tasks, utility_text
 from bench.verdicts import intervals
 from bench.verdicts.innocents import secret_of
@@ -139,7 +139,7 @@ class Sweep:
     setting: str
     points: Sequence[Point]
     untouched: Point | None
-    yardstick: _Yardstick
+    baseline: _Baseline
 
     @property
     def read(self) -> list[Point]:
@@ -167,7 +167,7 @@ class _Best:
 
 
 @dataclass(frozen=True)
-class _Yardstick:
+class _Baseline:
     """What utilities are held against: the same model before the attack, or the best of a sweep."""
 
     before: Mapping[tuple[str, str], Utility]  # by claim and by what was left as it was
@@ -180,7 +180,7 @@ class _Yardstick:
             return "before the attack" if self.before else NOTHING
         return f"best {'twin' if self.best.population == 'owner' else 'copy'}"
 
-    def reference(self, record: Record) -> float | None:
+    def of(self, record: Record) -> float | None:
         """Return the utility that one suspect is held against."""
         if self.best is not None:
             return self.best.utility
@@ -210,13 +210,13 @@ def sweeps_of(outline: Outline, records: Mapping[str, Record]) -> tuple[list[Swe
     families = _families(outline)
     if not families:
         raise UserError(f"{outline.name}: expected a sweep, got none; {WHAT_A_SWEEP_IS}")
-    label = labelled_(step for family in families for step in family.steps)
-    labelled = {label(*family.steps): family for family in families}
+    label = labelled(step for family in families for step in family.steps)
+    by_label = {label(*family.steps): family for family in families}
     blocks, legend = grouped(outline, records)
-    swept = [s for block in blocks for s in _block_sweeps(block, labelled, outline.alpha)]
+    swept = [s for block in blocks for s in _block_sweeps(block, by_label, outline.alpha)]
     heads = {name for block in blocks for name in (block.owner, block.method)}
     named = [line for line in legend if line.split(": ")[0] in heads]  # the rest is about rows
-    return swept, [*named, *(_fixed(name, family) for name, family in labelled.items())]
+    return swept, [*named, *(_fixed(name, family) for name, family in by_label.items())]
 
 
 def _families(outline: Outline) -> list[_Family]:
@@ -252,25 +252,25 @@ def _block_sweeps(block: Block, families: Mapping[str, _Family], alpha: float) -
     rows = {_name(row.chain): row for row in reversed(block.rows)}
     untouched = next((row for row in block.rows if row.label == UNTOUCHED), None)
 
-    def point(strength: float, row: Row, yardstick: _Yardstick) -> Point:
-        losses = {p: loss for p in MARKED_AND_TWINS if (loss := _loss(row, p, yardstick))}
+    def point(strength: float, row: Row, baseline: _Baseline) -> Point:
+        losses = {p: loss for p in MARKED_AND_TWINS if (loss := _loss(row, p, baseline))}
         return Point(strength, row, judged(row, nulls, alpha), losses)
 
     for label, family in families.items():
         swept = {s: rows[c] for s, c in sorted(family.strengths.items()) if c in rows}
-        yardstick = _yardstick(untouched, swept)
+        baseline = _baseline(untouched, swept)
         yield Sweep(
             owner=block.owner,
             method=block.method,
             label=label,
             setting=family.setting,
-            points=[point(strength, row, yardstick) for strength, row in swept.items()],
-            untouched=point(0.0, untouched, _Yardstick({}, None)) if untouched else None,
-            yardstick=yardstick,
+            points=[point(strength, row, baseline) for strength, row in swept.items()],
+            untouched=point(0.0, untouched, _Baseline({}, None)) if untouched else None,
+            baseline=baseline,
         )
 
 
-def _yardstick(untouched: Row | None, rows: Mapping[float, Row]) -> _Yardstick:
+def _baseline(untouched: Row | None, rows: Mapping[float, Row]) -> _Baseline:
     """Choose by the records: is the suspects' task the one their model was measured on before?"""
     before: dict[tuple[str, str], Utility] = {
         (secret_of(record.cell), record.cell.base): utility
@@ -279,7 +279,7 @@ def _yardstick(untouched: Row | None, rows: Mapping[float, Row]) -> _Yardstick:
     }
     suspects = [u for row in rows.values() for p in MARKED_AND_TWINS for _, u in row.measured(p)]
     same = {_task(u) for u in suspects} <= {_task(u) for u in before.values()}
-    return _Yardstick(before, _best(rows) if before and not same else None)
+    return _Baseline(before, _best(rows) if before and not same else None)
 
 
 def _best(rows: Mapping[float, Row]) -> _Best | None:
@@ -296,19 +296,19 @@ def _best(rows: Mapping[float, Row]) -> _Best | None:
     return None
 
 
-def _loss(row: Row, population: Lineage, yardstick: _Yardstick) -> Loss | None:
-    """Hold the utility of one population against the yardstick, mean over models."""
+def _loss(row: Row, population: Lineage, baseline: _Baseline) -> Loss | None:
+    """Hold the utility of one population against the baseline, mean over models."""
     held = [
         (record, reference, utility)
         for record, utility in row.measured(population)
-        if (reference := yardstick.reference(record)) is not None
+        if (reference := baseline.of(record)) is not None
     ]
     if not held:
         return None
     before = fmean(per_model((record, reference) for record, reference, _ in held))
     after = fmean(per_model((record, utility.value) for record, _, utility in held))
     losses = per_model((record, ref - utility.value) for record, ref, utility in held)
-    best = yardstick.best
+    best = baseline.best
     itself = best is not None and best.row is row and best.population == population
     share = all(utility.metric in SHARES for _, _, utility in held)
     n = min(utility.n for _, _, utility in held)
@@ -385,7 +385,7 @@ def _prices(swept: Sequence[Sweep], title: str, reductions: Sequence[str]) -> Ta
                 _price(sweep, lambda point: point.owned),
                 _price(sweep, lambda point: point.detected),
                 _tried(sweep, sweep.read),
-                sweep.yardstick.text,
+                sweep.baseline.text,
                 f"{len(sweep.read)} of {len(sweep.points)}",
             )
             for sweep in swept
@@ -411,7 +411,7 @@ def _price(sweep: Sweep, holds: Callable[[Point], bool | None]) -> str:
 
 def _tried(sweep: Sweep, points: Iterable[Point]) -> str:
     """Write the largest loss among points attacked at least as much as an honest thief would."""
-    best = sweep.yardstick.best
+    best = sweep.baseline.best
     return _extreme(sweep, [p for p in points if best is None or p.strength >= best.strength], max)
 
 

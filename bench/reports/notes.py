@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from statistics import fmean
 from typing import TypeVar
 
@@ -51,7 +51,7 @@ LEGEND = (
 
 def rate_text(row: Row, origin: Lineage) -> str:
     """Write a population's detection rate, or in words why there is none."""
-    words = count_words([asked.hole for asked in row.suspects[origin] if asked.hole])
+    words = count_words([result.hole for result in row.suspects[origin] if result.hole])
     spread = detection(row, origin)
     if spread is None:
         return words or ("the clean owner" if origin == "released" and row.undone else NOTHING)
@@ -61,13 +61,14 @@ def rate_text(row: Row, origin: Lineage) -> str:
     return f"{text} + {words}" if words else text
 
 
-def findings(block: Block, nulls: Mapping[str, Innocents], alpha: float) -> Iterator[str]:
+def findings(block: Block, alpha: float) -> Iterator[str]:
     """Yield what a reader must know to judge a block: its rule, its nulls, its warnings."""
-    if not block.found:
+    evidence, nulls = block.sample, block.nulls
+    if evidence is None:
         return
-    evidence = evidence_of(block.found[0])
-    rule = f"native rule {evidence.rule.text}, one query is one {evidence.unit}, {_chance(block)}."
-    noted = filter(None, [_noted(block.found)])
+    chance = _chance(block, evidence.chance)
+    rule = f"native rule {evidence.rule.text}, one query is one {evidence.unit}, {chance}."
+    noted = filter(None, [_noted(block.with_evidence)])
     yield " ".join([rule, *noted, *distinct(_null(null, alpha) for null in nulls.values())])
     alike = [
         row.label
@@ -80,18 +81,17 @@ def findings(block: Block, nulls: Mapping[str, Innocents], alpha: float) -> Iter
             f"descendants of the unmarked owner score like the marked copy ({', '.join(alike)}): "
             "the mark would be read off models that nobody marked with its key."
         )
-    if same := _read_alike(block.found):
+    if same := _read_alike(block.with_evidence):
         yield f"its keys read alike on all {same} suspects they share; they count as one."
     if undone := [row.label for row in block.rows if row.undone]:
         yield f"the suspect has the clean owner's weights, hence is a twin: {', '.join(undone)}."
 
 
-def _chance(block: Block) -> str:
+def _chance(block: Block, known: float | None) -> str:
     """Write how far a model that never met the owner agrees with it.
 
     Where nobody knows beforehand, strangers of even number tell and those of odd number check it.
     """
-    known = evidence_of(block.found[0]).chance
     if known is not None:
         return f"chance agreement {known:.3g}"
     even, odd = _stranger_scores(block, 0), _stranger_scores(block, 1)
@@ -115,11 +115,11 @@ def _chance(block: Block) -> str:
 def _stranger_scores(block: Block, parity: int) -> list[float]:
     """Return the mean score of each untouched stranger whose number is even (0) or odd (1)."""
     scores: dict[str, list[float]] = {}
-    for asked in block.asked:
-        control, whole = asked.cell.attack[0], not core(asked.cell)
-        index = control.args.get("index") if asked.lineage == "stranger" and whole else None
-        if asked.found and isinstance(index, int) and index % 2 == parity:
-            scores.setdefault(canonical(control.json()), []).append(evidence_of(asked.found).score)
+    for result in block.results:
+        control, whole = result.cell.attack[0], not core(result.cell)
+        index = control.args.get("index") if result.lineage == "stranger" and whole else None
+        if result.evidence and isinstance(index, int) and index % 2 == parity:
+            scores.setdefault(canonical(control.json()), []).append(result.evidence.score)
     return [fmean(values) for _, values in sorted(scores.items())]
 
 

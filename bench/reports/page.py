@@ -29,8 +29,8 @@ from bench.records.nouns import (
 )
 from bench.records.table import NOTHING, Picture, Table
 from bench.reports import drawings, tables
-from bench.reports.blocks import Asked, Block, grouped, judged
-from bench.reports.notes import counts_text, largest_p
+from bench.reports.blocks import Block, CellResult, grouped, judged
+from bench.reports.notes import counts_text, distinct, largest_p
 from bench.verdicts.innocents import Innocents
 from bench.verdicts.intervals import wilson
 from bench.verdicts.verdict import Verdict
@@ -84,7 +84,7 @@ class Card:
 
 
 @dataclass(frozen=True)
-class Shown:
+class TableView:
     """A table's text in the page: its blocks, every cell with the states of its holes."""
 
     name: str
@@ -104,7 +104,7 @@ def html(
     import jinja2
 
     blocks, _ = grouped(outline, records)
-    starts = itertools.accumulate((len(block.asked) for block in blocks), initial=0)
+    starts = itertools.accumulate((len(block.results) for block in blocks), initial=0)
     cards = [_card(b, outline.alpha, start) for b, start in zip(blocks, starts, strict=False)]
     said = {*outline.reductions, *outline.warnings}  # once, in the overview
     environment = jinja2.Environment(
@@ -120,10 +120,10 @@ def html(
         outline=outline,
         title=outline.heading,
         cards=cards,
-        totals=_states(asked for block in blocks for asked in block.asked),
+        totals=_states(result for block in blocks for result in block.results),
         environments=_environments(records, outline),
-        asked=_asked(blocks),
-        tables=[_shown(table, _holes(blocks), said) for table in made],
+        asked=_extent(blocks),
+        tables=[_table_view(table, _holes(blocks), said) for table in made],
         pictures=[(p.table, p.caption, base64.b64encode(p.svg).decode()) for p in pictures],
         details=_details(blocks),
         states=STATES,
@@ -131,13 +131,13 @@ def html(
     )
 
 
-def _states(asked: Iterable[Asked]) -> list[tuple[str, str, int]]:
+def _states(results: Iterable[CellResult]) -> list[tuple[str, str, int]]:
     """Count cells by what became of them: state, its words, how many."""
-    counted = Counter(_state(item) for item in asked)
+    counted = Counter(map(_state, results))
     return [(state, words, counted[state]) for state, words in STATES.items()]
 
 
-def _asked(blocks: Sequence[Block]) -> str:
+def _extent(blocks: Sequence[Block]) -> str:
     """Say how much was asked: "1 owner, 2 methods, 8 attacks"."""
     owners, methods = ({getattr(block, kind) for block in blocks} for kind in ("owner", "method"))
     attacks = {row.label for block in blocks for row in block.rows}
@@ -146,8 +146,8 @@ def _asked(blocks: Sequence[Block]) -> str:
     return ", ".join(f"{n} {word}" if n == 1 else f"{n} {word}s" for n, word in counted)
 
 
-def _state(asked: Asked) -> str:
-    return asked.record.status if asked.record else "hole"
+def _state(result: CellResult) -> str:
+    return result.record.status if result.record else "hole"
 
 
 def _environments(records: Mapping[str, Record], outline: Outline) -> list[str]:
@@ -159,9 +159,9 @@ def _details(blocks: Sequence[Block]) -> dict[str, Json]:
     """Return every line there is to say of any cell, and for every cell the numbers of its own."""
     lines: dict[Line, int] = {}
     cells = [
-        [lines.setdefault(line, len(lines)) for line in _lines(asked)]
+        [lines.setdefault(line, len(lines)) for line in _lines(result)]
         for block in blocks
-        for asked in block.asked
+        for result in block.results
     ]
     return {"lines": list(lines), "cells": cells}
 
@@ -175,22 +175,22 @@ def _card(block: Block, alpha: float, first: int) -> Card:
         for record, verdict in zip(row.records("released"), judged(row, nulls, alpha), strict=True)
     }
     attacks = {
-        asked.key: row.label
+        result.key: row.label
         for row in block.rows
         for group in row.suspects.values()
-        for asked in group
+        for result in group
     }
     rows = [
-        _cell_row(number, asked, attacks.get(asked.key, NOTHING), verdicts.get(asked.key))
-        for number, asked in enumerate(block.asked, start=first)
+        _cell_row(number, result, attacks.get(result.key, NOTHING), verdicts.get(result.key))
+        for number, result in enumerate(block.results, start=first)
     ]
     name = f"b{first + len(rows)}-"
     drawn = [(row.label, drawings.curves(row, f"{name}{i}-")) for i, row in enumerate(block.rows)]
     return Card(
         owner=block.owner,
         method=block.method,
-        facts=[*_facts(block, nulls, verdicts.values())],
-        states=_states(block.asked),
+        facts=[*_facts(block, verdicts.values())],
+        states=_states(block.results),
         curves=[(label, drawing) for label, drawing in drawn if drawing],
         histogram=drawings.histogram(block, name),
         statistic=_unit(block),
@@ -199,29 +199,22 @@ def _card(block: Block, alpha: float, first: int) -> Card:
 
 
 def _unit(block: Block) -> str:
-    found = block.found
-    evidence = found[0].evidence if found else None
+    evidence = block.sample
     return f"{evidence.rule.statistic} of one {evidence.unit}" if evidence else ""
 
 
-def _facts(
-    block: Block,
-    nulls: Mapping[str, Innocents],
-    verdicts: Iterable[Verdict],
-) -> Iterator[Line]:
+def _facts(block: Block, verdicts: Iterable[Verdict]) -> Iterator[Line]:
     """Yield access, rule, price, innocents, verdicts and costs, as far as records tell."""
-    access = sorted({record.access for record in block.records if record.access})
-    yield Line("needs", "; ".join(access) or NOTHING)
+    yield Line("needs", block.access or NOTHING)
     if block.records:
         yield Line("kind", "mark" if block.records[0].marks else "fingerprint")
-    evidence = block.found[0].evidence if block.found else None
-    if evidence:
+    if evidence := block.sample:
         yield Line("native rule", f"{evidence.rule.text} per {evidence.unit}")
         known = "not known beforehand" if evidence.chance is None else f"{evidence.chance:.3g}"
         yield Line("chance agreement", known)
     for label, text, *_ in tables.price(block):
         yield Line(label, text)
-    yield Line("innocent models", "; ".join(dict.fromkeys(map(_null, nulls.values()))) or NOTHING)
+    yield Line("innocent models", "; ".join(distinct(map(_null, block.nulls.values()))) or NOTHING)
     yield Line("verdicts", counts_text([verdict.outcome for verdict in verdicts]))
     cost = tables.cost_row(block)
     yield Line("embedding", f"{cost.embed_minutes} min, {cost.embed_ratio} of its ideal")
@@ -248,7 +241,7 @@ def _holes(blocks: Sequence[Block]) -> Holes:
     for block in blocks:
         for row in block.rows:
             for origin, population in POPULATIONS.items():
-                states = {_state(asked) for asked in row.suspects[origin] if asked.hole}
+                states = {_state(result) for result in row.suspects[origin] if result.hole}
                 missing = [state for state in gravest if state in states]
                 if missing:
                     place = (block.owner, block.method, row.label, population)
@@ -256,7 +249,7 @@ def _holes(blocks: Sequence[Block]) -> Holes:
     return found
 
 
-def _shown(table: Table, holes: Holes, said: set[str]) -> Shown:
+def _table_view(table: Table, holes: Holes, said: set[str]) -> TableView:
     """Lay out a table's blocks, and say of every cell what is missing there."""
     columns = {name: number for number, name in enumerate(table.columns)}
     named = [columns.get(name) for name in ("owner", "method", "attack")]
@@ -274,19 +267,19 @@ def _shown(table: Table, holes: Holes, said: set[str]) -> Shown:
         for head, rows in table.blocks().items()
     ]
     notes = [note for note in table.notes if note not in said]
-    return Shown(table.name, table.caption, notes, table.columns[table.heads :], blocks)
+    return TableView(table.name, table.caption, notes, table.columns[table.heads :], blocks)
 
 
-def _cell_row(number: int, asked: Asked, attack: str, verdict: Verdict | None) -> CellRow:
-    record, evidence = asked.record, asked.found.evidence if asked.found else None
+def _cell_row(number: int, result: CellResult, attack: str, verdict: Verdict | None) -> CellRow:
+    record, evidence = result.record, result.evidence
     utility = record.utility if record else None
     return CellRow(
         number=number,
-        key=asked.key,
+        key=result.key,
         attack=attack,
-        suspect=POPULATIONS[asked.lineage],
-        seeds=f"{asked.cell.method_seed}/{asked.cell.attack_seed}",
-        state=_state(asked),
+        suspect=POPULATIONS[result.lineage],
+        seeds=f"{result.cell.method_seed}/{result.cell.attack_seed}",
+        state=_state(result),
         rate=f"{evidence.rate:.3f}" if evidence else NOTHING,
         score=f"{evidence.score:.4f}" if evidence else NOTHING,
         p=largest_p([verdict]) if verdict else NOTHING,
@@ -295,15 +288,15 @@ def _cell_row(number: int, asked: Asked, attack: str, verdict: Verdict | None) -
     )
 
 
-def _lines(asked: Asked) -> Iterator[Line]:
+def _lines(result: CellResult) -> Iterator[Line]:
     """Yield a cell's record and where it comes from, line by line."""
-    cell, record = asked.cell, asked.record
-    yield Line("key", asked.key)
-    state = STATES[_state(asked)]
+    cell, record = result.cell, result.record
+    yield Line("key", result.key)
+    state = STATES[_state(result)]
     yield Line("status", f"{state}: {record.reason}" if record and record.reason else state)
     if record:
         yield from _found(record)
-    descent = POPULATIONS[asked.lineage]
+    descent = POPULATIONS[result.lineage]
     yield Line("suspect", f"{descent}, made from the model called {cell.base!r}")
     for step in cell.attack:
         yield Line("attack", _spec(step))

@@ -66,7 +66,7 @@ def _table(
 def _rows_1(blocks: Iterable[Block], printed: Json) -> Iterator[tuple[str, ...]]:
     """Yield the block with the mark: R without errors, mean errors, R after segmentation."""
     for block in blocks:
-        cell = block.asked[0].cell
+        cell = block.cell
         number = _marked_block(block.records)
         figures = printed["rows"].get(number)
         if cell.method.name != printed["method"] or not _like(cell.owner, printed["owner"]):
@@ -98,7 +98,7 @@ def _rate(records: Sequence[Record], tau: int) -> str:
 def _rows_2(blocks: Iterable[Block], printed: Json) -> Iterator[tuple[str, ...]]:
     """Yield the detection rate of every attack that the paper tried on this method too."""
     for block in blocks:
-        method = block.asked[0].cell.method.name
+        method = block.cell.method.name
         for row in block.rows:
             if found := [f for f in printed["attacked"] if _done(row, f["attack"])]:
                 ours = notes.rate_text(row, "released")
@@ -119,7 +119,7 @@ def _rows_2(blocks: Iterable[Block], printed: Json) -> Iterator[tuple[str, ...]]
 def _rows_3(blocks: Iterable[Block], printed: Json) -> Iterator[tuple[str, ...]]:
     """Yield what embedding and extraction took, in the units each side prints."""
     for block in blocks:
-        minutes = printed["minutes"].get(block.asked[0].cell.method.name)
+        minutes = printed["minutes"].get(block.cell.method.name)
         if minutes is not None:
             cost = cost_row(block)
             embed, extract = (f"{figure:.2f} min" for figure in minutes)

@@ -81,14 +81,14 @@ def _table_1(outline: Outline, blocks: Sequence[Block]) -> Table:
     """Return what is read off the marked copy and its twin, for each block a mark was put at."""
     places: dict[str, list[tuple[int, Block]]] = {}
     for block in blocks:
-        method = block.asked[0].cell.method
+        method = block.cell.method
         if isinstance(at := method.args.get("block"), int):
             alike = {name: value for name, value in method.args.items() if name != "block"}
             key = canonical([block.owner, method.name, method.version, alike])
             places.setdefault(key, []).append((at, block))
     sweeps = [sorted(found, key=lambda f: f[0]) for found in places.values() if len(found) > 1]
     rows = [
-        (block.owner, block.asked[0].cell.method.name, str(at), row.label, *_place(row))
+        (block.owner, block.cell.method.name, str(at), row.label, *_place(row))
         for sweep in sweeps
         for at, block in sweep
         for row in block.rows
@@ -131,16 +131,14 @@ def _table_2(outline: Outline, blocks: Sequence[Block], legend: Sequence[str]) -
     notes: list[str] = []
     for block in blocks:
         nulls = block.nulls
-        access = sorted({record.access for record in block.records if record.access})
-        head = (block.owner, block.method, f"needs {'; '.join(access)}" if access else NOTHING)
+        needs = f"needs {block.access}" if block.access else NOTHING
+        head = (block.owner, block.method, needs)
         body = [
             *price(block),
             *(_attack_row(row, nulls, outline.alpha, tasks) for row in block.rows),
         ]
         rows += [(*head, *cells) for cells in body]
-        notes += [
-            f"{block.owner}, {block.method}: {n}" for n in findings(block, nulls, outline.alpha)
-        ]
+        notes += [f"{block.owner}, {block.method}: {n}" for n in findings(block, outline.alpha)]
     return Table(
         name="Table 2",
         caption=f"who is recognised after which attack ({outline.heading})",
@@ -200,7 +198,7 @@ def _columns(blocks: Sequence[Block | None], alpha: float) -> Iterator[tuple[str
     nulls = [block.nulls if block else {} for block in blocks]
     tables = [{row.label: row for row in block.rows} if block else {} for block in blocks]
     labels = distinct(row.label for block in there for row in block.rows)
-    yield ("what is compared", "needs", *(_needs(block) for block in blocks))
+    yield ("what is compared", "needs", *(block.access if block else NOTHING for block in blocks))
     yield ("what is compared", "rate of", *(_rule(block) for block in blocks))
     yield ("what is compared", "price: feature cosine", *(_brief_price(block) for block in blocks))
     for origin in POPULATIONS:
@@ -221,9 +219,9 @@ def _brief(row: Row | None, origin: Lineage, nulls: Mapping[str, Innocents], alp
         return NOTHING
     spread = detection(row, origin)
     if spread is None:
-        asked = row.suspects[origin]
+        missing = [result for result in row.suspects[origin] if result.hole]
         # A reason is a sentence, and stands in Table 2.
-        states = [a.record.status if a.record else "hole" for a in asked if a.hole]
+        states = [result.record.status if result.record else "hole" for result in missing]
         return count_words(states) if states else rate_text(row, origin)
     if origin != "released":
         return f"{spread.mean:.3f} (n={spread.models})"
@@ -231,16 +229,10 @@ def _brief(row: Row | None, origin: Lineage, nulls: Mapping[str, Innocents], alp
     return f"{spread.mean:.3f} {counts_text(outcomes)}"
 
 
-def _needs(block: Block | None) -> str:
-    return "; ".join(sorted({r.access for r in block.records if r.access})) if block else NOTHING
-
-
 def _rule(block: Block | None) -> str:
     """Name a query and what counts as a detection: "images, bit errors <= 5"."""
-    if block is None or not block.found:
-        return NOTHING
-    evidence = evidence_of(block.found[0])
-    return f"{evidence.unit}: {evidence.rule.text}"
+    evidence = block.sample if block else None
+    return f"{evidence.unit}: {evidence.rule.text}" if evidence else NOTHING
 
 
 def _brief_price(block: Block | None) -> str:
@@ -380,7 +372,7 @@ def cost_row(block: Block) -> CostRow:
             r.cell.method_seed: r.costs["protect"] for r in block.records if "protect" in r.costs
         }.values()
     )
-    reads = [r.costs["extract"] for r in block.found if "extract" in r.costs]
+    reads = [r.costs["extract"] for r in block.with_evidence if "extract" in r.costs]
     both = [*embeds, *reads]
     notes = {r.cell.method_seed: r.notes.get("protect", {}) for r in block.records}
     steps = [float(n[STEP_RATIO]) for n in notes.values() if n.get(STEP_RATIO) is not None]
@@ -425,7 +417,8 @@ def _figure_3(blocks: Sequence[Block]) -> Table:
     """Return R at every tau for methods that count bit errors: the paper's Fig. 3 as numbers."""
     rows = []
     for block in blocks:
-        if not any(evidence_of(record).rule.statistic == "bit errors" for record in block.found):
+        counted = [r for r in block.with_evidence if evidence_of(r).rule.statistic == "bit errors"]
+        if not counted:
             continue
         for row, (origin, name) in itertools.product(block.rows, POPULATIONS.items()):
             if curve := _curve(row.records(origin)):

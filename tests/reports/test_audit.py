@@ -161,9 +161,9 @@ def test_a_copy_that_was_dropped_is_no_fault(home):
 
 def test_a_copy_that_is_dropped_while_rows_are_checked_is_no_fault(home):
     store, artefact = stage(home, "attack")
-    shelf = audit._Shelf(store)
+    index = audit._StoreIndex(store)
     store.drop(artefact.key)
-    assert shelf.fault(artefact.key) == ""
+    assert index.fault(artefact.key) == ""
 
 
 def test_an_artefact_that_its_recipe_does_not_name_is_named(home):
