@@ -98,23 +98,25 @@ def reference_walk(model, start, targets, how):
     return torch.cat(points), found, spent
 
 
+WALKS = 3
+"""Enough for a batch of two and one of one; the reference takes each step of each by itself."""
+
 OWNERS = {"digits": digits_owner, "random": functools.partial(small_vit, 64)}
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-@pytest.mark.parametrize("length", [4, 6])
+@pytest.mark.parametrize(("length", "seed"), [(4, 0), (4, 1), (6, 1)])
 @pytest.mark.parametrize("mode", ["official", "fast"])
 @pytest.mark.parametrize("owner", OWNERS)
 def test_walks_in_lock_step_equal_walks_one_at_a_time(owner, mode, length, seed):
     model = precise(OWNERS[owner]())
-    how = AdvTra(mode=mode, length=length, classes=3, max_iterations=20, batch=3)
+    how = AdvTra(mode=mode, length=length, classes=3, max_iterations=20, batch=2)
     rng = torch.Generator().manual_seed(seed)
     if owner == "digits":
         pool = testing.context(0, "owner").images
-        start = pool.batch(torch.randperm(len(pool), generator=rng)[:5], CPU).double()
+        start = pool.batch(torch.randperm(len(pool), generator=rng)[:WALKS], CPU).double()
     else:
-        start = images(5, 64, seed).batch(slice(None), CPU).double()
-    targets = torch.rand(5, model.classes, generator=rng).argsort(1)[:, :2]
+        start = images(WALKS, 64, seed).batch(slice(None), CPU).double()
+    targets = torch.rand(WALKS, model.classes, generator=rng).argsort(1)[:, :2]
     tally, found = fresh(), []
 
     class Watched(AdvTra):
@@ -123,7 +125,9 @@ def test_walks_in_lock_step_equal_walks_one_at_a_time(owner, mode, length, seed)
             return found[-1]
 
     walks = Watched(**dataclasses.asdict(how))._walk(model, start, targets, tally)
-    expected = [reference_walk(model, start[i : i + 1], targets[i].tolist(), how) for i in range(5)]
+    expected = [
+        reference_walk(model, start[i : i + 1], targets[i].tolist(), how) for i in range(WALKS)
+    ]
     arrived = [points for points, _, _ in expected if points is not None]
     assert arrived, "a comparison of nothing"
     assert tally.epochs == sum(sum(spent) for _, _, spent in expected)
