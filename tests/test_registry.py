@@ -81,7 +81,9 @@ def announce(monkeypatch, tmp_path):
         for name, text in modules.items():
             (tmp_path / f"{name}.py").write_text(text)
         found = [EntryPoint(name, value, "bench.attacks") for name, value in points]
-        monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: found)
+        monkeypatch.setattr(
+            importlib.metadata, "entry_points", lambda group: [p for p in found if p.group == group]
+        )
         return Registry("attack", Attack)
 
     yield announce

@@ -132,7 +132,11 @@ def announce(monkeypatch):
     def announce(loader, name="mine"):
         monkeypatch.setattr(sys.modules[__name__], "MINE", loader, raising=False)
         points = [EntryPoint(name, f"{__name__}:MINE", LOADERS.group)]
-        monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: points)
+        monkeypatch.setattr(
+            importlib.metadata,
+            "entry_points",
+            lambda group: [p for p in points if p.group == group],
+        )
         monkeypatch.delitem(LOADERS.__dict__, "_announced", raising=False)
         monkeypatch.setattr(LOADERS, "_found", {})
 

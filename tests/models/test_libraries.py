@@ -18,7 +18,9 @@ def announce(monkeypatch):
 
     def announced(**points):
         found = [EntryPoint(name, value, LIBRARIES.group) for name, value in points.items()]
-        monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: found)
+        monkeypatch.setattr(
+            importlib.metadata, "entry_points", lambda group: [p for p in found if p.group == group]
+        )
         monkeypatch.delattr(LIBRARIES, "_announced", raising=False)
         monkeypatch.setattr(LIBRARIES, "_found", {})
 

@@ -28,7 +28,9 @@ def shades(monkeypatch, tmp_path):
         for name, text in modules.items():
             (tmp_path / f"{name}.py").write_text(text)
         found = [EntryPoint(name, value, "bench.shades") for name, value in points]
-        monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: found)
+        monkeypatch.setattr(
+            importlib.metadata, "entry_points", lambda group: [p for p in found if p.group == group]
+        )
         built_in = {"black": f"{__name__}:BLACK"}
         return Values("shade", Shade, key="shade", built_in=built_in)
 

@@ -36,7 +36,11 @@ def announce(monkeypatch, tmp_path):
 
     def announce(**formats):
         points = [EntryPoint(name, value, FORMATS.group) for name, value in formats.items()]
-        monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: points)
+        monkeypatch.setattr(
+            importlib.metadata,
+            "entry_points",
+            lambda group: [p for p in points if p.group == group],
+        )
         monkeypatch.delitem(FORMATS.__dict__, "_announced", raising=False)
         monkeypatch.setattr(FORMATS, "_found", {})
 
