@@ -137,7 +137,7 @@ def announce(monkeypatch):
             "entry_points",
             lambda group: [p for p in points if p.group == group],
         )
-        monkeypatch.delitem(LOADERS.__dict__, "_announced", raising=False)
+        LOADERS.__dict__.pop("_announced", None)
         monkeypatch.setattr(LOADERS, "_found", {})
 
     yield announce

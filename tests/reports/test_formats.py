@@ -41,7 +41,7 @@ def announce(monkeypatch, tmp_path):
             "entry_points",
             lambda group: [p for p in points if p.group == group],
         )
-        monkeypatch.delitem(FORMATS.__dict__, "_announced", raising=False)
+        FORMATS.__dict__.pop("_announced", None)
         monkeypatch.setattr(FORMATS, "_found", {})
 
     yield announce
