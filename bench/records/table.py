@@ -71,10 +71,13 @@ class Table:
         assert all(len(row) == len(self.columns) for row in self.rows), "a row of another width"
 
     def frame(self) -> DataFrame:
-        """Return the rows for pandas: numbers where all of a column is numbers, else text."""
+        """Return the rows for pandas: numbers where all of a column is numbers, else text.
+
+        Where nothing was asked a value is missing. A column's name that comes twice gets a number.
+        """
         import pandas
 
-        nothing = [NOTHING]
+        nothing = [NOTHING, ""]
         return pandas.read_csv(io.StringIO(csv(self)), na_values=nothing, keep_default_na=False)
 
     def blocks(self) -> dict[tuple[str, ...], list[tuple[str, ...]]]:
