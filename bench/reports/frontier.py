@@ -196,8 +196,7 @@ def tables(outline: Outline, records: Mapping[str, Record]) -> tuple[Table, ...]
 
     """
     swept, legend = sweeps_of(outline, records)
-    title = outline.heading
-    return (_frontier(swept, title, legend, outline), _prices(swept, title, outline.reductions))
+    return _frontier(swept, legend, outline), _prices(swept, outline)
 
 
 def has_sweeps(outline: Outline) -> bool:
@@ -324,7 +323,7 @@ def _task(utility: Utility) -> tuple[str, str]:
     return utility.metric, utility.task
 
 
-def _frontier(swept: Sequence[Sweep], title: str, legend: Sequence[str], outline: Outline) -> Table:
+def _frontier(swept: Sequence[Sweep], legend: Sequence[str], outline: Outline) -> Table:
     """Return every strength of every sweep: what is still detected, and what it cost."""
     tasks = numbered_tasks(point.row for sweep in swept for point in sweep.points)
     rows = [
@@ -334,7 +333,7 @@ def _frontier(swept: Sequence[Sweep], title: str, legend: Sequence[str], outline
     ]
     return Table(
         name="Frontier",
-        caption=f"what removal costs and what is left to detect, by strength ({title})",
+        caption=f"what removal costs and what is left to detect, by strength ({outline.heading})",
         columns=(
             *("owner", "method", "sweep", "strength", "marked", "twin", "score (m/t)", "p"),
             *("verdict", "utility (m/t)", "utility loss"),
@@ -369,11 +368,11 @@ def _score(row: Row, population: Lineage) -> str:
     return f"{fmean(per_model(read)):.3f}" if read else NOTHING
 
 
-def _prices(swept: Sequence[Sweep], title: str, reductions: Sequence[str]) -> Table:
+def _prices(swept: Sequence[Sweep], outline: Outline) -> Table:
     """Return the price of removal of every sweep, by our verdict and by the paper's threshold."""
     return Table(
         name="Price of removal",
-        caption=f"the smallest utility loss at which the claim is gone ({title})",
+        caption=f"the smallest utility loss at which the claim is gone ({outline.heading})",
         columns=(
             *("owner", "method", "sweep", "price (verdict)"),
             f"price (paper's rule, R < {R_HIGH:g})",
@@ -390,7 +389,7 @@ def _prices(swept: Sequence[Sweep], title: str, reductions: Sequence[str]) -> Ta
             )
             for sweep in swept
         ),
-        notes=(*PRICE_LEGEND, LEGEND[-1], *reductions),
+        notes=(*PRICE_LEGEND, LEGEND[-1], *outline.reductions),
         heads=2,
     )
 
