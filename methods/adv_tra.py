@@ -55,7 +55,7 @@ TIMED_ROUNDS = 3
 """Hops after which the fewest passes are timed, spread over a walk."""
 
 
-@method("adv_tra", version=1)
+@method("adv_tra", version=2)
 @dataclass(frozen=True)
 class AdvTra:
     """Walk from class to class across the owner's decision surface; keep its labels on the way.
@@ -71,7 +71,8 @@ class AdvTra:
     * `initial_step`, `step_drop`: where the search starts: the first step, of images in [0, 1], and
       by how much each is below the one before.
     * `step_lr`, `brake`, `smoothness_weight`, `negative_weight`: each epoch takes a plain gradient
-      step on two penalties: on a step that is not `brake` times the one before, and on one below 0.
+      step on two penalties: on a step whose next is not `brake` times as long, and on one below 0.
+      The first moves the earlier of the two alone.
     * `length_control`: steps that miss the target are divided by it, steps that are there too early
       are multiplied.
     * `tau`: a walk counts as recognised if less than this share of its labels changed.
@@ -294,8 +295,9 @@ class AdvTra:
         """Smooth steps (b, h), then lengthen those that missed and shorten the early ones."""
         gap = self.brake * steps[:, :-1] - steps[:, 1:]  # (b, h - 1)
         slope = -self.negative_weight * (steps < 0).to(steps.dtype)
+        # By the formula the later step of a pair would move as well. In the code it takes no
+        # gradient yet when the penalty is built, so the last step moves by length control alone.
         slope[:, :-1] += self.smoothness_weight * 2 * self.brake * gap
-        slope[:, 1:] -= self.smoothness_weight * 2 * gap
         relaxed = RELAXATION * epoch / self.max_iterations
         factor = torch.ones_like(steps[:, :1])
         factor[missed] = 1 / self.length_control - relaxed

@@ -31,7 +31,8 @@ def precise(model):
 
 
 # The authors' algorithm for one image: every point classified by a pass of its own, the two
-# penalties differentiated by autograd, nothing remembered from one epoch to the next.
+# penalties differentiated by autograd, nothing remembered from one epoch to the next. Steps are
+# leaves of their own; each is told to take a gradient once the pair it ends has been looked at.
 
 
 def reference_step(model, x, target, size):
@@ -61,14 +62,16 @@ def reference_hop(model, start, target, how):
         accepted = not missed and not early
         if accepted and (how.mode == "fast" or epoch > how.max_iterations / 4):
             return sizes, epoch + 1
-        variable = sizes.clone().requires_grad_(True)
+        leaves = [size.clone() for size in sizes]
         penalty = torch.zeros((), dtype=torch.float64)
-        for a, b in itertools.pairwise(variable):
+        for a, b in itertools.pairwise(leaves):
+            a.requires_grad_(True)
             penalty = penalty + (how.brake * a - b) ** 2
-        for size in variable:
+        leaves[-1].requires_grad_(True)
+        for size in leaves:
             penalty = penalty + (size < 0) * -size
         penalty.backward()
-        sizes = sizes - how.step_lr * variable.grad
+        sizes = sizes - how.step_lr * torch.stack([leaf.grad for leaf in leaves])
         if missed:
             sizes = sizes * (1 / how.length_control - 0.049 * epoch / how.max_iterations)
         if early:
@@ -174,8 +177,7 @@ def predicted(distance, how, room=0.95):
         if not early and not missed and burnt_in:
             return sizes, epoch + 1
         gaps = [how.brake * a - b for a, b in itertools.pairwise(sizes)]
-        slopes = [2 * how.brake * g for g in gaps] + [0.0]
-        slopes = [s - 2 * g for s, g in zip(slopes, [0.0, *gaps], strict=True)]
+        slopes = [2 * how.brake * g for g in gaps] + [0.0]  # of a pair the earlier moves
         relaxed = 0.049 * epoch / how.max_iterations
         factor = 1 / how.length_control - relaxed if missed else 1.0
         factor = how.length_control + relaxed if early else factor
@@ -208,6 +210,19 @@ def test_length_control_stops_just_beyond_a_boundary_at_a_known_distance(mode, l
         assert (found.steps[:, :-1].sum(1) <= crossed).all()
     grown = crossed > 0.2
     assert (found.steps.sum(1)[grown] < 1.12 * crossed[grown]).all()
+
+
+def test_the_last_step_of_a_hop_moves_by_length_control_alone():
+    # By hand, of steps 0.06, 0.05, 0.04: the gaps 0.95 s_j - s_j+1 are 0.007 and 0.0075, and a
+    # step goes down 0.05 * 2 * 0.95 of its own gap. A miss at epoch 30 of 300 divides by 0.9,
+    # relaxed by 0.049 / 10.
+    steps = torch.tensor([[0.06, 0.05, 0.04]], dtype=torch.float64)
+    none, all_ = torch.tensor([False]), torch.tensor([True])
+    smoothed = torch.tensor([[0.059335, 0.0492875, 0.04]], dtype=torch.float64)
+    found = AdvTra(length=6)._controlled(steps, none, none, 30)
+    torch.testing.assert_close(found, smoothed, rtol=0, atol=1e-15)
+    found = AdvTra(length=6)._controlled(steps, all_, none, 30)
+    torch.testing.assert_close(found, smoothed * (1 / 0.9 - 0.0049), rtol=0, atol=1e-15)
 
 
 def test_a_start_that_is_its_own_target_costs_one_pass_and_fails():

@@ -32,7 +32,8 @@ def hop(model, start, target):
         first, last = (model.logits(points[i]).argmax().item() for i in (0, 2))
         if first != target and last == target and epoch > HOW.max_iterations / 4:
             return sizes.detach()
-        penalty = (HOW.brake * sizes[0] - sizes[1]) ** 2 + (-sizes[sizes < 0]).sum()
+        later = sizes[1].detach()  # takes no gradient yet when the penalty is built
+        penalty = (HOW.brake * sizes[0] - later) ** 2 + (-sizes[sizes < 0]).sum()
         (slope,) = torch.autograd.grad(penalty, sizes)
         factor = 1.0
         if first == target:
