@@ -54,6 +54,8 @@ BATCH = 256
 class FinetuneClassify:
     """Fine-tune a stolen model on the thief's labelled images, all of it or in part.
 
+    Images are taken as they are: there is no augmentation.
+
     * `data`: the data set that the thief trains on; the suspect keeps its head.
     * `epochs`, `batch`: passes over the thief's images, and images in a step.
     * `lr`, `schedule`, `warmup`: the peak learning rate, how it goes on, and the share of the steps

@@ -2,6 +2,7 @@
 
 The noise alone: weight shifting, in which it was proposed, also subtracts each layer's mean filter
 and trains on afterwards. Its layers are convolutions; here the linear modules count as well.
+As in pruning, both are those of the blocks.
 """
 
 from __future__ import annotations
@@ -11,21 +12,22 @@ from typing import ClassVar
 
 import torch
 
-from attacks.quantize import weights
 from bench.models import VisionModel, clone
 from bench.registry import attack
 from bench.types import Access, Context, NotNegative, Passes, Sizes
 
 
-@attack("noise.weights")
+@attack("noise.weights", version=2)
 @dataclass(frozen=True, slots=True)
 class WeightNoise:
-    """Add Gaussian noise to the backbone's weights, `sigma` in units of each tensor's deviation.
+    """Add Gaussian noise to the blocks' weights, `sigma` in units of each tensor's deviation.
 
     Source: N. Lukas, E. Jiang, X. Li, F. Kerschbaum, "SoK: how robust is image classification deep
     neural network watermarking?", arXiv:2108.04974 (weight shifting).
 
     * `sigma`: how much of it; at 0 none.
+
+    The library's own classifier is left alone, as any head is.
     """
 
     sigma: NotNegative = 0.05
@@ -42,7 +44,7 @@ class WeightNoise:
         """Return the noisy copy."""
         model = clone(victim)
         with torch.no_grad():
-            for weight in weights(model):
+            for weight in (layer.weight for layer in model.layers()):
                 noise = torch.randn(weight.shape, generator=ctx.rng).to(weight)
                 weight.add_(noise * (self.sigma * weight.std(correction=0)))
         return model

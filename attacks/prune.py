@@ -6,19 +6,20 @@ model, 20 % and 40 %, no retraining).
 
 The paper does not say whether magnitudes are ranked over the model or within a layer, nor which
 tensors count as weights. Here `scope` chooses the first, and the second are the weights of linear
-and convolution modules, as in PyTorch's own pruning. Biases, norms, embeddings and parameters of
-other modules (the packed queries, keys and values of open_clip's attention) are left alone.
+and convolution modules, as in PyTorch's own pruning. Biases, norms, tokens, positions and
+parameters of other modules (the packed queries, keys and values of open_clip's attention) are left
+alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bench import models
 from bench.models import VisionModel, clone
@@ -26,17 +27,24 @@ from bench.registry import attack
 from bench.types import Access, Context, OpenShare, PartialShare, Passes, Sizes, UserError
 
 
-@attack("prune.l1")
+@attack("prune.l1", version=2)
 @dataclass(frozen=True, slots=True)
 class L1Prune:
-    """Zero the share `amount` of the backbone's weights that is smallest in magnitude.
+    """Zero the share `amount` of a model's weights that is smallest in magnitude.
 
     * `amount`: the share of the weights.
-    * `scope`: whether magnitudes are ranked over the whole backbone, or within each layer.
+    * `scope`: whether magnitudes are ranked over all that is pruned, or within each layer.
+    * `what`: the transformer blocks, or the "entire model", as in the paper. Departure: the default
+      leaves the embedding of patches alone, whose small weights a common ranking takes first. Of
+      DeiT-Tiny's it zeroes 61 % at an amount of 20 %, which halves its accuracy.
+
+    By default the library's own classifier is left alone, as any head is; an entire model has all
+    its heads pruned.
     """
 
     amount: PartialShare = 0.2
     scope: Literal["global", "layer"] = "global"
+    what: Literal["blocks", "entire model"] = "blocks"
 
     offers: ClassVar[Access] = Access.ALL
     derived: ClassVar[bool] = True
@@ -49,15 +57,15 @@ class L1Prune:
     def run(self, victim: VisionModel, ctx: Context) -> VisionModel:
         """Return the pruned copy; notes say the sparsity reached."""
         model = clone(victim)
-        weights = _weights(model)
+        weights = [layer.weight for layer in model.layers(entire=self.what == "entire model")]
         with torch.no_grad():
             for ranked in [weights] if self.scope == "global" else [[w] for w in weights]:
                 _zero_smallest(ranked, self.amount)
-        model.notes = {"sparsity": sparsity(model)}
+        model.notes = {"sparsity": _sparsity(weights)}
         return model
 
 
-@attack("prune.structured")
+@attack("prune.structured", version=2)
 @dataclass(frozen=True, slots=True)
 class StructuredPrune:
     """Cut the weakest share `amount` of a transformer's units out, none of them zeroed but gone.
@@ -71,6 +79,9 @@ class StructuredPrune:
       by block, which leaves the residual stream as wide as it was; or the channels of that stream
       ("width").
     * `amount`: the share of the units; one at least goes, and one at least stays.
+
+    The library's own classifier is left alone, as any head is: it has no say in what a unit is
+    worth, and loses no more than what it read of channels that are gone.
     """
 
     what: models.Part = "mlp"
@@ -95,17 +106,9 @@ class StructuredPrune:
         return model
 
 
-def sparsity(model: VisionModel) -> float:
-    """Return the share of zeros among the weights that pruning may touch, in [0, 1]."""
-    weights = _weights(model)
-    zeros = sum(int((weight == 0).sum()) for weight in weights)
-    return zeros / sum(weight.numel() for weight in weights)
-
-
-def _weights(model: VisionModel) -> list[Tensor]:
-    # The trunk only: a classification head on top of it is the thief's own work.
-    modules = model.trunk.modules()
-    return [m.weight for m in modules if isinstance(m, nn.Linear | nn.Conv2d)]
+def _sparsity(weights: Iterable[Tensor]) -> float:
+    zeros, total = map(sum, zip(*((int((w == 0).sum()), w.numel()) for w in weights), strict=True))
+    return zeros / total
 
 
 def _zero_smallest(weights: Sequence[Tensor], amount: float) -> None:

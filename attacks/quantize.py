@@ -4,9 +4,9 @@ Rounding is to nearest, on a symmetric grid scaled to the largest magnitude. Int
 to 127, or -7 to 7; the eight-bit float is E4M3, whose largest value is 448. The suspect computes
 with the rounded weights in its own precision: activations are not quantised and nothing is trained.
 
-As in pruning, weights are those of linear and convolution modules. Biases, norms, embeddings and
-parameters of other modules (the packed queries, keys and values of open_clip's attention) keep
-their bits.
+As in pruning, weights are those of linear and convolution modules of the blocks. Biases, norms,
+embeddings and parameters of other modules (the packed queries, keys and values of open_clip's
+attention) keep their bits.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bench.models import VisionModel, clone
 from bench.registry import attack
@@ -25,10 +25,10 @@ LARGEST = {"int8": 127.0, "int4": 7.0, "fp8": 448.0}
 """The value on a format's grid that the largest magnitude is mapped to."""
 
 
-@attack("quantize")
+@attack("quantize", version=2)
 @dataclass(frozen=True, slots=True)
 class Quantize:
-    """Round the backbone's weights to int8, int4 or fp8.
+    """Round the weights of the transformer blocks to int8, int4 or fp8.
 
     Source: M. Nagel et al., "A white paper on neural network quantization", arXiv:2106.08295,
     section 2 (integers); P. Micikevicius et al., "FP8 formats for deep learning", arXiv:2209.05433
@@ -36,6 +36,8 @@ class Quantize:
 
     * `format`: integers of 8 or 4 bits, or the eight-bit float.
     * `per`: whether each output channel, or each weight tensor as a whole, has its own scale.
+
+    The library's own classifier is left alone, as any head is.
     """
 
     format: Literal["int8", "int4", "fp8"] = "int8"
@@ -54,7 +56,7 @@ class Quantize:
         model = clone(victim)
         error = norm = 0.0
         with torch.no_grad():
-            for weight in weights(model):
+            for weight in (layer.weight for layer in model.layers()):
                 rounded = self._rounded(weight)
                 error += float((rounded - weight).double().square().sum())
                 norm += float(weight.double().square().sum())
@@ -75,9 +77,3 @@ class Quantize:
         if self.format == "fp8":  # on the CPU: not every device knows the type
             return scaled.cpu().to(torch.float8_e4m3fn).to(weight) * step
         return scaled.round() * step
-
-
-def weights(model: VisionModel) -> list[Tensor]:
-    """Return the weight tensors of the backbone's linear and convolution modules."""
-    modules = model.trunk.modules()
-    return [m.weight for m in modules if isinstance(m, nn.Linear | nn.Conv2d)]

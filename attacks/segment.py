@@ -39,6 +39,8 @@ from bench.types import (
 class FinetuneSegment:
     """Fine-tune all layers and a fresh segmentation head on the thief's images with masks.
 
+    Images are taken as they are: there is no augmentation.
+
     * `data`: the data set that the thief trains on; the suspect keeps its head.
     * `decoder`: a LayerNorm and a 1x1 convolution, or the decoder of a DPT.
     * `epochs`, `batch`: passes over the thief's images, and images in a step.

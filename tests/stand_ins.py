@@ -94,6 +94,9 @@ ATTACKS = {
     "prune.l1": L1Prune,
 }
 
+VERSIONS = {"prune.l1": 2}
+"""Of those that are not the first."""
+
 
 @contextlib.contextmanager
 def standing_in():
@@ -101,5 +104,6 @@ def standing_in():
     with pytest.MonkeyPatch.context() as patch:
         for known, plugins in ((registry.METHODS, METHODS), (registry.ATTACKS, ATTACKS)):
             patch.setattr(known, "_announced", {})
-            patch.setattr(known, "_plugins", {name: (cls, 1) for name, cls in plugins.items()})
+            found = {name: (cls, VERSIONS.get(name, 1)) for name, cls in plugins.items()}
+            patch.setattr(known, "_plugins", found)
         yield

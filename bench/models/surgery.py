@@ -115,8 +115,9 @@ def _traced(model: VisionModel) -> Callable[..., Any]:
     import torch_pruning as tp
 
     def answer(model: VisionModel, images: Tensor) -> Tensor:
-        # A head of ours is left out: it reads every channel twice, which the trace overlooks.
-        return model(images) if model.head is None else model.features(images)
+        # Heads are left out: they have no say in what a channel is worth. One of ours reads every
+        # channel twice, which the trace overlooks.
+        return model.features(images)
 
     blank = torch.zeros(1, 3, *model.preprocess.size, device=model.mean.device)
     with torch.enable_grad(), compiling(False):  # the trace follows autograd, op by op
@@ -144,6 +145,8 @@ def _narrow_ends(model: VisionModel, left: int, gone: list[int]) -> None:
     vit: Any = cast(TimmViT, model.trunk).vit
     before = model.width
     vit.embed_dim = vit.num_features = vit.head_hidden_size = model.trunk.width = left
+    if model.architecture.head == "own":
+        tp.prune_linear_in_channels(model.trunk.get_classifier(), gone)
     if isinstance(model.head, ClassifierHead):
         both = gone + [before + channel for channel in gone]  # of [CLS; mean patch]
         tp.prune_layernorm_out_channels(model.head.norm, both)

@@ -137,6 +137,22 @@ class VisionModel(nn.Module):
         kept = self.trunk.get_classifier() if self.architecture.head == "own" else None
         return () if kept is None else tuple(kept.parameters())
 
+    def layers(self, entire: bool = False) -> list[nn.Linear | nn.Conv2d]:
+        """List the linear and convolution modules that attacks on weights touch.
+
+        They are those of the transformer blocks; where these are no plain sequence, all of the
+        backbone. A classifier that the library keeps within the backbone is a head, not one of
+        them. `entire` adds what is left out: embedding of patches, pooling, heads.
+        """
+        inner = self if entire else self.trunk if self.trunk.blocks is None else self.trunk.blocks
+        heads = () if entire else self.classifier_weights
+        return [
+            layer
+            for layer in inner.modules()
+            if isinstance(layer, nn.Linear | nn.Conv2d)
+            if not any(layer.weight is weight for weight in heads)
+        ]
+
     @property
     def width(self) -> int:
         """Width d of the residual stream."""

@@ -10,8 +10,8 @@ from bench.testing import context, owner, stranger
 
 
 def layers(model):
-    found = model.trunk.named_modules()
-    return {f"trunk.{n}.weight" for n, m in found if isinstance(m, nn.Linear | nn.Conv2d)}
+    found = model.trunk.vit.blocks.named_modules()
+    return {f"trunk.vit.blocks.{n}.weight" for n, m in found if isinstance(m, nn.Linear)}
 
 
 def in_deviations(victim, sigma=0.05):

@@ -9,7 +9,9 @@ from torch import nn
 from torch.nn.utils import prune
 
 from attacks.finetune import FinetuneClassify
-from attacks.prune import L1Prune, StructuredPrune, _weights, sparsity
+from attacks.noise import WeightNoise
+from attacks.prune import L1Prune, StructuredPrune
+from attacks.quantize import Quantize
 from bench.models.building import build
 from bench.models.heads import Head
 from bench.models.libraries.embedded import MINI
@@ -20,11 +22,38 @@ from bench.models.weights import load_state
 from bench.records.nouns import Access, Incompatible, UserError
 from bench.testing import ATTACK_CHECKS, CPU, context, owner
 from methods.activemark import ActiveMark
+from methods.oracle import WeightOracle
 
 
-def pytorchs_own(model, amount, scope):
+def shaken(model):
+    """Draw every weight, so that no layer scale or bias hides what is cut."""
+    rng = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(torch.randn(weight.shape, generator=rng) * 0.05)
+    return model
+
+
+def headed(model=None):
+    return with_head(model or owner(), Head(10), torch.Generator().manual_seed(0)).eval()
+
+
+def own(name="test_vit", side=64):
+    """A model with a classifier of its library's own, all of it drawn."""
+    return shaken(build(Architecture("timm", name, side, "own")))
+
+
+def linear_or_convolution(module):
+    return [m for m in module.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+
+
+def weights(model):
+    return [m.weight for m in linear_or_convolution(model.trunk.vit.blocks)]
+
+
+def pytorchs_own(model, amount, scope, inner=lambda made: made.trunk.vit.blocks):
     made = copy.deepcopy(model)
-    layers = [m for m in made.trunk.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    layers = linear_or_convolution(inner(made))
     if scope == "global":
         pairs = [(layer, "weight") for layer in layers]
         prune.global_unstructured(pairs, prune.L1Unstructured, amount=amount)
@@ -47,13 +76,92 @@ def test_it_zeroes_the_very_weights_pytorchs_own_pruning_does(amount, scope):
 
 
 @pytest.mark.parametrize("scope", ["global", "layer"])
+@pytest.mark.parametrize("victim", [own(), headed()], ids=["the library's head", "ours"])
+def test_an_entire_model_loses_weights_in_every_layer_as_pytorchs_own_pruning_has_it(victim, scope):
+    made = L1Prune(0.2, scope, "entire model").run(victim, context())
+    expected = pytorchs_own(victim, 0.2, scope, lambda made: made)
+    for name, value in made.state_dict().items():
+        assert torch.equal(value, expected.state_dict()[name]), name
+    zeros = sum(int((m.weight == 0).sum()) for m in linear_or_convolution(expected))
+    sizes = [m.weight.numel() for m in linear_or_convolution(expected)]
+    assert abs(zeros - 0.2 * sum(sizes)) <= len(sizes) / 2  # a layer's own share is rounded
+    assert made.notes["sparsity"] == zeros / sum(sizes)
+
+
+def test_the_embedding_of_patches_is_spared_unless_the_entire_model_is_pruned():
+    def zeros(how):
+        return float((how.run(victim, context()).trunk.vit.patch_embed.proj.weight == 0).sum())
+
+    victim = own()
+    with torch.no_grad():
+        victim.trunk.vit.patch_embed.proj.weight.mul_(0.01)  # small beside all others, as DeiT's is
+    size = victim.trunk.vit.patch_embed.proj.weight.numel()
+    assert zeros(L1Prune(0.4)) == zeros(L1Prune(0.4, "layer")) == 0
+    assert zeros(L1Prune(0.4, "global", "entire model")) == size
+    assert zeros(L1Prune(0.4, "layer", "entire model")) == round(0.4 * size)
+
+
+ON_WEIGHTS = (
+    *(L1Prune(0.4, scope) for scope in ("global", "layer")),
+    *(StructuredPrune(part) for part in ("mlp", "heads")),
+    *(Quantize("int4"), WeightNoise(0.5)),
+)
+
+
+@pytest.mark.parametrize(
+    ("attack", "name"),
+    [
+        *((attack, "test_vit") for attack in ON_WEIGHTS),
+        *(
+            (attack, "test_convnext")
+            for attack in ON_WEIGHTS
+            if not isinstance(attack, StructuredPrune)
+        ),
+    ],
+    ids=repr,
+)
+def test_a_librarys_own_classifier_is_left_alone_like_any_head(attack, name):
+    victim = own(name, 64 if name == "test_vit" else None)
+    kept = victim.trunk.get_classifier()
+    assert kept.weight.shape[0] == 1000
+    made = attack.run(victim, context())
+    after = made.trunk.get_classifier()
+    assert torch.equal(after.weight, kept.weight)
+    assert torch.equal(after.bias, kept.bias)
+    before = dict(victim.named_parameters())
+    assert any(v.shape != before[n].shape or not v.equal(before[n])
+               for n, v in made.named_parameters())  # fmt: skip
+
+
+def test_the_oracle_keeps_nothing_of_a_librarys_own_classifier():
+    secret = WeightOracle().protect(own(), context(0, "owner")).secret
+    assert not [name for name in secret if "head" in name]
+
+
+def test_a_librarys_own_classifier_has_no_say_in_which_channels_go():
+    victim = own()
+    quiet = copy.deepcopy(victim)
+    with torch.no_grad():
+        quiet.trunk.get_classifier().weight.mul_(1e-3)
+    cut, other = (StructuredPrune("width", 0.25).run(m, context()) for m in (victim, quiet))
+    patches = "trunk.vit.patch_embed.proj.weight"
+    assert torch.equal(cut.state_dict()[patches], other.state_dict()[patches])
+    before = victim.trunk.vit.patch_embed.proj.weight.flatten(1)
+    after = cut.state_dict()[patches].flatten(1)
+    kept = (before[None] == after[:, None]).all(2).nonzero()[:, 1]  # which channels stayed
+    assert len(kept) == 48
+    reads = cut.trunk.get_classifier().weight
+    assert torch.equal(reads, victim.trunk.get_classifier().weight[:, kept])
+
+
+@pytest.mark.parametrize("scope", ["global", "layer"])
 def test_of_equal_magnitudes_the_first_go_and_no_more_than_asked_for(scope):
     victim = owner()
-    for weight in _weights(victim):
+    for weight in weights(victim):
         weight.data.copy_(torch.tensor([0.5, -0.25, 0.25, -0.5]).repeat(weight.numel() // 4)
                           .view_as(weight))  # fmt: skip
     made = L1Prune(0.3, scope).run(victim, context())
-    layers = [[w] for w in _weights(made)] if scope == "layer" else [_weights(made)]
+    layers = [[w] for w in weights(made)] if scope == "layer" else [weights(made)]
     for ranked in layers:
         flat = torch.cat([weight.flatten() for weight in ranked])
         gone = (flat == 0).nonzero().flatten()
@@ -68,20 +176,19 @@ def test_pruning_nothing_changes_nothing():
 
 
 def test_the_sparsity_reached_is_counted_and_noted():
-    assert sparsity(owner()) < 1e-4
+    assert L1Prune(0.0).run(owner(), context()).notes["sparsity"] < 1e-4
     made = L1Prune(0.2).run(owner(), context())
-    weights = [m.weight for m in made.trunk.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
-    counted = sum(float((w == 0).sum()) for w in weights) / sum(w.numel() for w in weights)
-    assert sparsity(made) == made.notes["sparsity"] == pytest.approx(counted)
+    found = weights(made)
+    counted = sum(float((w == 0).sum()) for w in found) / sum(w.numel() for w in found)
+    assert made.notes["sparsity"] == pytest.approx(counted)
     assert counted == pytest.approx(0.2, abs=1e-5)
 
 
 def test_a_layers_own_ranking_prunes_every_layer_alike():
     made = L1Prune(0.4, "layer").run(owner(), context())
-    for name, module in made.trunk.named_modules():
-        if isinstance(module, nn.Linear | nn.Conv2d):
-            share = float((module.weight == 0).float().mean())
-            assert share == pytest.approx(0.4, abs=1 / module.weight.numel()), name
+    for weight in weights(made):
+        share = float((weight == 0).float().mean())
+        assert share == pytest.approx(0.4, abs=1 / weight.numel())
 
 
 def test_norms_biases_embeddings_and_the_thiefs_head_are_left_alone():
@@ -89,7 +196,7 @@ def test_norms_biases_embeddings_and_the_thiefs_head_are_left_alone():
     made = L1Prune(0.9).run(victim, context())
     before, after = victim.state_dict(), made.state_dict()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
-    assert changed == {n for n in before if n.startswith("trunk.") and n.endswith(
+    assert changed == {n for n in before if n.startswith("trunk.vit.blocks.") and n.endswith(
         ("proj.weight", "qkv.weight", "fc1.weight", "fc2.weight"))}  # fmt: skip
 
 
@@ -115,24 +222,11 @@ def test_amounts_out_of_range_are_refused(amount):
 PARTS = ("mlp", "heads", "width")
 
 
-def shaken(model):
-    """Draw every weight, so that no layer scale or bias hides what is cut."""
-    rng = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.add_(torch.randn(weight.shape, generator=rng) * 0.05)
-    return model
-
-
-def headed(model=None):
-    return with_head(model or owner(), Head(10), torch.Generator().manual_seed(0)).eval()
-
-
 def victims():
     return {
         "mini": owner(),
         "mini with a head": shaken(headed()),
-        "its own classifier": shaken(build(Architecture("timm", "test_vit", 64, "own"))),
+        "its own classifier": own(),
         "layer scale, average": shaken(build(Architecture("timm", "test_vit2", 64))),
         "attention pooling": shaken(build(Architecture("timm", "test_vit3", 64))),
         "registers": shaken(build(Architecture("timm", "vit_wee_patch16_reg1_gap_256", 64))),

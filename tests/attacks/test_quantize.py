@@ -2,13 +2,17 @@ import pytest
 import torch
 from torch import nn
 
-from attacks.quantize import Quantize, weights
+from attacks.quantize import Quantize
 from bench.models.heads import Head
 from bench.models.surgery import with_head
 from bench.testing import context, owner
 
 FORMATS = [(f, per) for f in ("int8", "int4", "fp8") for per in ("channel", "tensor")]
 LEVELS = {"int8": 127, "int4": 7}
+
+
+def weights(model):
+    return [m.weight for m in model.trunk.vit.blocks.modules() if isinstance(m, nn.Linear)]
 
 
 def rounded(format, per, victim=None):
@@ -100,9 +104,9 @@ def test_norms_biases_embeddings_and_the_head_keep_their_bits():
     victim = with_head(owner(), Head(10), torch.Generator().manual_seed(0))
     made = Quantize("int4").run(victim, context())
     layers = {
-        f"trunk.{name}.weight"
-        for name, module in victim.trunk.named_modules()
-        if isinstance(module, nn.Linear | nn.Conv2d)
+        f"trunk.vit.blocks.{name}.weight"
+        for name, module in victim.trunk.vit.blocks.named_modules()
+        if isinstance(module, nn.Linear)
     }
     before, after = victim.state_dict(), made.state_dict()
     assert {name for name in before if not torch.equal(before[name], after[name])} == layers
