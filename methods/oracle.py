@@ -7,7 +7,8 @@ without changing the function (permuted channels, another basis), and says nothi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -31,13 +32,18 @@ from bench.types import (
 )
 
 
-@method("oracle.weights", version=1)
+@method("oracle.weights", version=2)
 @dataclass(frozen=True)
 class WeightOracle:
     """Compare the suspect's backbone with the released one, weight matrix by weight matrix.
 
     The agreement is the cosine, 0 where it is negative. Matrices alone count, embeddings and
-    filters among them: norms and biases are alike in models that never met.
+    filters among them: norms and biases are alike in models that never met. The library's own
+    classifier is left alone, as any head is.
+
+    Matrices are compared that have the owner's name and shape, such as all but the positions of a
+    model at another image size; the notes say how many of how many. A suspect of another library,
+    which shares no name, is compared by shape: its i-th matrix of one with the owner's i-th.
 
     * `threshold`: the cosine from which a matrix counts as the owner's.
     * `entries`: how much of each matrix is kept as the secret, drawn without replacement, for all
@@ -75,23 +81,51 @@ class WeightOracle:
         """Take the cosine to every matrix of the owner's; one query is one matrix.
 
         Raises:
-            Incompatible: the suspect lacks a matrix of that name and shape.
+            Incompatible: no matrix of the suspect's has a shape of the owner's.
 
         """
+        names = [n.removesuffix(".shape") for n in sorted(secret) if n.endswith(".shape")]
+        shapes = {name: tuple(secret[f"{name}.shape"].tolist()) for name in names}
         found, cosines = dict(_matrices(suspect.network)), list[Tensor]()
-        for name in (n.removesuffix(".shape") for n in sorted(secret) if n.endswith(".shape")):
-            shape = tuple(secret[f"{name}.shape"].tolist())
-            there = tuple(found[name].shape) if name in found else "none"
-            if there != shape:
-                raise Incompatible(f"expected the owner's {name} {shape}, got {there}")
+        pairs = _comparable(shapes, found)
+        if not pairs:
+            raise Incompatible(
+                f"expected a weight matrix in a shape of the owner's {len(names)}, got none among "
+                f"the suspect's {len(found)}"
+            )
+        for name, weight in pairs.items():
             index, value = secret[f"{name}.index"], secret[f"{name}.value"].double()
-            taken = found[name].flatten()[index.long().to(found[name].device)].double()
+            taken = weight.flatten()[index.long().to(weight.device)].double()
             cosines.append(torch.cosine_similarity(taken, value.to(taken.device), dim=0))
         statistic = tuple(torch.stack(cosines).clamp(-1, 1).tolist())  # the only wait
-        agreement = tuple(max(0.0, cosine) for cosine in statistic)
         return Evidence(
-            agreement, statistic, Rule("cosine", ">=", self.threshold), "weight matrix", None
+            agreement=tuple(max(0.0, cosine) for cosine in statistic),
+            statistic=statistic,
+            rule=Rule("cosine", ">=", self.threshold),
+            unit="weight matrix",
+            chance=None,
+            notes={"compared": len(pairs), "of": len(names)},
         )
+
+
+def _comparable(
+    shapes: Mapping[str, tuple[int, ...]], found: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Find the suspect's matrix for each of the owner's, by the owner's name, where it has one."""
+    if shapes.keys() & found.keys():
+        same = (name for name, shape in shapes.items() if name in found)
+        return {name: found[name] for name in same if tuple(found[name].shape) == shapes[name]}
+    there: dict[tuple[int, ...], list[Tensor]] = {}
+    for name in _in_depth(found):
+        there.setdefault(tuple(found[name].shape), []).append(found[name])
+    rest = {shape: iter(weights) for shape, weights in there.items()}
+    pairs = ((name, next(rest.get(shapes[name], iter(())), None)) for name in _in_depth(shapes))
+    return {name: weight for name, weight in pairs if weight is not None}
+
+
+def _in_depth(names: Iterable[str]) -> Sequence[str]:
+    """Sort names, block 2 before block 10; a block has few matrices of one shape."""
+    return sorted(names, key=lambda name: [part.zfill(4) for part in re.split(r"(\d+)", name)])
 
 
 def _matrices(model: VisionModel) -> Iterator[tuple[str, Tensor]]:

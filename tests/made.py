@@ -146,6 +146,7 @@ def carried_out(plan, store):
         read[key] = bit_errors(*[number] * 4)
         results = {"evidence": read[key], "utility": TASK, "fidelity": paid}
         payload = {name: dataclasses.asdict(result) for name, result in results.items()}
+        payload.get("evidence", {}).pop("notes", None)  # kept beside it, and there are none
         payload |= {"digest": key, "cost": {"seconds": 2.0}}
         store.put(key, stage.kind, stage.recipe, stage.parents, payload, TENSORS)
     return [

@@ -299,4 +299,5 @@ def _precedes(one: Record, other: Record) -> bool:
 
 
 def _text(record: Record) -> str:
-    return canonical(_RECORD.dump_python(record, warnings=False))
+    # What `extract` noted stands among the record's notes, with that of other stages.
+    return canonical(_RECORD.dump_python(record, warnings=False, exclude={"evidence": {"notes"}}))

@@ -149,7 +149,8 @@ class Evidence:
     number for the same queries (bit errors, mutation, match), judged by `rule`. `unit` names one
     query, e.g. "image". `chance` is the agreement expected of a model that never met the owner;
     None where nobody knows it beforehand, and strangers have to tell. The method reports what it
-    saw; whether that proves ownership is decided in `bench.verdicts`.
+    saw; whether that proves ownership is decided in `bench.verdicts`. `notes` are for the reader:
+    a record keeps them beside those of `protect`. "compared" and "of" say how much could be read.
     """
 
     agreement: tuple[float, ...]
@@ -157,6 +158,7 @@ class Evidence:
     rule: Rule
     unit: str
     chance: float | None
+    notes: Mapping[str, Json] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
         outside = [a for a in self.agreement if not 0.0 <= a <= 1.0]

@@ -163,7 +163,10 @@ class _StoreIndex:
 
 def _plain(value: Evidence | Utility | Fidelity | None) -> Json:
     """Write a part of a record as the store holds it."""
-    return json.loads(canonical(dataclasses.asdict(value))) if value else None
+    if value is None:
+        return None
+    kept = {k: v for k, v in dataclasses.asdict(value).items() if k != "notes"}
+    return json.loads(canonical(kept))
 
 
 def _reading(evidence: Json) -> tuple[float, ...]:

@@ -83,6 +83,8 @@ def findings(block: Block, alpha: float) -> Iterator[str]:
         )
     if same := _read_alike(block.with_evidence):
         yield f"its keys read alike on all {same} suspects they share; they count as one."
+    if partly := _read_in_part(block.with_evidence):
+        yield partly
     if undone := [row.label for row in block.rows if row.undone]:
         yield f"the suspect has the clean owner's weights, hence is a twin: {', '.join(undone)}."
 
@@ -167,6 +169,17 @@ def _read_alike(found: Iterable[Record]) -> int:
     alike = all(first[suspect] == other[suspect] for suspect in shared for other in others)
     differ = any(first[suspect] != first[shared[0]] for suspect in shared)
     return len(shared) if others and alike and differ else 0
+
+
+def _read_in_part(found: Iterable[Record]) -> str:
+    """Say of how many suspects a part alone could be read; empty if all were read whole."""
+    noted = [r.notes.get("extract", {}) for r in found]
+    parts = [(n["compared"], n["of"]) for n in noted if n.get("compared", 0) < n.get("of", 0)]
+    if not parts:
+        return ""
+    least, of = min(parts)
+    unit = "suspect was" if len(parts) == 1 else "suspects were"
+    return f"{len(parts)} {unit} read in part: at least {least} of {of} queries."
 
 
 def _noted(records: Iterable[Record]) -> str:

@@ -200,12 +200,10 @@ class Laboratory:
         precision = method.precision if isinstance(method, HasPrecision) else FULL
         most = min(BATCH, *map(len, pools))
         evidence, seconds, ideal = self._timed_reading(read, model, precision, most)
-        return Made(
-            {"evidence": dataclasses.asdict(evidence), "queries": suspect.queries},
-            None,
-            seconds,
-            ideal,
-        )
+        found = dataclasses.asdict(evidence)
+        noted = {"notes": notes} if (notes := found.pop("notes")) else {}
+        payload = {"evidence": found, "queries": suspect.queries, **noted}
+        return Made(payload, None, seconds, ideal)
 
     def _timed_reading(
         self, read: Callable[[], Evidence], model: VisionModel, precision: Precision, batch: int

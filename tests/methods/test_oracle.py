@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from bench.models.building import build, randomised
 from bench.models.suspect import View
-from bench.models.vision import clone
+from bench.models.vision import Architecture, clone
 from bench.records.nouns import Incompatible, UserError
 from bench.testing import context, owner, stranger
 from methods.oracle import WeightOracle
@@ -105,18 +106,58 @@ def test_the_threshold_decides_what_counts_as_the_owners():
     assert read(edited(rotated), WeightOracle(0.55, 10**6)).rate == 0.0
 
 
-def test_another_shape_is_incompatible(released):
+def test_positions_of_another_grid_are_passed_over(released):
     suspect = clone(released)
     suspect.trunk.vit.pos_embed = nn.Parameter(torch.zeros(1, 66, 48))
-    with pytest.raises(Incompatible, match=r"vit\.pos_embed \(1, 65, 48\), got \(1, 66, 48\)"):
-        read(suspect)
+    evidence = read(suspect)
+    assert evidence.notes == {"compared": 25, "of": 26}  # 4 a block of 6, and the patches
+    assert evidence.statistic == pytest.approx([1.0] * 25)
 
 
-def test_a_missing_block_is_incompatible(released):
+def test_blocks_that_are_left_are_compared(released):
     suspect = clone(released)
     suspect.trunk.vit.blocks = suspect.trunk.vit.blocks[:-1]
-    with pytest.raises(Incompatible, match=r"blocks\.5\.\S+ \(.*\), got none"):
-        read(suspect)
+    evidence = read(suspect)
+    assert evidence.notes == {"compared": 22, "of": 26}
+    assert evidence.score == pytest.approx(1.0)
+
+
+def test_matrices_that_are_cut_are_passed_over_wherever_they_are(released):
+    suspect = clone(released)
+    mlp = suspect.trunk.vit.blocks[1].mlp
+    mlp.fc1.weight = nn.Parameter(mlp.fc1.weight[:40].detach())
+    mlp.fc2.weight = nn.Parameter(mlp.fc2.weight[:, :40].detach())
+    evidence = read(suspect)
+    assert evidence.notes == {"compared": 24, "of": 26}
+    assert evidence.score == pytest.approx(1.0)  # no other block's stands in for them
+
+
+def test_a_model_of_another_width_is_incompatible():
+    with pytest.raises(Incompatible, match=r"in a shape of the owner's 26, got none among the"):
+        read(build(Architecture("embedded", "mini-wide")))
+
+
+CLIP = {"in_proj_weight": "attn.qkv", "out_proj.weight": "attn.proj",
+        "c_fc.weight": "mlp.fc1", "c_proj.weight": "mlp.fc2"}  # fmt: skip
+
+
+def test_a_copy_in_another_librarys_names_is_known_by_its_shapes():
+    # Twelve blocks: 10 and 11 come before 2 in the order of letters.
+    theirs = randomised(Architecture("open_clip", "ViT-B-32"), 0)
+    ours = randomised(Architecture("timm", "vit_base_patch32_clip_224"), 1)
+    with torch.no_grad():
+        for name, weight in theirs.trunk.visual.transformer.resblocks.named_parameters():
+            block, _, rest = name.partition(".")
+            part = next((known for known in CLIP if rest.endswith(known)), None)
+            if part:
+                copied = ours.trunk.vit.get_parameter(f"blocks.{block}.{CLIP[part]}.weight")
+                copied.copy_(weight)
+    method = WeightOracle(entries=64)
+    secret = method.protect(ours, context(0, "owner")).secret
+    evidence = method.extract(secret, View(theirs, method.needs), context(1, "owner"))
+    alike = [cosine > 0.999 for cosine in evidence.statistic]
+    assert evidence.notes["of"] == 12 * 4 + 2  # patches and positions, which were not copied
+    assert alike.count(True) == 12 * 4
 
 
 @pytest.mark.parametrize(("setting", "value"), [("threshold", 1.5), ("entries", 0)])

@@ -193,3 +193,13 @@ def test_an_outline_that_cannot_be_read_is_named(tmp_path, text, message):
         read_outline(path)
     assert str(caught.value).startswith(f"{path}: ")
     assert message in str(caught.value)
+
+
+def test_what_a_reading_noted_stands_once_among_the_records_notes(tmp_path):
+    seen = Evidence((1.0,), (1.0,), Rule("cosine", ">=", 0.9), "matrix", None, {"compared": 1})
+    made = dataclasses.replace(RECORD, evidence=seen, notes={"extract": {"compared": 1}})
+    append(tmp_path / "one.jsonl", made)
+    assert (tmp_path / "one.jsonl").read_text().count("compared") == 1
+    (back,) = read(tmp_path)
+    assert back.notes == {"extract": {"compared": 1}}
+    assert back.evidence.score == 1.0

@@ -349,6 +349,22 @@ def test_keys_that_read_alike_on_all_suspects_they_share_count_as_one():
     assert "read alike" not in notes(made(same)[0])  # one reading throughout tells nothing
 
 
+def test_suspects_that_could_be_read_in_part_alone_are_counted():
+    def read(index, **noted):
+        return record(
+            cell(PRINT, "owner", stranger(index), lineage="stranger"),
+            evidence=Evidence((0.5,) * 4, (0.5,) * 4, MUTATION, "path", None),
+            suspect_digest=f"stranger {index}",
+            notes={"extract": noted} if noted else {},
+        )
+
+    whole = [read(0), read(1, compared=98, of=98)]
+    assert "in part" not in notes(made(whole)[0])
+    partly = [read(2, compared=97, of=98), read(3, compared=49, of=98)]
+    said = "2 suspects were read in part: at least 49 of 98 queries."
+    assert said in notes(made([*whole, *partly])[0])
+
+
 def test_a_suspect_with_the_clean_owners_weights_is_a_twin_whatever_made_it():
     undone = record(cell(attack=PRUNE), 1.0, suspect_digest="clean")
     table, *_ = made([undone, *innocents()])
