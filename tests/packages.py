@@ -6,6 +6,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+import warm
+
 
 def install(files: Mapping[str, str], home: Path) -> Path:
     """Build the package of these files, and return the folder it is installed into."""
@@ -21,12 +23,9 @@ def install(files: Mapping[str, str], home: Path) -> Path:
 
 def python(site: Path, *arguments: object) -> str:
     """Run Python with the packages under `site` in reach, and return what it printed."""
-    # Threads that wait must not hold the processors others need.
-    quiet = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-    reach = os.pathsep.join(filter(None, [str(site), os.environ.get("PYTHONPATH")]))
     done = subprocess.run(
         [sys.executable, *map(str, arguments)],
-        env=os.environ | quiet | {"PYTHONPATH": reach},
+        env=_reaching(site),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -34,3 +33,18 @@ def python(site: Path, *arguments: object) -> str:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def program(site: Path, name: Path | str, *arguments: object) -> str:
+    """Run a program likewise, where torch and its like are loaded; return all that it said."""
+    with warm.start(name, *arguments, env=_reaching(site)) as process:
+        said = process.finish()
+    assert process.returncode == 0, said
+    return said
+
+
+def _reaching(site: Path) -> Mapping[str, str]:
+    # Threads that wait must not hold the processors others need.
+    quiet = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    reach = os.pathsep.join(filter(None, [str(site), os.environ.get("PYTHONPATH")]))
+    return os.environ | quiet | {"PYTHONPATH": reach}

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from documents import ROOT, blocks, code
 from made import QUICK, suite
-from packages import install, python
+from packages import install, program
 
 from bench.records import ledger
 
@@ -126,6 +126,10 @@ save_file(model.trunk.state_dict(), sys.argv[1])
 """
 
 CONTRACT = """
+import warnings
+
+warnings.simplefilter("error")
+
 from acme.signs import Signs
 from bench.testing import check_attack, check_method
 from my_package.forget import ForgetWeights
@@ -165,7 +169,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_an_installed_plug_in_is_listed_with_its_distribution(installed, kind, name, said):
-    listing = python(installed, "-m", "bench", "list", kind)
+    listing = program(installed, "bench", "list", kind)
     found = f"\n{listing}".partition(f"\n{name}\n")[2].partition("\n\n")[0]
     assert [line.strip() for line in found.splitlines()] == said
 
@@ -173,7 +177,7 @@ def test_an_installed_plug_in_is_listed_with_its_distribution(installed, kind, n
 def test_an_installed_method_and_attack_cross_with_the_built_in_ones(installed, tmp_path):
     suite = tmp_path / "crossed.yaml"
     suite.write_text(SUITE)
-    python(installed, "-m", "bench", "run", suite, "--results", tmp_path, "--device", "cpu")
+    program(installed, "bench", "run", suite, "--results", tmp_path, "--device", "cpu")
     records = ledger.latest(ledger.read(tmp_path / "crossed")).values()
     crossed = {(r.cell.method.name, r.cell.attack[-1].name) for r in records if r.status == "ok"}
     assert crossed == {
@@ -189,23 +193,25 @@ def test_an_installed_method_and_attack_cross_with_the_built_in_ones(installed, 
             )  # forgotten weights have no sign
 
 
-def test_an_installed_plug_in_passes_the_contract(installed):
-    python(installed, "-W", "error", "-c", CONTRACT)
+def test_an_installed_plug_in_passes_the_contract(installed, tmp_path):
+    (tmp_path / "contract.py").write_text(CONTRACT)
+    program(installed, tmp_path / "contract.py")
 
 
 def test_an_installed_library_is_listed(installed):
-    listing = python(installed, "-m", "bench", "list", "models")
+    listing = program(installed, "bench", "list", "models")
     assert listing.splitlines()[-1].split("  ")[0] == "acme: tiny"
 
 
 def test_models_of_an_installed_library_are_owners_drawn_or_from_a_file(installed, tmp_path):
     suite = tmp_path / "of-acme.yaml"
     suite.write_text(OWNERS)
-    python(installed, "-c", DRAWN, tmp_path / "tiny.safetensors")
+    (tmp_path / "drawn.py").write_text(DRAWN)
+    program(installed, tmp_path / "drawn.py", tmp_path / "tiny.safetensors")
     where = ("--data", tmp_path, "--results", tmp_path)
-    python(installed, "-m", "bench", "check", suite, "--data", tmp_path)
-    assert "protect" in python(installed, "-m", "bench", "plan", suite, *where)
-    python(installed, "-m", "bench", "run", suite, *where, "--device", "cpu")
+    program(installed, "bench", "check", suite, "--data", tmp_path)
+    assert "protect" in program(installed, "bench", "plan", suite, *where)
+    program(installed, "bench", "run", suite, *where, "--device", "cpu", "--workers", 1)
     records = list(ledger.latest(ledger.read(tmp_path / "of-acme")).values())
     assert {r.status for r in records} == {"ok"}
     assert {r.cell.owner.args["image_size"] for r in records} == {None, 64}

@@ -9,7 +9,7 @@ from importlib.metadata import EntryPoint
 import pytest
 import torch
 from documents import ROOT, blocks
-from packages import install, python
+from packages import install, program, python
 from PIL import Image
 
 from bench.data import images
@@ -97,14 +97,15 @@ def data(tmp_path_factory):
 
 
 def test_its_loader_is_listed_beside_those_built_in(installed):
-    last = python(installed, "-m", "bench", "list", "data").splitlines()[-1].rstrip()
+    last = program(installed, "bench", "list", "data").splitlines()[-1].rstrip()
     assert last.startswith("my.cards")
     assert last.endswith("images that cards.csv lists, with what they show")
 
 
-def test_its_loader_lists_without_torch_and_its_files_are_opened(installed, data):
+def test_its_loader_lists_without_torch_and_its_files_are_opened(installed, data, tmp_path):
     python(installed, "-c", NO_TORCH, data)
-    said = python(installed, "-c", DECODE, data)
+    (tmp_path / "decode.py").write_text(DECODE)
+    said = program(installed, tmp_path / "decode.py", data)
     pixels = [[6 * i, 10, 200] for i in range(4)]
     assert said == f"('hearts', 'spades') [1, 0, 1, 0] {pixels}\n"
 
@@ -115,12 +116,13 @@ def test_its_loader_feeds_the_owner_and_the_thief(installed, data, tmp_path):
     suite = tmp_path / "dealt.yaml"
     suite.write_text(SUITE)
     given = [suite, "--data", data]
-    checked = python(installed, "-m", "bench", "check", *given)
+    checked = program(installed, "bench", "check", *given)
     assert "ok       data cards: 40 images, 2 classes" in checked
-    assert "dealt: 2 cells, 0 answered" in python(
-        installed, "-m", "bench", "plan", *given, "--results", tmp_path
+    assert "dealt: 2 cells, 0 answered" in program(
+        installed, "bench", "plan", *given, "--results", tmp_path
     )
-    python(installed, "-m", "bench", "run", *given, "--results", tmp_path, "--device", "cpu")
+    where = ("--results", tmp_path, "--device", "cpu", "--workers", 1)
+    program(installed, "bench", "run", *given, *where)
     records = ledger.latest(ledger.read(tmp_path / "dealt")).values()
     assert {(r.status, r.utility.task) for r in records} == {("ok", "cards, thief's test images")}
 
