@@ -288,11 +288,11 @@ def test_images_that_are_done_cost_no_more():
 @pytest.mark.parametrize("labelled", [True, False])
 def test_passes_are_those_the_algorithm_needs(mode, length, labelled):
     how = AdvTra(**{**QUICK, "mode": mode, "length": length, "max_iterations": 20})
-    ctx = testing.context(0, "owner")
+    owner, ctx = digits_owner(), testing.context(0, "owner")  # whose classifier is trained by now
     if not labelled:
         ctx = dataclasses.replace(ctx, images=dataclasses.replace(ctx.images, labels=None))
     with measuring(CPU) as meter:
-        made = how.protect(digits_owner(), ctx)
+        made = how.protect(owner, ctx)
     notes, half = made.notes, length // 2
     starts = notes["tried"] + notes["hops"] - notes["trajectories"]
     gradients = starts + notes["epochs"] * (half - 1) + notes["hops"] * half
