@@ -18,9 +18,9 @@ from bench.suite.graph import Kind
 from bench.suite.todo import guesses, missing
 from bench.types import CountsPasses
 
-SUITE = suite(
-    owners=["{embedded: mini, classifier: {data: digits, epochs: 1}}"],
-    methods=[
+PARTS = {
+    "owners": ["{embedded: mini, classifier: {data: digits, epochs: 1}}"],
+    "methods": [
         "{name: activemark, variant: expressprint, block: 2, steps: 3, batch: 4, images: 6}",
         "{name: activemark, variant: paper, block: 1, steps: 3, batch: 4, images: 6, "
         "fidelity_under: plain}",
@@ -29,7 +29,7 @@ SUITE = suite(
         "{name: adv_tra, mode: fast, trajectories: 2, classes: 3}",
         "{name: oracle.weights}",
     ],
-    attacks=[
+    "attacks": [
         "{name: control.identity}",
         "{name: finetune.classify, data: digits, epochs: 2}",
         "{name: finetune.classify, data: digits, mode: last}",
@@ -37,10 +37,15 @@ SUITE = suite(
         "{name: distill.features, data: digits, epochs: 1}",
         "[{name: prune.l1, amount: 0.2}, {name: noise.weights}]",
     ],
-    data="{digits: {max_images: 40}, photos: {max_images: 24}, "
+    "data": "{digits: {max_images: 40}, photos: {max_images: 24}, "
     "scenes: {loader: digit-scenes, crops: 4, max_images: 8}}",
-    innocents="{strangers: 0, twin_seeds: 1}",
-)
+    "innocents": "{strangers: 0, twin_seeds: 1}",
+}
+
+SUITE = suite(**PARTS)
+
+OF_TWO = suite(**PARTS | {"methods": PARTS["methods"][1:3]})
+"""A mark and a fingerprint of them: its stages are of the whole suite, and have the same keys."""
 
 
 def planned(folder, text=SUITE, data=None):
@@ -102,10 +107,10 @@ def test_what_was_measured_prices_stages_alike_and_the_rest_by_their_passes(run_
 
 
 @pytest.fixture(scope="module")
-def dropped(run_once, tmp_path_factory):
-    """The same suite run with copies dropped: its store, and the bytes in it after every stage."""
-    made, _, _ = run_once
-    store, sizes = Store(tmp_path_factory.mktemp("dropped")), []
+def dropped(tmp_path_factory):
+    """Two methods run with copies dropped: plan, store, and the bytes in it after every stage."""
+    folder = tmp_path_factory.mktemp("dropped")
+    made, store, sizes = planned(folder, OF_TWO), Store(folder / "store"), []
 
     class Watched(Laboratory):
         def carry_out(self, stage):
@@ -118,22 +123,22 @@ def dropped(run_once, tmp_path_factory):
     answered = list(engines.serial(laboratory, made.questions))
     assert not [reason for _, reason in answered if reason]
     assert len(answered) == len(made.questions)
-    return store, sizes
+    return made, store, sizes
 
 
 @pytest.mark.slow
 def test_the_disk_that_copies_take_at_once_is_foreseen(run_once, dropped):
-    made, known, _ = run_once
+    (_, known, _), (made, _, sizes) = run_once, dropped
     there = guesses(made, known)
     foreseen = budget._at_once(made, {key: there[key][1] for key in made.stages})
-    assert foreseen == max(dropped[1])
+    assert foreseen == max(sizes)
     assert foreseen < sum(size for _, size in there.values())
 
 
 def test_copies_that_are_dropped_cost_no_evidence(run_once, dropped):
-    made, known, _ = run_once
+    (_, known, _), (made, store, _) = run_once, dropped
     for key, stage in made.stages.items():
-        mine, other = dropped[0].find(key), known.find(key)
+        mine, other = store.find(key), known.find(key)
         assert mine.dropped == (stage.kind == "attack" and bool(other.tensors))
         for name in ("evidence", "utility", "fidelity", "digest"):
             assert mine.payload.get(name) == other.payload.get(name)
