@@ -112,12 +112,12 @@ def test_the_distance_of_scores_is_their_divergence_at_the_temperature(temperatu
 def test_features_of_the_thiefs_pool_bring_back_nine_tenths_of_the_probes_accuracy(digits):
     train, test, pool = digits
     ctx = dataclasses.replace(context(), images=pool)
-    made = DistilFeatures(epochs=10).run(owner(), ctx)
+    made = DistilFeatures(epochs=5, batch=16, lr=2e-3).run(owner(), ctx)
     start = DistilFeatures(**IDLE).run(owner(), ctx)
     owners, students, untrained = (
         probe_accuracy(m, train, test, CPU) for m in (owner(), made, start)
     )
-    assert students > 0.9 * owners > untrained  # 0.96 of it, untrained 0.84
+    assert students > 0.9 * owners > untrained  # 0.95 of it, untrained 0.84
 
 
 def test_a_student_of_logits_answers_like_its_victim():
