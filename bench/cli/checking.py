@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +17,11 @@ if TYPE_CHECKING:
 
     from bench.data.manifest import Manifest
     from bench.data.settings import DataSettings
+    from bench.suite.graph import Plan
     from bench.suite.owners import OwnerSettings
+
+LISTED = 12
+"""Classes that are named one by one, with how many images each has."""
 
 
 def _check_arguments(command: argparse.ArgumentParser) -> None:
@@ -36,7 +42,7 @@ def check_suite(arguments: argparse.Namespace) -> int:
 
     loaded = reader.load(arguments.suite)
     console = wide_console()
-    missing = 0
+    missing, said = 0, set[str]()
 
     def line(what: str, found: str | UserError, mark: str = "ok") -> None:
         nonlocal missing
@@ -63,18 +69,20 @@ def check_suite(arguments: argparse.Namespace) -> int:
         try:
             made = manifest.read(name, settings, arguments.data)
             manifest.split(made)
-            line(f"data {name}", f"{len(made.items)} images, {len(made.classes)} classes")
+            line(f"data {name}", _size(made))
         except UserError as error:
             line(f"data {name}", error)
             _print_source(console, settings)
             continue
-        if told := _unlike_published(made):
+        for told in (*made.notes, *_unlike_published(made)):
             line(f"data {name}", told, "note")
+            said.add(f"data {name}: {told}")
     if not missing:
         made_plan = plan.make(loaded, arguments.data)
         line(f"suite {loaded.name}", f"{len(made_plan.questions)} cells")
-        for warning in made_plan.warnings:
-            console.print(f"note     {warning}", markup=False, highlight=False)
+        for warning in (*_other_classes(made_plan), *made_plan.warnings):
+            if warning not in said:
+                console.print(f"note     {warning}", markup=False, highlight=False)
     return USERS_MISTAKE if missing else OK
 
 
@@ -109,15 +117,45 @@ def _print_source(console: Console, settings: DataSettings) -> None:
         console.print(f"         {text}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _unlike_published(made: Manifest) -> str:
-    """Say where a data set is not as large as it was published; empty if it is."""
+def _size(made: Manifest) -> str:
+    """Count a data set's images, and those of each class where it has few."""
+    total = f"{len(made.items)} images, {len(made.classes)} classes"
+    counts = Counter(item.label for item in made.items if item.label is not None)
+    if not counts:
+        return total
+    of = [f"{name} {counts[label]}" for label, name in enumerate(made.classes)]
+    if len(of) <= LISTED:
+        return f"{total}: {', '.join(of)}"
+    least, most = min(counts.values()), max(counts.values())
+    each = f"{least}" if least == most else f"{least} to {most}"
+    return f"{total}: {made.classes[0]} .. {made.classes[-1]}, {each} images each"
+
+
+def _unlike_published(made: Manifest) -> Iterator[str]:
+    """Say where a data set is not as large as it was published."""
     known = made.settings.published
     if known is None:
-        return ""
+        return
     classes = len(known.classes_of(made.settings.targets))
-    if (len(made.items), len(made.classes)) == (known.images, classes):
-        return ""
-    return f"published with {known.images} images and {classes} classes: this is another edition"
+    if (len(made.items), len(made.classes)) != (known.images, classes):
+        yield f"published with {known.images} images and {classes} classes: this is another edition"
+
+
+def _other_classes(made: Plan) -> Iterator[str]:
+    """Say where an owner's own classifier and the labels of its images do not go together."""
+    from bench.runs import budget, owners
+
+    for part in made.suite.parts or (made.suite,):
+        listed = made.manifests[part.owner_images]
+        for owner in part.owners:
+            if owner.classifier is not None or listed.masked or not listed.classes:
+                continue
+            told = budget.shape(owners.architecture_of(owner)).classes
+            if told not in (0, len(listed.classes)):
+                yield (
+                    f"owner {owner.name} tells {told} classes apart and data {listed.name} has "
+                    f"{len(listed.classes)}: its label i need not be the model's class i"
+                )
 
 
 CHECK = Command(

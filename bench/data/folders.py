@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import os
+import stat
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +15,19 @@ from bench.data.settings import DataSettings, Loader
 from bench.records.files import file_digest
 from bench.records.nouns import UserError, digest
 
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
+MASKS_IN = (".png", ".tif", ".tiff", ".bmp", ".gif", ".tga", ".pgm", ".ppm", ".pnm")
+"""What a file of masks is called: kinds that keep every id, as JPEG does not."""
+
+EXTENSIONS = frozenset(
+    {*MASKS_IN, ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".jp2", ".dib", ".pbm"}
+)
+"""What a file is called that is read as an image, whatever its case."""
+
+LEFTOVERS = frozenset({"__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN"})
+"""Folders that archivers and file systems leave behind; so are all names with a leading dot."""
+
+PARTS = frozenset(["train", "training", "test", "testing", "val", "valid", "validation", "check"])
+"""Names of folders that divide a data set, and are hardly ever those of all its classes."""
 
 
 def root_of(name: str, path: str, data_dir: Path | None) -> Path:
@@ -29,17 +44,24 @@ def root_of(name: str, path: str, data_dir: Path | None) -> Path:
 
 
 def _folder(name: str, settings: DataSettings, root: Path) -> Listing:
-    items, classes = _class_folders(name, root, settings.labels == "sorted")
-    return Listing(tuple(items), classes)
+    found = _class_folders(name, root, settings.labels == "sorted")
+    if len(found.classes) != 1:
+        return found
+    alone = f"one class, '{found.classes[0]}': nothing to tell apart, its images have no labels"
+    items = tuple(replace(item, label=None) for item in found.items)
+    return Listing(items, notes=(*found.notes, alone))
 
 
-def _class_folders(
-    name: str, root: Path, sorted_labels: bool
-) -> tuple[list[Item], tuple[str, ...]]:
+def _class_folders(name: str, root: Path, sorted_labels: bool) -> Listing:
     """List a folder of images and name its classes, if it has any."""
-    files = sorted(path.relative_to(root) for path in images_under(root))
+    found = list(_walk(name, root))
+    files = sorted(path.relative_to(root) for path in found if _is_image(path))
     if not files:
-        raise UserError(f"data '{name}': expected images (jpg, png, webp, bmp), none in {root}")
+        others = _endings(path for path in found if not _is_hidden(path.name))
+        raise UserError(
+            f"data '{name}': expected images ({_known(EXTENSIONS)}), none in {root}"
+            f"{f'; got {others}' if others else ''}"
+        )
     parted = _is_parted(name, root)
     inner = [Path(*file.parts[1:]) if parted else file for file in files]
     flat = {len(path.parts) == 1 for path in inner}
@@ -48,31 +70,119 @@ def _class_folders(
         raise UserError(f"data '{name}': expected class folders only, got also '{stray}'")
     if sorted_labels and (parted or flat == {False}):
         raise UserError(f"data '{name}': labels 'sorted' expects a flat folder, got subfolders")
+    if sorted_labels:
+        refuse_twins(name, files, "one file a class")
     names = [path.stem if sorted_labels else path.parts[0] for path in inner]
-    classes = tuple(sorted(set(names))) if sorted_labels or flat == {False} else ()
+    classes = in_order(set(names)) if sorted_labels or flat == {False} else ()
+    if flat == {False}:
+        _refuse_empty_classes(name, root, parted, {path.parts[0] for path in inner})
     number = {c: i for i, c in enumerate(classes)}
-    items = [
+    items = tuple(
         Item(source, number.get(n), file.as_posix(), 0, part_of(file) if parted else "")
         for source, n, file in zip(sources(root, files), names, files, strict=True)
-    ]
-    return items, classes
+    )
+    notes = (*_passed_over(root, found), *_order(classes), *_doubles(items))
+    return Listing(items, classes, notes=notes)
+
+
+def in_order(names: Collection[str]) -> tuple[str, ...]:
+    """Sort names of classes: as numbers where all of them are whole numbers, else as text."""
+    if all(name.isascii() and name.isdigit() for name in names):
+        return tuple(sorted(names, key=lambda name: (int(name), name)))
+    return tuple(sorted(names))
+
+
+def _order(classes: tuple[str, ...]) -> Iterator[str]:
+    """Say where the order of classes is not that of their names' letters, or of their numbers."""
+    if not classes or not all(name.isascii() and name.isdigit() for name in classes):
+        return
+    first, last = classes[0], classes[-1]
+    counted = [int(name) for name in classes] == list(range(len(classes)))
+    if classes != tuple(sorted(classes)):
+        yield f"classes {first} .. {last} are in the order of numbers, not of letters"
+    if not counted:
+        yield f"class {first} is label 0 and class {last} is label {len(classes) - 1}"
+
+
+def _doubles(items: Sequence[Item]) -> Iterator[str]:
+    """Say which images are there twice: under two labels, or encoded in two ways."""
+    labels: dict[str, Item] = {}
+    for item in items:
+        other = labels.setdefault(item.source, item)
+        if other.label != item.label:
+            yield f"{other.file} and {item.file} are one image under two labels"
+            break
+    stems = Counter(Path(item.file).with_suffix("").as_posix() for item in items)
+    if twice := [stem for stem, count in stems.items() if count > 1]:
+        yield (
+            f"{len(twice)} names stand for several files, such as {twice[0]}: one image in two "
+            "encodings would be shared by owner and thief"
+        )
+
+
+def _passed_over(root: Path, found: Sequence[Path]) -> Iterator[str]:
+    """Say which files and folders are no part of the data set, and why."""
+    if hidden := sorted({path.name for path in found if _is_hidden(path.name)}):
+        more = f" and {len(hidden) - 1} more" if len(hidden) > 1 else ""
+        yield f"passed over {hidden[0]}{more}: hidden, or left by an archiver"
+    others = [path for path in found if not _is_image(path) and not _is_hidden(path.name)]
+    if others:
+        yield f"passed over what is no image: {_endings(others)}"
+
+
+def _endings(paths: Iterable[Path]) -> str:
+    """Count files by how their names end: 3 .txt, 1 .heic."""
+    counts = Counter(path.suffix.lower() or "without ending" for path in paths)
+    return ", ".join(f"{count} {ending}" for ending, count in counts.most_common(5))
+
+
+def _known(extensions: Iterable[str]) -> str:
+    return ", ".join(sorted(extension[1:] for extension in extensions))
 
 
 def _masks(name: str, settings: DataSettings, root: Path) -> Listing:
     absent = [part for part in ("images", "masks") if not (root / part).is_dir()]
     if absent:
         raise UserError(f"data '{name}': expected images/ and masks/ in {root}, no {absent[0]}/")
-    listed, folders = _class_folders(name, root / "images", False)
-    if folders:
-        raise UserError(f"data '{name}': expected images without class folders, got '{folders[0]}'")
-    masks = [Path("masks", i.file).with_suffix(".png").as_posix() for i in listed]
+    listed = _class_folders(name, root / "images", False)
+    if listed.classes:
+        got = listed.classes[0]
+        raise UserError(f"data '{name}': expected images without class folders, got '{got}'")
+    files = [Path(item.file) for item in listed.items]
+    refuse_twins(name, files, "one image a mask")
+    there = _masks_by_stem(name, root / "masks")
+    stems = [file.with_suffix("").as_posix() for file in files]
+    masks = [f"masks/{there.get(stem, f'{stem}.png')}" for stem in stems]
     refuse_lost(name, root, masks, "a mask for every image")
     items = tuple(
         replace(item, file=f"images/{item.file}", mask=mask)
-        for item, mask in zip(listed, masks, strict=True)
+        for item, mask in zip(listed.items, masks, strict=True)
     )
     content = digest("masks", masks_digest(root, items), settings.ignore_index)
-    return Listing(items, tuple(map(str, range(settings.classes or 0))), content)
+    notes = listed.notes
+    if spare := sorted(there.keys() - set(stems)):
+        first = there[spare[0]]
+        notes += (f"passed over {len(spare)} masks without an image, such as {first}",)
+    return Listing(items, tuple(map(str, range(settings.classes or 0))), content, notes=notes)
+
+
+def _masks_by_stem(name: str, root: Path) -> dict[str, str]:
+    """Find every mask below a folder by its name without ending."""
+    found = [path.relative_to(root) for path in _walk(name, root) if not _is_hidden(path.name)]
+    masks = sorted(path for path in found if path.suffix.lower() in MASKS_IN)
+    refuse_twins(name, masks, "one mask an image")
+    return {path.with_suffix("").as_posix(): path.as_posix() for path in masks}
+
+
+def refuse_twins(name: str, files: Iterable[Path], wanted: str) -> None:
+    """Refuse files that differ in nothing but how their names end."""
+    seen: dict[str, Path] = {}
+    for file in files:
+        other = seen.setdefault(file.with_suffix("").as_posix(), file)
+        if other is not file:
+            raise UserError(
+                f"data '{name}': expected {wanted}, got both {other.as_posix()} and {file.name}"
+            )
 
 
 def lines(name: str, root: Path, file: Path) -> list[tuple[int, str]]:
@@ -114,22 +224,82 @@ def masks_digest(root: Path, items: Iterable[Item]) -> str:
         return digest(*threads.map(file_digest, (root / item.mask for item in items)))
 
 
-def images_under(root: Path) -> Iterable[Path]:
+def images_under(name: str, root: Path) -> Iterator[Path]:
     """Yield every image below a folder."""
-    # Names with a leading dot are the leftovers of archivers, even where they end in .jpg.
-    return (
-        path
-        for path in root.rglob("*")
-        if path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")
-    )
+    return (path for path in _walk(name, root) if _is_image(path))
+
+
+def _walk(name: str, root: Path, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[Path]:
+    """Yield every file below a folder, links followed but into no loop, and what is hidden as such.
+
+    Raises:
+        UserError: a folder may not be read; an image is empty, no file, or a link to nowhere.
+
+    """
+    try:
+        known = root.stat()
+        entries = sorted(os.scandir(root), key=lambda entry: entry.name)
+    except OSError as error:
+        raise UserError(f"data '{name}': {root}: cannot be read ({error.strerror})") from None
+    mark = (known.st_dev, known.st_ino)
+    if mark in above:
+        return
+    for entry in entries:
+        path = Path(entry.path)
+        if not _is_hidden(entry.name) and entry.is_dir():
+            yield from _walk(name, path, above | {mark})
+            continue
+        if _is_image(path):
+            _refuse_no_file(name, path)
+        yield path
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name in LEFTOVERS
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in EXTENSIONS and not _is_hidden(path.name)
+
+
+def _refuse_no_file(name: str, path: Path) -> None:
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise UserError(f"data '{name}': {path}: expected an image ({error.strerror})") from None
+    if not stat.S_ISREG(found.st_mode):
+        raise UserError(f"data '{name}': {path}: expected an image, got what is no file")
+    if found.st_size == 0:
+        raise UserError(
+            f"data '{name}': {path}: expected an image, got an empty file; copy it again"
+        )
+
+
+def _folders(root: Path) -> list[str]:
+    return sorted(p.name for p in root.iterdir() if p.is_dir() and not _is_hidden(p.name))
+
+
+def _refuse_empty_classes(name: str, root: Path, parted: bool, classes: Collection[str]) -> None:
+    """Refuse folders that would be classes if there were an image in them."""
+    for base in [root / part for part in _folders(root)] if parted else [root]:
+        for folder in _folders(base):
+            if folder in classes:
+                continue
+            others = _endings(_walk(name, base / folder)) or "nothing"
+            raise UserError(
+                f"data '{name}': expected images ({_known(EXTENSIONS)}) in every class folder, "
+                f"got {others} in {(base / folder).relative_to(root)}/; remove it or convert them"
+            )
 
 
 def _is_parted(name: str, root: Path) -> bool:
-    there = {part for part in ("train", "test") if (root / part).is_dir()}
+    folders = _folders(root)
+    there = {folder for folder in folders if folder in ("train", "test")}
     if "train" in there:  # without it a folder of such a name is a class
-        there |= {part for part in ("val", "check") if (root / part).is_dir()}
-    others = sorted(p.name for p in root.iterdir() if p.is_dir() and p.name not in there)
-    if there and (len(there) == 1 or others):
+        there |= {folder for folder in folders if folder in ("val", "check")}
+    others = [folder for folder in folders if folder not in there]
+    divided = bool(folders) and all(folder.lower() in PARTS for folder in folders)
+    if (there and (len(there) == 1 or others)) or (divided and others):
         found = ", ".join([*sorted(there), *others])
         raise UserError(
             f"data '{name}': expected train/ beside test/, val/ or check/ alone, or none of them, "

@@ -40,13 +40,15 @@ class Listing:
 
     `content` names what pixels and masks hang on beside the items, for the digest of the data set:
     the bytes of files that are nobody's source, a version of what draws. `ids` says what the ids in
-    files of masks become; none stand for themselves.
+    files of masks become; none stand for themselves. `notes` say what a user may not expect: files
+    passed over, an order of classes.
     """
 
     items: tuple[Item, ...]
     classes: tuple[str, ...] = ()
     content: str = ""
     ids: Mapping[int, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 class Picture(NamedTuple):

@@ -87,7 +87,7 @@ def _foodseg(name: str, _settings: DataSettings, root: Path) -> Listing:
         pictures = root / "Images" / "img_dir" / part
         if not pictures.is_dir():
             raise UserError(f"data '{name}': expected Images/img_dir/{part}/ in {root}, found none")
-        found_here = sorted(path.name for path in folders.images_under(pictures))
+        found_here = sorted(path.name for path in folders.images_under(name, pictures))
         files += [f"Images/img_dir/{part}/{file}" for file in found_here]
         masks += [f"Images/ann_dir/{part}/{Path(file).stem}.png" for file in found_here]
     if not files:

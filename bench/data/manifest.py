@@ -23,7 +23,8 @@ VERSION = 1
 class Manifest:
     """A data set, listed. `digest` names pixels, labels, masks and pools; `root` is not in it.
 
-    `ids` says what the ids in files of masks become; none stand for themselves.
+    `ids` says what the ids in files of masks become; none stand for themselves. `notes` say what
+    was understood that a user may not expect.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Manifest:
     digest: str
     root: Path | None = None
     ids: Mapping[int, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def masked(self) -> bool:
@@ -59,7 +61,7 @@ def read(name: str, settings: DataSettings, data_dir: Path | None = None) -> Man
     images = [(i.source, i.label, i.index, i.part) for i in found.items]
     shares = (settings.owner_share, settings.held_out, settings.max_images)
     key = digest("images", VERSION, settings.loader, found.content, shares, images, found.classes)
-    return Manifest(name, settings, found.items, found.classes, key, root, found.ids)
+    return Manifest(name, settings, found.items, found.classes, key, root, found.ids, found.notes)
 
 
 def _refuse_wrong(who: str, found: Listing, masked: bool) -> None:

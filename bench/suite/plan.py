@@ -61,7 +61,9 @@ def make(suite: Suite, data_dir: Path | None, assume: bool = False) -> Plan:
             builder.add_model(model, weights_identity(model, data_dir, assume))
         for owner in part.owners:
             builder.add_owner(owner, weights_identity(owner, data_dir, assume))
-    found = (*assumed, *suite.warnings, *builder.warnings, *_shared(manifests))
+    _refuse_unlabelled_probe(suite, manifests)
+    read = (f"data {name}: {said}" for name, made in manifests.items() for said in made.notes)
+    found = (*assumed, *read, *suite.warnings, *builder.warnings, *_shared(manifests))
     warnings = tuple(dict.fromkeys(found))
     return Plan(
         suite,
@@ -90,6 +92,17 @@ def _manifests(
             said.append(f"data {name} is not there: counted with its published size, {size}")
         found[name] = made
     return found, said
+
+
+def _refuse_unlabelled_probe(suite: Suite, manifests: Mapping[str, Manifest]) -> None:
+    """Refuse to probe on a folder that might have had class folders, and has not."""
+    for part in suite.parts or (suite,):
+        probe = manifests[part.probe]
+        if probe.settings.labelled and not _labelled(probe):
+            raise UserError(
+                f"probe: expected labelled images, got '{part.probe}'; put them in two class "
+                "folders or more"
+            )
 
 
 def _shared(manifests: Mapping[str, Manifest]) -> Iterator[str]:
@@ -344,7 +357,7 @@ def _unobtainable(cell: Cell, images: Manifest) -> str:
 
 
 def _labelled(images: Manifest) -> bool:
-    return bool(images.classes) and not images.masked
+    return len(images.classes) > 1 and not images.masked
 
 
 def departures(suite: Suite) -> tuple[str, ...]:

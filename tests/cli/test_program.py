@@ -240,6 +240,48 @@ def test_a_check_names_the_path_of_what_is_missing(tmp_path):
     assert str(tmp_path / "nowhere") in missing[1]
 
 
+def test_a_check_says_once_what_was_understood_of_folders_and_heads(tmp_path):
+    for i in range(24):
+        path = tmp_path / "set" / ("2", "10")[i % 2] / f"{i}.gif"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(str(i).encode())
+    (tmp_path / "set" / ".cache").mkdir()
+    (tmp_path / "set" / "list.csv").write_text("a")
+    suite = write(
+        tmp_path,
+        ("{embedded: mini}", "{timm: test_vit, weights: random}"),
+        ("photos: {max_images: 24}", "photos: {loader: folder, path: set}"),
+    )
+    said = bench("check", suite, "--data", tmp_path)
+    assert said.status == 0
+    notes = [line.removeprefix("note").strip() for line in said.out.splitlines() if "note" in line]
+    assert "ok       data photos: 24 images, 2 classes: 2 12, 10 12" in said.out
+    for note in (
+        "data photos: passed over .cache: hidden, or left by an archiver",
+        "data photos: passed over what is no image: 1 .csv",
+        "data photos: classes 2 .. 10 are in the order of numbers, not of letters",
+        "data photos: class 2 is label 0 and class 10 is label 1",
+        "owner test_vit tells 1000 classes apart and data photos has 2: its label i need not be "
+        "the model's class i",
+    ):
+        assert notes.count(note) == 1
+
+
+def test_a_check_refuses_to_probe_on_one_class(tmp_path):
+    for i in range(12):
+        path = tmp_path / "set" / "only" / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(str(i).encode())
+    suite = write(
+        tmp_path,
+        ("probe: digits", "probe: few"),
+        ("photos: {max_images: 24}", "photos: {max_images: 24}, few: {loader: folder, path: set}"),
+    )
+    said = bench("check", suite, "--data", tmp_path)
+    assert (said.status, said.err.count("\n")) == (2, 1)
+    assert "probe: expected labelled images, got 'few'; put them in two class folders" in said.err
+
+
 def test_a_profile_has_a_row_a_block_and_both_rules(tmp_path):
     said = bench("profile", "mini", "--count", "4", "--device", "cpu", "-o", tmp_path)
     assert (said.status, said.err) == (0, "")

@@ -306,3 +306,182 @@ def test_listing_the_embedded_data_imports_neither_torch_nor_their_packages():
         "sys.exit(any(m in sys.modules for m in ('torch', 'sklearn', 'skimage')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def read_folder(root, **settings):
+    return read("x", DataSettings("folder", str(root), **settings))
+
+
+def labelled(listed):
+    return {item.file: listed.classes[item.label] for item in listed.items}
+
+
+@pytest.mark.parametrize("name", [".ipynb_checkpoints", "__MACOSX", "@eaDir", ".git"])
+def test_hidden_folders_and_what_archivers_leave_are_no_classes(name, tmp_path):
+    root = folder(tmp_path, CLASSED)
+    before = read_folder(root)
+    folder(root, [f"{name}/hat0-checkpoint.jpg", f"hat/{name}/hat0.jpg"])
+    after = read_folder(root)
+    assert (after.digest, after.classes) == (before.digest, ("hat", "shoe"))
+    assert [item.label for item in after.items] == [0] * 10 + [1] * 10
+    assert any("hidden" in note for note in after.notes)
+
+
+def test_hidden_folders_do_not_stand_beside_train_and_test(tmp_path):
+    root = folder(tmp_path, [*PARTED, ".ipynb_checkpoints/hat0.jpg", "train/.cache/a.jpg"])
+    assert read_folder(root).classes == ("hat", "shoe")
+
+
+def test_links_are_followed_as_torchvision_does(tmp_path):
+    """Three classes: a folder, a link to a folder, and a folder of links to files."""
+    datasets = pytest.importorskip("torchvision.datasets")
+    folder(tmp_path / "elsewhere", [f"{i}.jpg" for i in range(4)])
+    root = folder(tmp_path / "set", [f"hat/h{i}.jpg" for i in range(4)])
+    (root / "cap").symlink_to(tmp_path / "elsewhere")
+    (root / "shoe").mkdir()
+    for i in range(3):
+        (root / f"shoe/s{i}.jpg").symlink_to(tmp_path / f"elsewhere/{i}.jpg")
+    known = datasets.ImageFolder(str(root))
+    found = read_folder(root)
+    assert list(found.classes) == known.classes == ["cap", "hat", "shoe"]
+    expected = [(str(Path(file).relative_to(root)), label) for file, label in known.samples]
+    assert [(item.file, item.label) for item in found.items] == sorted(expected)
+
+
+def test_a_link_into_its_own_folder_ends(tmp_path):
+    root = folder(tmp_path, CLASSED)
+    (root / "hat" / "again").symlink_to(root)
+    (root / "shoe" / "here").symlink_to(root / "shoe")
+    assert len(read_folder(root).items) == 20
+
+
+def test_a_link_to_nowhere_is_named(tmp_path):
+    root = folder(tmp_path, CLASSED)
+    (root / "hat" / "gone.jpg").symlink_to(tmp_path / "nothing.jpg")
+    with pytest.raises(UserError, match=r"hat/gone\.jpg: expected an image \(No such file"):
+        read_folder(root)
+
+
+def test_an_empty_file_is_named_before_anything_is_decoded(tmp_path):
+    root = folder(tmp_path, CLASSED)
+    (root / "hat" / "none.jpg").write_bytes(b"")
+    with pytest.raises(UserError, match=r"hat/none\.jpg: .*empty file"):
+        read_folder(root)
+
+
+ENDINGS = (
+    ".jpg",
+    ".JPG",
+    ".jpeg",
+    ".jfif",
+    ".PNG",
+    ".webp",
+    ".gif",
+    ".bmp",
+    ".tif",
+    ".TIFF",
+    ".ppm",
+)
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_class_is_read_whatever_the_kind_of_its_images(ending, tmp_path):
+    root = folder(tmp_path, [*CLASSED, *(f"cap/{i}{ending}" for i in range(3))])
+    found = read_folder(root)
+    assert found.classes == ("cap", "hat", "shoe")
+    assert [item.label for item in found.items].count(0) == 3
+
+
+@pytest.mark.parametrize(
+    ("names", "got"), [([], "nothing"), (["a.heic", "b.heic", "c.txt"], r"2 \.heic, 1 \.txt")]
+)
+@pytest.mark.parametrize("part", ["", "train/"])
+def test_a_class_folder_without_images_is_refused_instead_of_lost(names, got, part, tmp_path):
+    root = folder(tmp_path, PARTED if part else CLASSED)
+    folder(root, [f"{part}cap/{name}" for name in names])
+    (root / part / "cap").mkdir(exist_ok=True)
+    with pytest.raises(UserError, match=rf"in every class folder, got {got} in {part}cap/"):
+        read_folder(root)
+
+
+def test_classes_named_by_numbers_are_in_their_order(tmp_path):
+    """As text, 10 would stand before 2: then 988 of 1000 labels are wrong."""
+    found = read_folder(folder(tmp_path, [f"{c}/{c}-{i}.jpg" for c in range(1000) for i in (0, 1)]))
+    assert found.classes == tuple(map(str, range(1000)))
+    assert all(item.label == int(item.file.partition("/")[0]) for item in found.items)
+    assert any("order of numbers" in note for note in found.notes)
+
+
+@pytest.mark.parametrize(
+    ("names", "order"),
+    [
+        (["2", "10", "1"], ["1", "2", "10"]),
+        (["02", "10", "01"], ["01", "02", "10"]),
+        (["10", "9", "a"], ["10", "9", "a"]),  # one name is no number: text
+        (["1e3", "2", "10"], ["10", "1e3", "2"]),
+        (["off", "no", "null", "01"], ["01", "no", "null", "off"]),
+    ],
+)
+def test_labels_follow_numbers_only_where_all_names_are_whole_numbers(names, order, tmp_path):
+    found = read_folder(folder(tmp_path, [f"{c}/{c}-{i}.jpg" for c in names for i in (0, 1)]))
+    assert list(found.classes) == order
+    assert all(name == file.partition("/")[0] for file, name in labelled(found).items())
+
+
+def test_sorted_files_named_by_numbers_are_in_their_order_too(tmp_path):
+    found = read_folder(folder(tmp_path, [f"{i}.jpg" for i in range(120)]), labels="sorted")
+    assert all(item.label == int(Path(item.file).stem) for item in found.items)
+
+
+def test_classes_from_one_on_are_said_to_be_labels_from_nought_on(tmp_path):
+    found = read_folder(folder(tmp_path, [f"{c}/{c}{i}.jpg" for c in (1, 2) for i in range(4)]))
+    assert found.notes == ("class 1 is label 0 and class 2 is label 1",)
+
+
+def test_one_class_is_nothing_to_tell_apart(tmp_path):
+    found = read_folder(folder(tmp_path, [f"hat/{i}.jpg" for i in range(8)]))
+    assert (found.classes, {item.label for item in found.items}) == ((), {None})
+    assert "one class, 'hat'" in found.notes[0]
+
+
+def test_what_is_passed_over_is_said(tmp_path):
+    found = read_folder(folder(tmp_path, [*CLASSED, "hat/a.heic", "hat/b.heic", "list.csv"]))
+    assert found.notes == ("passed over what is no image: 2 .heic, 1 .csv",)
+
+
+def test_one_image_under_two_labels_and_in_two_encodings_is_said(tmp_path):
+    root = folder(tmp_path, [*CLASSED, "hat/hat0.png"])
+    (root / "shoe/shoe3.jpg").write_bytes((root / "hat/hat1.jpg").read_bytes())
+    label, encoding = read_folder(root).notes
+    assert label == "hat/hat1.jpg and shoe/shoe3.jpg are one image under two labels"
+    assert encoding.startswith("1 names stand for several files, such as hat/hat0:")
+
+
+@pytest.mark.parametrize(
+    "parts", [("Train", "Test"), ("training", "validation"), ("valid", "test")]
+)
+def test_parts_of_other_names_do_not_become_classes(parts, tmp_path):
+    root = folder(tmp_path, [f"{part}/{name}" for part in parts for name in CLASSED])
+    with pytest.raises(UserError, match="expected train/ beside test/"):
+        read_folder(root)
+
+
+def test_of_two_images_for_one_mask_or_class_neither_is_taken(tmp_path):
+    root = folder(tmp_path / "set", [*PAIRS, "images/03.png"])
+    with pytest.raises(UserError, match=r"one image a mask, got both 03\.jpg and 03\.png"):
+        read("set", MASKS, tmp_path)
+    (root / "images/03.png").unlink()
+    (root / "masks/03.tif").write_bytes(b"other")
+    with pytest.raises(UserError, match=r"one mask an image, got both 03\.png and 03\.tif"):
+        read("set", MASKS, tmp_path)
+    flat = folder(tmp_path / "flat", [*FLAT, "n03.jpg"])
+    with pytest.raises(UserError, match=r"one file a class, got both n03\.jpg and n03\.png"):
+        read_folder(flat, labels="sorted")
+
+
+def test_masks_may_be_of_any_kind_that_keeps_ids_and_spare_ones_are_said(tmp_path):
+    names = [*(f"images/{i}.JPG" for i in range(8)), *(f"masks/{i}.PNG" for i in range(7))]
+    folder(tmp_path / "set", [*names, "masks/7.tif", "masks/8.png"])
+    found = read("set", MASKS, tmp_path)
+    assert [item.mask for item in found.items] == [*names[8:], "masks/7.tif"]
+    assert found.notes == ("passed over 1 masks without an image, such as 8.png",)
