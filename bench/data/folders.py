@@ -15,11 +15,11 @@ from bench.data.settings import DataSettings, Loader
 from bench.records.files import file_digest
 from bench.records.nouns import UserError, digest
 
-MASKS_IN = (".png", ".tif", ".tiff", ".bmp", ".gif", ".tga", ".pgm", ".ppm", ".pnm")
+MASKS_IN = (".png", ".tif", ".tiff", ".bmp", ".tga", ".pgm", ".ppm", ".pnm")
 """What a file of masks is called: kinds that keep every id, as JPEG does not."""
 
 EXTENSIONS = frozenset(
-    {*MASKS_IN, ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".jp2", ".dib", ".pbm"}
+    {*MASKS_IN, ".jpg", ".jpeg", ".jpe", ".jfif", ".gif", ".webp", ".avif", ".jp2", ".dib", ".pbm"}
 )
 """What a file is called that is read as an image, whatever its case."""
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import os
+import struct
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -16,7 +19,7 @@ from typing import Literal, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -30,18 +33,39 @@ from bench.records.nouns import UserError, digest
 RESAMPLE = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
+PIXELS = 2
+"""Rises when the same files and the same preprocessing would give other pixels."""
+
+
 @dataclass(frozen=True, slots=True)
 class Preprocess:
-    """How an image becomes `size` (height, width): the centre `crop_pct` of it, resampled.
+    """How an image becomes `size` (height, width), in the integers of timm and open_clip.
 
-    "center" keeps the shape of things and cuts what does not fit; "squash" keeps everything. timm's
-    third mode, "border" (6 of its 1800 weights), is read as "center".
+    It is resampled to `size` / `crop_pct`, rounded down, and `size` is cut from its centre.
+    "center" brings the shorter side to that, and keeps the shape of things; "squash" both sides;
+    "border" the longer one. Where something is missing, `fill` is put beside it.
     """
 
     size: tuple[int, int]
     crop_pct: float = 1.0
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
-    mode: Literal["center", "squash"] = "center"
+    mode: Literal["center", "squash", "border"] = "center"
+    fill: tuple[int, int, int] = (0, 0, 0)
+
+    def resized(self, height: int, width: int) -> tuple[int, int]:
+        """Return the height and width to which an image is resampled before it is cut.
+
+        Source: `timm.data.transforms_factory.transforms_imagenet_eval` and what it calls.
+        """
+        high, wide = (math.floor(side / self.crop_pct) for side in self.size)
+        if self.mode == "squash":
+            return high, wide
+        if self.mode == "center" and high == wide:  # torchvision's Resize, which rounds down
+            longer = int(high * max(height, width) / min(height, width))
+            return (high, longer) if height <= width else (longer, wide)
+        ratios = height / high, width / wide
+        ratio = max(ratios) if self.mode == "border" else min(ratios)
+        return max(round(height / ratio), 1), max(round(width / ratio), 1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -99,7 +123,8 @@ def load(
     shapes: dict[str, tuple[int, ...]] = {"pixels": (len(items), 3, *preprocess.size)}
     if manifest.masked:
         shapes["masks"] = (len(items), *preprocess.size)
-    key = digest("pixels", manifest.digest, list(indices), dataclasses.asdict(preprocess))
+    how = dataclasses.asdict(preprocess)
+    key = digest("pixels", PIXELS, manifest.digest, list(indices), how)
     decoded = None if cache is None else _cached(cache / f"{key}.safetensors", shapes)
     if decoded is None:
         decoded = _decode(manifest, items, preprocess, workers)
@@ -132,7 +157,7 @@ def _decode(
         _refuse_other_modes(manifest, picture)
         pixels[row] = _fit(picture.image, _whole(how) if picture.whole else how)
         if picture.mask is not None:
-            masks[row] = _fit(picture.mask, how, Image.Resampling.NEAREST)  # ids do not blend
+            masks[row] = _fit(picture.mask, how, ids=True)
 
     with ThreadPoolExecutor(workers) as threads:
         for _ in threads.map(fill, range(len(items))):
@@ -181,48 +206,127 @@ def files(manifest: Manifest, _items: Sequence[Item]) -> Callable[[Item], Pictur
 
 
 def open_image(path: Path, name: str) -> Image.Image:
-    """Open a file as RGB; `name` is what an error calls it."""
+    """Open a file as RGB; `name` is what an error calls it.
+
+    It is read as torchvision reads it: the first of several frames, colours under alpha, as stored,
+    whatever its EXIF orientation. Of 16 bits the upper 8 stay.
+    """
     with _decoding(path, name), Image.open(path) as image:
-        # Transparent palettes need the detour: Pillow warns when it is left out.
-        return (image.convert("RGBA") if image.mode == "P" else image).convert("RGB")
+        return _rgb(image, name)
 
 
-def _ids(path: Path, name: str) -> NDArray[np.int64]:
-    with _decoding(path, name), Image.open(path) as image:
-        ids = np.asarray(image)  # of a palette image its indices
-    if ids.ndim != 2:
-        raise UserError(f"{name}: expected one id a pixel, got colours (mode {image.mode})")
-    return ids.astype(np.int64)
+def _rgb(image: Image.Image, name: str) -> Image.Image:
+    # What Pillow calls I is 16 bits in these two formats; in others nobody knows what white is.
+    deep = image.mode in ("I;16", "I;16L", "I;16B", "I;16N")
+    if deep or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        levels = np.asarray(image).astype(np.int64)
+        return Image.fromarray((levels >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode[0] in "IF":
+        raise UserError(
+            f"{name}: expected 8 or 16 bits a channel, got mode {image.mode}, which does not say "
+            "what is white; save it as PNG"
+        )
+    # Transparent palettes need the detour: Pillow warns when it is left out.
+    return (image.convert("RGBA") if image.mode == "P" else image).convert("RGB")
 
 
 @contextmanager
 def _decoding(path: Path, name: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow's words for a damaged file
+    except UserError:  # said already, and a ValueError
+        raise
+    except _DAMAGED as error:
         reason = str(error).replace(str(path), path.name).partition("\n")[0]
-        raise UserError(f"{name}: expected an image, cannot decode it ({reason})") from None
+        kind = type(error).__name__
+        raise UserError(f"{name}: expected an image, cannot decode it ({reason or kind})") from None
+
+
+_DAMAGED = (
+    *(OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, ArithmeticError),
+    *(AttributeError, struct.error, zlib.error, MemoryError),
+    *(Image.DecompressionBombError, Image.DecompressionBombWarning),
+)
+"""What Pillow says of a damaged file, and of one that is larger than it opens."""
 
 
 def _masked(manifest: Manifest, item: Item) -> Picture:
     """Open an image and its mask, whose ids beyond the classes are refused or ignored."""
     root, name = manifest.root or Path(), f"data '{manifest.name}': {item.mask}"
-    image = open_image(root / item.file, f"data '{manifest.name}': {item.file}")
-    ids = _ids(root / item.mask, name)
+    shown = f"data '{manifest.name}': {item.file}"
+    with _decoding(root / item.file, shown), Image.open(root / item.file) as stored:
+        turned, image = _orientation(stored), _rgb(stored, shown)
+    with _decoding(root / item.mask, name), Image.open(root / item.mask) as mask:
+        masks, ids = _orientation(mask), _ids(mask, name)
+    if turned != masks:
+        image = _as_seen(image, (turned, masks), ids.shape, shown)
     if ids.shape != image.size[::-1]:
         got, wanted = ("{} x {}".format(*size) for size in (ids.shape[::-1], image.size))
         raise UserError(f"{name}: expected a mask of the image's size {wanted}, got {got}")
+    return Picture(image, Image.fromarray(_classes(manifest, ids, name)))
+
+
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What a viewer does with what is stored, by the value of the tag."""
+
+
+def _orientation(image: Image.Image) -> int:
+    found = image.getexif().get(ExifTags.Base.Orientation, 1)
+    return found if found in TURNS else 1
+
+
+def _as_seen(
+    image: Image.Image, turned: tuple[int, int], shape: tuple[int, ...], name: str
+) -> Image.Image:
+    """Turn an image as its mask lies: as it is stored, or as it is seen, if their sizes say which.
+
+    Raises:
+        UserError: they do not.
+
+    """
+    if turned[0] in TURNS and turned[1] == 1:
+        seen = image.transpose(TURNS[turned[0]])
+        if seen.size != image.size:
+            return seen if seen.size == shape[::-1] else image
+    raise UserError(
+        f"{name}: expected an image and a mask that lie alike, got EXIF orientation {turned[0]} "
+        f"and {turned[1]}; save both upright"
+    )
+
+
+def _ids(mask: Image.Image, name: str) -> NDArray[np.int64]:
+    ids = np.asarray(mask)  # of a palette image its indices
+    if ids.ndim != 2:
+        raise UserError(f"{name}: expected one id a pixel, got colours (mode {mask.mode})")
+    if ids.dtype.kind == "f":
+        raise UserError(f"{name}: expected one id a pixel, got fractions (mode {mask.mode})")
+    return ids.astype(np.int64)
+
+
+def _classes(manifest: Manifest, ids: NDArray[np.int64], name: str) -> NDArray[np.uint8]:
+    """Map ids in a file (h, w) to those of classes, and to IGNORE what is named as ignored."""
     if manifest.ids:
         ids = _translated(ids, manifest.ids, name)
-    ids = np.where(ids == manifest.settings.ignore_index, IGNORE, ids)
-    beyond = ids[(ids >= len(manifest.classes)) & (ids != IGNORE)]
+    ignored = ids == manifest.settings.ignore_index
+    if IGNORE in manifest.ids.values():
+        ignored |= ids == IGNORE
+    classes = len(manifest.classes)
+    beyond = ids[((ids < 0) | (ids >= classes)) & ~ignored]
     if beyond.size:
         way_out = "; raise `classes`, or name the id of pixels that do not count as `ignore_index`"
         raise UserError(
-            f"{name}: expected ids 0..{len(manifest.classes) - 1}, got {beyond[0]}"
+            f"{name}: expected ids 0..{classes - 1}, got {beyond[0]}"
             f"{'' if manifest.settings.classes is None else way_out}"
         )
-    return Picture(image, Image.fromarray(ids.astype(np.uint8)))
+    return np.where(ignored, IGNORE, ids).astype(np.uint8)
 
 
 def _translated(ids: NDArray[np.int64], meaning: Mapping[int, int], name: str) -> NDArray[np.int64]:
@@ -237,19 +341,28 @@ def _translated(ids: NDArray[np.int64], meaning: Mapping[int, int], name: str) -
     return made
 
 
-def _fit(
-    image: Image.Image, how: Preprocess, resample: Image.Resampling | None = None
-) -> NDArray[np.uint8]:
-    """Resample the centred region that `how` keeps to (h, w, 3)."""
-    height, width = how.size
-    if how.mode == "squash":
-        kept = how.crop_pct * image.width, how.crop_pct * image.height
-    else:
-        scale = how.crop_pct * min(image.height / height, image.width / width)
-        kept = scale * width, scale * height
-    # What is kept whole may come out larger than the image by a rounding, which Pillow refuses.
-    left, top = (max((a - b) / 2, 0.0) for a, b in zip(image.size, kept, strict=True))
-    box = (left, top, min(left + kept[0], image.width), min(top + kept[1], image.height))
-    # Resizing from a box is one pass; Pillow's filters average when they shrink.
-    chosen = RESAMPLE[how.interpolation] if resample is None else resample
-    return np.asarray(image.resize((width, height), chosen, box=box))
+def _fit(image: Image.Image, how: Preprocess, ids: bool = False) -> NDArray[np.uint8]:
+    """Resample and cut an image (h, w, 3), or ids (h, w), which do not blend."""
+    chosen = Image.Resampling.NEAREST if ids else RESAMPLE[how.interpolation]
+    high, wide = how.resized(image.height, image.width)
+    left, top = (_start(full, cut) for full, cut in ((wide, how.size[1]), (high, how.size[0])))
+    right, bottom = min(left + how.size[1], wide), min(top + how.size[0], high)
+    if high * wide <= (Image.MAX_IMAGE_PIXELS or math.inf):
+        kept = image.resize((wide, high), chosen).crop((left, top, right, bottom))
+    else:  # a thread of an image: the same up to rounding, without gigabytes that are cut away
+        x, y = image.width / wide, image.height / high
+        kept = image.resize(
+            (right - left, bottom - top), chosen, box=(left * x, top * y, right * x, bottom * y)
+        )
+    pixels: NDArray[np.uint8] = np.asarray(kept)
+    if kept.size == how.size[::-1]:
+        return pixels
+    full = np.empty((*how.size, *pixels.shape[2:]), np.uint8)
+    full[:] = IGNORE if ids else how.fill
+    down, across = ((a - b) // 2 for a, b in zip(how.size, pixels.shape[:2], strict=True))
+    full[down : down + pixels.shape[0], across : across + pixels.shape[1]] = pixels
+    return full
+
+
+def _start(full: int, cut: int) -> int:
+    return max(round((full - cut) / 2), 0)  # torchvision's rounding, half to even

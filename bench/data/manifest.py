@@ -16,7 +16,10 @@ from bench.data.settings import LOADERS, DataSettings
 from bench.records.nouns import UserError, digest
 
 VERSION = 1
-"""Rises when the same files would give other pixels or other pools."""
+"""Rises when a listing would give other pools."""
+
+FILES_VERSION = 2
+"""Rises when the same files would give other pixels; what is drawn has versions of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +63,8 @@ def read(name: str, settings: DataSettings, data_dir: Path | None = None) -> Man
     _refuse_wrong(f"data '{name}': loader '{settings.loader}'", found, settings.masked)
     images = [(i.source, i.label, i.index, i.part) for i in found.items]
     shares = (settings.owner_share, settings.held_out, settings.max_images)
-    key = digest("images", VERSION, settings.loader, found.content, shares, images, found.classes)
+    version = FILES_VERSION if loader.on_disk else VERSION
+    key = digest("images", version, settings.loader, found.content, shares, images, found.classes)
     return Manifest(name, settings, found.items, found.classes, key, root, found.ids, found.notes)
 
 

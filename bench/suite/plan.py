@@ -190,7 +190,7 @@ class _Builder:
 
     def _loaded(self, model: OwnerSettings, weights: str) -> tuple[Spec, str]:
         spec = Spec(model.name, {**model.spec().args, "digest": weights})
-        key = self._add("owner", {"owner": spec.json()})
+        key = self._add("owner", _owner_recipe(spec))
         self.owners[key] = model
         return spec, key
 
@@ -255,7 +255,7 @@ class _Builder:
         if cell.other_seed is not None:
             start = self._add("protect", {**recipe, "seed": cell.other_seed}, (owner,))
         if cell.other_model is not None:
-            start = self._add("owner", {"owner": cell.other_model.json()})  # loaded before
+            start = self._add("owner", _owner_recipe(cell.other_model))  # loaded before
         suspect, data = self._attacked(cell, owner, start)
         how = {"readout": readout} if readout else {}
         extract = self._add("extract", how, (protect, suspect, owner))
@@ -314,6 +314,12 @@ class _Builder:
         stage = Stage(kind, recipe, parents)
         self.stages.setdefault(stage.key, stage)
         return stage.key
+
+
+def _owner_recipe(owner: Spec) -> dict[str, Json]:
+    """Name a model as its library reads it; the first version is that of no mention."""
+    version = LIBRARIES.get(owner.args["library"]).version
+    return {"owner": owner.json(), **({"library": version} if version > 1 else {})}
 
 
 _recipe_digest = functools.cache(recipe_digest)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from bench.data import images
 from bench.data.drawing import SCENE, _crop, digits_table
@@ -11,6 +11,7 @@ from bench.data.item import IGNORE
 from bench.data.manifest import read
 from bench.data.settings import DataSettings
 from bench.records.nouns import UserError
+from bench.training.probe import class_iou
 
 SMALL = Preprocess((32, 32))
 
@@ -145,7 +146,7 @@ def test_other_images_or_preprocessing_are_cached_apart(indices, how, pictures, 
     assert len(list((tmp_path / "cache").iterdir())) == 2
 
 
-@pytest.mark.parametrize("keep", [0, 20, 400])
+@pytest.mark.parametrize("keep", [20, 400])
 def test_a_broken_jpeg_is_named_in_one_line(keep, tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
     (tmp_path / "a").mkdir()
@@ -319,3 +320,254 @@ def test_an_image_can_be_kept_whole_at_any_size(side):
     assert side / 666 * 666 > side  # by a rounding
     image = Image.new("RGB", (side, side))
     assert _fit(image, Preprocess((666, 666))).shape == (666, 666, 3)
+
+
+def shown(path, how=None, **settings):
+    """The pixels of the one image in a folder."""
+    listed = read("x", DataSettings("folder", str(path), **settings))
+    with Image.open(path / listed.items[0].file) as image:
+        size = image.size[::-1]
+    return load(listed, [0], how or Preprocess(size)).pixels[0].permute(1, 2, 0).numpy()
+
+
+LEVELS = np.arange(256, dtype=np.uint16).repeat(16).reshape(64, 64) * 257  # 0, 257 .. 65535
+
+
+@pytest.mark.parametrize("name", ["x.png", "x.tif", "x.pgm"])
+def test_of_sixteen_bits_the_upper_eight_stay(name, tmp_path):
+    Image.fromarray(LEVELS + (LEVELS < 64000) * np.uint16(3)).save(tmp_path / name)
+    pixels = shown(tmp_path)
+    assert np.array_equal(pixels[..., 0], LEVELS // 257)
+    assert np.array_equal(pixels[..., 0], pixels[..., 2])
+    assert len(np.unique(pixels)) == 256
+
+
+def test_sixteen_bits_of_the_other_byte_order_are_read_alike(tmp_path):
+    Image.fromarray(LEVELS.astype(">u2")).save(tmp_path / "x.tif")
+    with Image.open(tmp_path / "x.tif") as image:
+        assert image.mode == "I;16B"
+    assert np.array_equal(shown(tmp_path)[..., 1], LEVELS // 257)
+
+
+@pytest.mark.parametrize("values", [np.int32([[0, 70000]]), np.float32([[0.0, 0.5]])])
+def test_pixels_that_do_not_say_what_is_white_are_refused(values, tmp_path):
+    Image.fromarray(values).save(tmp_path / "x.tif")
+    with pytest.raises(UserError, match=r"'x': x\.tif: expected 8 or 16 bits a channel, got mode"):
+        shown(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:Palette images with Transparency")  # torchvision's own
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "L", "1", "P", "CMYK", "YCbCr"])
+@pytest.mark.parametrize("name", ["x.png", "x.tif", "x.gif", "x.jpg", "x.bmp"])
+def test_colours_are_those_torchvision_reads(mode, name, tmp_path):
+    loader = pytest.importorskip("torchvision.datasets.folder").default_loader
+    noise = np.random.default_rng(0).integers(0, 256, (24, 24, 4), dtype=np.uint8)
+    try:
+        Image.fromarray(noise).convert("RGB" if mode[0] in "CY" else "RGBA").convert(mode).save(
+            tmp_path / name
+        )
+    except (OSError, ValueError):
+        pytest.skip(f"Pillow writes no {mode} as {name}")
+    assert np.array_equal(shown(tmp_path), np.asarray(loader(str(tmp_path / name))))
+
+
+def test_of_an_animation_the_first_frame_is_read(tmp_path):
+    first, *others = (Image.new("RGB", (8, 8), (60 * i, 0, 0)) for i in range(1, 4))
+    first.save(tmp_path / "x.gif", save_all=True, append_images=others)
+    assert (shown(tmp_path) == (60, 0, 0)).all()
+
+
+def test_an_image_is_read_as_it_is_stored_whatever_a_viewer_does_with_it(tmp_path):
+    """As torchvision's and timm's data sets do, and so the training of published weights."""
+    loader = pytest.importorskip("torchvision.datasets.folder").default_loader
+    ramp = np.tile(np.arange(40, dtype=np.uint8)[:, None] * 6, (1, 24))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(ramp).convert("RGB").save(tmp_path / "x.png", exif=exif)
+    assert np.array_equal(shown(tmp_path), np.asarray(loader(str(tmp_path / "x.png"))))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1), (3, 2)])
+@pytest.mark.parametrize("mode", ["center", "squash", "border"])
+def test_the_smallest_images_are_read(size, mode, tmp_path):
+    paint(tmp_path / "x.png", size)
+    pixels = shown(tmp_path, Preprocess((24, 24), 0.9, mode=mode, fill=(200, 100, 50)))
+    assert (pixels == (200, 100, 50)).all()
+
+
+def test_a_thread_of_an_image_takes_no_more_memory_than_what_is_kept(monkeypatch):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (4, 999, 3), dtype=np.uint8))
+    how = Preprocess((24, 24), 0.9)
+    whole = _fit(image, how).astype(int)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 26 * 26)
+    assert abs(_fit(image, how) - whole).max() <= 1
+    assert _fit(Image.new("RGB", (1, 60000), (9, 9, 9)), Preprocess((224, 224), 0.9)).min() == 9
+
+
+@pytest.mark.parametrize("factor", [1, 3])
+def test_a_bomb_is_refused_in_one_line(factor, tmp_path, monkeypatch):
+    paint(tmp_path / "x.png", (50, 50))
+    listed = read("x", DataSettings("folder", str(tmp_path)))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2400 // factor)  # Pillow warns, or refuses
+    with pytest.raises(UserError, match=r"'x': x\.png: .*decompression bomb") as raised:
+        load(listed, [0], SMALL)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")  # Pillow's, before it gives up
+@pytest.mark.parametrize("name", ["x.png", "x.jpg", "x.gif", "x.tif", "x.webp", "x.bmp", "x.ppm"])
+@pytest.mark.parametrize("damage", ["text", "torn", "head"])
+def test_a_damaged_file_of_any_kind_is_named_in_one_line(name, damage, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (60, 60, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / name)
+    whole = (tmp_path / name).read_bytes()
+    damaged = {"text": b"<html>404</html>", "torn": whole[: len(whole) // 3], "head": whole[:9]}
+    (tmp_path / name).write_bytes(damaged[damage])
+    listed = read("x", DataSettings("folder", str(tmp_path)))
+    with pytest.raises(UserError, match=rf"^data 'x': {name}: expected an image") as raised:
+        load(listed, [0], SMALL)
+    assert "\n" not in str(raised.value)
+
+
+SIZES = [(300, 200), (200, 300), (500, 333), (255, 257), (64, 64), (50, 400)]
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("wanted", [(64, 64), (48, 64)])
+@pytest.mark.parametrize("mode", ["center", "squash", "border"])
+@pytest.mark.parametrize("crop_pct", [0.875, 0.9, 1.0, 1.15])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_pixels_are_those_of_timms_own_transform(size, wanted, mode, crop_pct, interpolation):
+    timm = pytest.importorskip("timm.data")
+    image = Image.fromarray(
+        np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    ).resize(size)  # neighbours are alike, as in photographs
+    known = timm.create_transform(
+        (3, *wanted), interpolation=interpolation, crop_pct=crop_pct, crop_mode=mode,
+        mean=(0.2, 0.4, 0.6), normalize=False,
+    )  # fmt: skip
+    fill = (51, 102, 153) if mode == "border" else (0, 0, 0)
+    found = _fit(image, Preprocess(wanted, crop_pct, interpolation, mode, fill))
+    assert np.array_equal(found, known(image).permute(1, 2, 0).numpy())
+
+
+def test_of_224_at_a_crop_of_nine_tenths_224_of_248_pixels_are_kept():
+    assert Preprocess((224, 224), 0.9).resized(480, 640) == (248, 330)  # int(248 * 640 / 480)
+    ramp = Image.fromarray(np.tile(np.arange(248, dtype=np.uint8), (248, 1))).convert("RGB")
+    assert _fit(ramp, Preprocess((224, 224), 0.9))[0, :, 0].tolist() == list(range(12, 236))
+
+
+@pytest.mark.parametrize("mode", ["shortest", "squash", "longest"])
+@pytest.mark.parametrize("size", SIZES)
+def test_pixels_are_those_of_open_clips_own_transform(mode, size):
+    open_clip = pytest.importorskip("open_clip")
+    noise = np.random.default_rng(1).integers(0, 256, (*size, 3), dtype=np.uint8)
+    image = Image.fromarray(noise)
+    known = open_clip.image_transform(
+        64, is_train=False, mean=(0.0,) * 3, std=(1.0,) * 3, resize_mode=mode, fill_color=7
+    )
+    modes = {"shortest": "center", "longest": "border"}
+    found = _fit(image, Preprocess((64, 64), mode=modes.get(mode, mode), fill=(7, 7, 7)))
+    assert np.array_equal(found, (known(image) * 255).round().permute(1, 2, 0).numpy())
+
+
+@pytest.mark.parametrize("mode", ["center", "squash", "border"])
+@pytest.mark.parametrize("crop_pct", [0.9, 1.15])
+def test_a_mask_is_cut_where_its_image_is_and_what_is_put_beside_it_is_ignored(mode, crop_pct):
+    ids = np.zeros((60, 90), np.uint8)
+    ids[:, 45:] = 1
+    image = Image.fromarray(np.stack([ids * 255] * 3, -1) // 2 + 60)
+    how = Preprocess((32, 32), crop_pct, "bilinear", mode)
+    pixels, masks = _fit(image, how)[..., 0], _fit(Image.fromarray(ids), how, ids=True)
+    beside = pixels == 0
+    assert (masks[beside] == IGNORE).all()
+    assert ((masks == IGNORE) == beside).all()
+    sure = ~beside & ((pixels < 70) | (pixels > 180))
+    assert ((pixels > 120)[sure] == (masks == 1)[sure]).all()
+    assert sure.sum() > 400
+
+
+def halves(root, size=(64, 96), above=255):
+    """Four images whose masks are 0, but for a quarter of the pixels."""
+    ids = np.zeros(size, np.uint8)
+    ids[:, : size[1] // 4] = above
+    for i in range(4):
+        paint(root / f"images/{i}.png", size[::-1], colour=(i, 0, 0))
+        (root / "masks").mkdir(exist_ok=True)
+        Image.fromarray(ids).save(root / f"masks/{i}.png")
+    return root
+
+
+def test_masks_of_0_and_255_are_not_ignored_unless_that_is_said(tmp_path):
+    root = halves(tmp_path)
+    with pytest.raises(UserError, match=r"expected ids 0\.\.1, got 255; .*name .*`ignore_index`"):
+        load(listed(root, classes=2), range(4), SMALL)
+    named = load(listed(root, classes=2, ignore_index=255), range(4), SMALL)
+    assert [(named.masks == i).sum().item() for i in (0, 1, 255)] == [3584, 0, 512]
+
+
+def test_a_model_that_says_background_has_a_mean_iou_of_three_eighths(tmp_path):
+    """A quarter is 1 and all is said to be 0: IoU 3/4 and 0. With 255 ignored it would be 1."""
+    loaded = load(listed(halves(tmp_path, above=1), classes=2), range(4), Preprocess((64, 96)))
+    said = torch.zeros_like(loaded.masks)
+    assert class_iou(said, loaded.masks, loaded.classes).tolist() == [0.75, 0]
+    assert float(class_iou(said, loaded.masks, loaded.classes).nanmean()) == 0.375
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.int32([[0, -1]]), r"expected ids 0\.\.2, got -1"),
+        (np.uint16([[0, 256]]), r"expected ids 0\.\.2, got 256"),
+        (np.uint16([[0, 511]]), r"expected ids 0\.\.2, got 511"),
+        (np.float32([[0, 0.5]]), r"expected one id a pixel, got fractions \(mode F\)"),
+    ],
+)
+def test_ids_are_never_wrapped_or_rounded(values, message, tmp_path):
+    root = halves(tmp_path, (64, 96), above=1)
+    (root / "masks/1.png").unlink()
+    Image.fromarray(values.repeat(64, 0).repeat(48, 1)).save(root / "masks/1.tif")
+    with pytest.raises(UserError, match=rf"^data 'x': masks/1\.tif: {message}"):
+        load(listed(root), range(4), SMALL)
+
+
+def test_masks_of_sixteen_bits_and_of_one_are_read_by_their_ids(tmp_path):
+    root = halves(tmp_path, (64, 96), above=1)
+    expected = load(listed(root), range(4), SMALL).masks
+    for i, kind in ((1, np.uint16), (2, bool)):
+        with Image.open(root / f"masks/{i}.png") as mask:
+            ids = np.asarray(mask)
+        Image.fromarray(ids.astype(kind)).save(root / f"masks/{i}.png")
+    assert torch.equal(load(listed(root), range(4), SMALL).masks, expected)
+    with Image.open(root / "masks/1.png") as mask:
+        ids = np.asarray(mask).astype(np.uint16)
+    Image.fromarray(ids * 65535).save(root / "masks/1.png")
+    far = load(listed(root, ignore_index=65535), range(4), SMALL).masks
+    assert torch.equal(far[1] == IGNORE, expected[1] == 1)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("drawn", ["as stored", "as seen", "with the same tag"])
+def test_a_mask_lies_on_what_it_shows_whatever_the_orientation(orientation, drawn, tmp_path):
+    """Red is 1, and in one corner: the mask is drawn by threshold, on what its painter saw."""
+    stored = np.zeros((40, 64, 3), np.uint8)
+    stored[4:12, 40:60, 0] = 255
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for i in range(4):
+        picture = Image.fromarray(stored + np.array([0, i, 0], np.uint8))
+        paint(tmp_path / f"images/{i}.png")
+        picture.save(tmp_path / f"images/{i}.png", exif=exif)
+        (tmp_path / "masks").mkdir(exist_ok=True)
+        with Image.open(tmp_path / f"images/{i}.png") as opened:
+            seen = ImageOps.exif_transpose(opened) if drawn == "as seen" else opened
+            ids = (np.asarray(seen)[..., 0] > 127).astype(np.uint8)
+        tag = {"exif": exif} if drawn == "with the same tag" else {}
+        Image.fromarray(ids).save(tmp_path / f"masks/{i}.png", **tag)
+    if orientation in (2, 3, 4) and drawn != "with the same tag":  # nobody can tell which it is
+        with pytest.raises(UserError, match=f"that lie alike, got EXIF orientation {orientation}"):
+            load(listed(tmp_path), range(4), SMALL)
+        return
+    loaded = load(listed(tmp_path), range(4), SMALL)
+    assert torch.equal(loaded.pixels[:, 0] > 127, loaded.masks == 1)
+    assert loaded.masks.sum() > 0

@@ -1,15 +1,17 @@
 import dataclasses
 import json
 
+import numpy as np
 import open_clip
 import pytest
 import timm
 import torch
 from made_models import CPU
+from PIL import Image
 from safetensors.torch import load, save
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bench.data.images import Preprocess
+from bench.data.images import Preprocess, _fit
 from bench.models.backbones import TimmViT
 from bench.models.building import build
 from bench.models.heads import Head, SegmentationHead
@@ -479,10 +481,26 @@ def test_open_clips_tag_settles_preprocessing_and_activation_without_the_weights
     assert again == tagged.architecture
 
 
-def test_timms_squash_mode_is_kept():
-    squashed = (n for n in timm.list_pretrained("vit_base_patch32_*"))
-    name = next(n for n in squashed if timm.get_pretrained_cfg(n).crop_mode == "squash")
-    assert build(Architecture("timm", name)).preprocess.mode == "squash"
+@pytest.mark.parametrize(
+    ("name", "side"),
+    [
+        ("deit_tiny_patch16_224.fb_in1k", 224),  # 0.9, centre
+        ("deit_tiny_patch16_224.fb_in1k", 96),
+        ("vit_base_patch32_clip_448.laion2b_ft_in12k_in1k", None),  # squash
+        ("deepseek_vit_412m.deepseek_v4_flash_vision_exp", None),  # border
+        ("volo_d4_448.sail_in1k", None),  # 1.15: something is put beside the image
+    ],
+)
+@pytest.mark.parametrize("shape", [(480, 640), (700, 333)])
+def test_pixels_are_resized_and_cut_to_the_integers_of_timm(name, side, shape):
+    with torch.device("meta"):
+        how = build(Architecture("timm", name, side)).preprocess
+        config = timm.data.resolve_model_data_config(timm.create_model(name))
+    if side is not None:
+        config["input_size"] = (3, side, side)
+    noise = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    known = timm.data.create_transform(**config, normalize=False)(Image.fromarray(noise))
+    assert np.array_equal(_fit(Image.fromarray(noise), how), known.permute(1, 2, 0).numpy())
 
 
 def test_only_a_classifier_in_use_has_classes_of_its_own():

@@ -182,6 +182,14 @@ def test_plug_in_versions_are_in_the_keys(make, monkeypatch):
     assert not keys(before) & keys(make())
 
 
+def test_models_of_a_library_that_reads_other_pixels_now_are_made_anew(make):
+    """Before that was told apart the recipe was the owner alone, as it is of embedded ones."""
+    timms = make(SUITE, ("{embedded: mini}", "{timm: test_vit, weights: random}"))
+    for made, more in ((make(), {}), (timms, {"library": 2})):
+        (owner,) = [stage for stage in made.stages.values() if stage.kind == "owner"]
+        assert owner.recipe == {"owner": made.questions[0].cell.owner.json(), **more}
+
+
 def test_weights_are_in_the_keys_by_their_bytes_and_not_by_their_name(make, tmp_path):
     def planned(name, value):
         save_file({"w": np.array([value])}, tmp_path / name)

@@ -75,6 +75,7 @@ class Library:
     shipped: Path | None = None  # the folder of NAME.safetensors, where weights came with it
     tag: str = ""  # such as this one; none: a model's name says which weights are meant
     resizes: bool = True  # models can be made for images of another size
+    version: int = 1  # rises when the same weights would look at other pixels
 
     # Files of weights: what stands before all names, and under which prefixes lies what is ours
     # under others. Of several layouts the one counts that most names fit.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from bench.models.libraries import Library, Place
 from bench.records.nouns import UserError
@@ -49,10 +49,14 @@ def _model(architecture: Architecture, weights: str | None) -> VisionModel:
     side = model.visual.image_size
     size = (side, side) if isinstance(side, int) else (int(side[0]), int(side[1]))
     config = {**open_clip.get_model_preprocess_cfg(model), **known}
+    modes: dict[Any, Literal["squash", "border"]] = {"squash": "squash", "longest": "border"}
+    filled = config.get("fill_color") or 0
+    red, green, blue = (filled,) * 3 if isinstance(filled, int) else filled
     preprocess = Preprocess(
         size,
         interpolation="bilinear" if config.get("interpolation") == "bilinear" else "bicubic",
-        mode="squash" if config.get("resize_mode") == "squash" else "center",
+        mode=modes.get(config.get("resize_mode"), "center"),
+        fill=(red, green, blue),
     )
     trunk = _trunk(model.visual, architecture.name)
     return VisionModel(architecture, trunk, preprocess, tuple(config["mean"]), tuple(config["std"]))
@@ -115,4 +119,5 @@ OPEN_CLIP = Library(
         {"trunk.": "trunk.vit.", "head.": "trunk.projection."},  # around a timm tower
         {"": "trunk.vit."},  # that tower alone
     ),
+    version=2,  # integers of resizing and cutting are open_clip's own
 )

@@ -50,11 +50,14 @@ def _model(architecture: Architecture, **extra: Any) -> VisionModel:
     trunk = TimmViT(net) if isinstance(net, VisionTransformer) else OtherTrunk(net)
     config = timm.data.resolve_model_data_config(net)  # type: ignore[attr-defined, no-untyped-call]
     side = config["input_size"][-2:] if size is None else (size, size)
+    border = config["crop_mode"] == "border"
+    red, green, blue = (round(255 * value) for value in config["mean"])
     preprocess = Preprocess(
         (int(side[0]), int(side[1])),
         float(config["crop_pct"]),
         "bilinear" if config["interpolation"] == "bilinear" else "bicubic",
-        "squash" if config["crop_mode"] == "squash" else "center",
+        "border" if border else "squash" if config["crop_mode"] == "squash" else "center",
+        (red, green, blue) if border else (0, 0, 0),
     )
     return VisionModel(architecture, trunk, preprocess, config["mean"], config["std"])
 
@@ -122,4 +125,5 @@ TIMM = Library(
     in_python=in_python,
     layouts=({"": "trunk.vit."}, {"": "trunk.net."}, {"visual.trunk.": "trunk.vit."}),
     surplus=surplus,
+    version=2,  # integers of resizing and cutting are timm's own
 )
