@@ -21,6 +21,10 @@ Json = Any
 """A value that survives `json.dumps` unchanged."""
 
 
+SCORE_DECIMALS = 9
+"""Of a score: the order in which equal agreements were summed must not rank one above another."""
+
+
 class UserError(ValueError):
     """Something the user can put right; printed as one line, exit status 2."""
 
@@ -174,8 +178,8 @@ class Evidence:
 
     @cached_property
     def score(self) -> float:
-        """Mean agreement in [0, 1]: the fine score on which verdicts are calibrated."""
-        return sum(self.agreement) / len(self.agreement)
+        """Mean agreement in [0, 1], rounded: the fine score on which verdicts are calibrated."""
+        return round(sum(self.agreement) / len(self.agreement), SCORE_DECIMALS)
 
     @cached_property
     def rate(self) -> float:

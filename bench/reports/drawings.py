@@ -331,8 +331,9 @@ def roc_picture(groups: Iterable[tuple[str, str, Sequence[Record]]]) -> Picture 
         return None
     keys = min(curve.separation.keys for drawn in owners.values() for curve in drawn)
     caption = (
-        "ROC: the share of marked copies against the share of innocents (strangers and "
-        "descendants) that score at least as high, threshold by threshold. AUC: with its interval, "
+        "ROC: the share of marked copies above a threshold against the share of innocents "
+        "(strangers and descendants) at or above it: ties count against ownership. AUC: with its "
+        "interval, "
         f"{separation.interval_note(keys)}."
     )
     return Picture("roc", "Level and power", caption, roc_svg(owners))
@@ -360,11 +361,12 @@ def roc_svg(owners: Mapping[str, Sequence[Curve]]) -> bytes:
 
 
 def _draw_roc(axes: Axes, drawn: Sequence[Curve]) -> None:
-    """Draw one owner's methods; a tie between copy and innocent is a slope, worth half."""
+    """Draw one owner's methods; a tie between copy and innocent goes right before it rises."""
     axes.plot((0, 1), (0, 1), color="0.6", linewidth=0.6)
     for curve, (color, dashes) in zip(drawn, itertools.cycle(ROC_STYLES), strict=False):
         rates = [(p.false_positive_rate, p.true_positive_rate) for p in curve.points]
-        axes.plot(*zip(*rates, strict=True), color=color, linestyle=dashes, label=curve.text)
+        style = {"color": color, "linestyle": dashes, "label": curve.text}
+        axes.plot(*zip(*rates, strict=True), drawstyle="steps-pre", **style)
     axes.set(xlabel="share of innocents", ylabel="share of marked copies", box_aspect=1)
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), frameon=False)

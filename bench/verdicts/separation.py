@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -44,7 +44,7 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One threshold and the shares of either population that score at least as high."""
+    """One threshold, the share of innocents at or above it and that of marked copies above it."""
 
     threshold: float
     false_positive_rate: float
@@ -53,7 +53,7 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Separation:
-    """The chance that a marked copy outscores an innocent, ties counting half."""
+    """The chance that a marked copy outscores an innocent; a tie is no win, as in a verdict."""
 
     area: float
     interval: Interval
@@ -98,16 +98,19 @@ def readings(records: Iterable[Record]) -> tuple[tuple[Reading, ...], tuple[Read
 
 
 def roc(marked: Sequence[float], innocent: Sequence[float]) -> tuple[Point, ...]:
-    """Return the curve from the strictest threshold to the mildest, one point per score."""
+    """Return the curve from the strictest threshold to the mildest, one point per score.
+
+    A tie counts against ownership: between points the curve rises first, and then goes right.
+    """
     ours, theirs = sorted(marked), sorted(innocent)
     return tuple(
-        Point(threshold, _share(theirs, threshold), _share(ours, threshold))
-        for threshold in (math.inf, *sorted({*marked, *innocent}, reverse=True))
+        Point(
+            threshold,
+            1 - bisect_left(theirs, threshold) / len(theirs),
+            1 - bisect_right(ours, threshold) / len(ours),
+        )
+        for threshold in (math.inf, *sorted({*marked, *innocent}, reverse=True), -math.inf)
     )
-
-
-def _share(ranked: Sequence[float], threshold: float) -> float:
-    return (len(ranked) - bisect_left(ranked, threshold)) / len(ranked)
 
 
 def separation(
@@ -131,7 +134,7 @@ def separation(
         rng = np.random.default_rng(int(digest("bootstrap", content), 16))
     ours = np.array([r.score for r in marked])[:, None]  # (m, 1)
     theirs = np.array([r.score for r in innocent])[None, :]  # (1, i)
-    wins = (ours > theirs) + 0.5 * (ours == theirs)  # (m, i)
+    wins = (ours > theirs).astype(np.float64)  # (m, i)
     models = tuple(len({r.model for r in population}) for population in (marked, innocent))
     return Separation(
         area=float(wins.mean()),

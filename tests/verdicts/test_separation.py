@@ -138,19 +138,28 @@ def test_readings_name_a_stranger_alike_whatever_was_done_to_it():
 MARKED, INNOCENT = [0.9, 0.8, 0.8, 0.4, 0.3], [0.8, 0.3, 0.3, 0.1]
 
 
-def test_the_curve_is_the_one_of_scikit_learn():
-    found = roc(MARKED, INNOCENT)
-    truth = [1] * len(MARKED) + [0] * len(INNOCENT)
-    rates = metrics.roc_curve(truth, MARKED + INNOCENT, drop_intermediate=False)
-    points = [(p.false_positive_rate, p.true_positive_rate, p.threshold) for p in found]
-    assert points == list(zip(*(r.tolist() for r in rates), strict=True))
+# Of equal scores the innocent's is taken for the higher: then scikit-learn, too, loses every tie.
+LIFTED = [score + 1e-6 for score in INNOCENT]
+
+TRUTH = [1] * len(MARKED) + [0] * len(INNOCENT)
 
 
-def test_the_area_counts_ties_half():
-    truth = [1] * len(MARKED) + [0] * len(INNOCENT)
+def test_the_curve_is_the_one_of_scikit_learn_with_every_tie_lost():
+    found = [(p.false_positive_rate, p.true_positive_rate) for p in roc(MARKED, INNOCENT)]
+    rates = metrics.roc_curve(TRUTH, MARKED + LIFTED, drop_intermediate=False)[:2]
+    truth = list(zip(*(r.tolist() for r in rates), strict=True))
+    assert found[0] == truth[0] == (0, 0)
+    assert found[-1] == truth[-1] == (1, 1)
+    assert all(any(point == pytest.approx(other) for other in truth) for point in found)
+    # Rising first, then going right: the steps enclose the area, scikit-learn's.
+    steps = sum((f - g) * t for (g, _), (f, t) in itertools.pairwise(found))
+    assert steps == pytest.approx(metrics.auc(*rates))
+
+
+def test_in_the_area_a_tie_is_no_win():
     area = separation(named(MARKED, "m"), named(INNOCENT, "i")).area
-    assert area == pytest.approx(metrics.roc_auc_score(truth, MARKED + INNOCENT))
-    assert separation(named([0] * 5, "m"), named([0] * 5, "i")).area == 0.5
+    assert area == pytest.approx(metrics.roc_auc_score(TRUTH, MARKED + LIFTED))
+    assert separation(named([0] * 5, "m"), named([0] * 5, "i")).area == 0.0
 
 
 def test_an_interval_is_the_same_each_time_whatever_the_order():

@@ -1,5 +1,6 @@
 import dataclasses
 import math
+import random
 
 import made
 import numpy as np
@@ -164,6 +165,14 @@ def test_a_mark_holds_its_error_rate_on_either_kind_of_innocent(innocent_as):
         suspect = float(rng.beta(1, 9) if innocent_as == "stranger" else rng.beta(2, 5))
         owned += decide(suspect, Innocents(strangers, twins), ALPHA).outcome == "owned"
     assert owned / trials <= ALPHA + 3.3 * math.sqrt(ALPHA * (1 - ALPHA) / trials)
+
+
+def test_equal_totals_tie_in_whatever_order_they_were_summed():
+    rng, walks = random.Random(0), [k / 45 for k in (0, 7, 11, 13, 29, 31, 37, 41, 44, 45)]
+    orders = [tuple(rng.sample(walks, len(walks))) for _ in range(20)]
+    assert len({sum(order) for order in orders}) > 1  # in floating point they are not one number
+    own, *others = (matches(*order).score for order in orders)
+    assert rank_p_value(own, others) == 1.0
 
 
 def test_innocents_are_counted_as_models():
