@@ -18,6 +18,7 @@ from bench.records.nouns import (
     digest,
 )
 from bench.records.store import Store
+from bench.verdicts.verdict import Null
 
 OWNER = Spec("mini", {"library": "embedded"})
 MARK, PRINT = Spec("activemark", {"bits": 32}), Spec("adv_tra", {"n": 20})
@@ -89,14 +90,29 @@ def record(asked, errors=1.0, **parts):
     return Record(cell=asked, **(defaults | parts))
 
 
-def suspect(number, read, lineage="released", seed=0, method=PRINT, **parts):
-    """Record what was read off one model: a copy of what a key marked, a twin or a stranger."""
-    tried = (Spec("prune.l1", {"amount": number / 1000}),)
-    attack = stranger(number) if lineage == "stranger" else tried
+def suspect(number, read, lineage="released", seed=0, method=PRINT, tried=None, **parts):
+    """Record what was read off one model: a copy of what a key marked, a twin or a stranger.
+
+    Unless it is told what was tried, a stranger is untouched and everybody else pruned by number.
+    """
+    if lineage == "stranger":
+        attack = stranger(number, *(tried or ()))
+    else:
+        attack = tried or (Spec("prune.l1", {"amount": number / 1000}),)
     base = "released" if lineage == "released" else "owner"
-    weights = digest(lineage, number, seed if lineage == "released" else 0)
+    weights = digest(lineage, number, seed if lineage == "released" else 0, repr(tried))
     asked = cell(method, base, attack, seed, 0)
     return record(asked, **{"evidence": read, "suspect_digest": weights} | parts)
+
+
+def nulls(strangers, descendants=None, other_keys=None, known=None):
+    """The innocents that one suspect meets; of a fingerprint only strangers."""
+    met = [Null("strangers", strangers, "untouched")]
+    if descendants is not None:
+        met.append(Null("descendants", descendants, "within the attack", known))
+    if other_keys is not None:
+        met.append(Null("other keys", other_keys, "attacked alike"))
+    return met
 
 
 def lost(record, status="failed", reason="no reason"):

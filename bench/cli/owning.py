@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from bench.records.nouns import Json
     from bench.runs.claim import Claim, Finding, Verification
     from bench.runs.key import Key
-    from bench.verdicts.verdict import Verdict
+    from bench.verdicts.verdict import Kind, Rank, Verdict
 
 STATUSES = {"owned": 0, "undecided": 3, "not owned": 1, "incompatible": 4}
 """Exit statuses of `verify`, by the verdict of all keys together."""
@@ -214,7 +214,8 @@ def sentences(found: Finding, alpha: float) -> list[tuple[str, str]]:
     decided = verdict.outcome != "undecided"
     together = f", for {found.keys} keys together" if found.keys > 1 else ""
     level = f" at alpha = {alpha:g}{together}" if decided else ""
-    return [*lines, ("verdict", f"{verdict.outcome}{level}")]
+    reservation = f"; {verdict.reservation}" if verdict.reservation else ""
+    return [*lines, ("verdict", f"{verdict.outcome}{level}{reservation}")]
 
 
 def _innocents_known(key: Key) -> str:
@@ -225,12 +226,10 @@ def _innocents_known(key: Key) -> str:
 def _ranks(found: Finding, verdict: Verdict) -> str:
     """Return the p-value and where it comes from, population by population."""
     parts = [
-        f"{p:.4g} among {n} {who}" if p is not None else f"no {who} given"
-        for p, n, who in (
-            (verdict.p_stranger, verdict.n_strangers, "strangers"),
-            (verdict.p_descendant, verdict.n_descendants, "descendants of the clean owner"),
-        )
-        if n is not None
+        f"{rank.p:.4g} among {rank.n} {WHO[rank.kind]}"
+        if rank.p is not None
+        else f"no {WHO[rank.kind]} given"
+        for rank in _given(verdict)
     ]
     if found.p_value is None:
         return f"none: {'; '.join(parts)}"
@@ -238,21 +237,28 @@ def _ranks(found: Finding, verdict: Verdict) -> str:
     return f"{found.p_value:.4g}: {'; '.join(parts)}{corrected}"
 
 
+def _given(verdict: Verdict) -> list[Rank]:
+    """Return the ranks among innocents given as files."""
+    return [rank for rank in verdict.ranks if rank.kind in WHO]
+
+
 def _possible(found: Finding, verdict: Verdict, alpha: float) -> str:
     """Say how small p could have been, and what it would take to get below alpha, or further."""
-    populations = (verdict.n_strangers, verdict.n_descendants)
-    given = " and ".join(
-        f"{n} {who} given"
-        for n, who in zip(populations, ("strangers", "descendants"), strict=True)
-        if n is not None
-    )
-    each = "" if verdict.n_descendants is None else " of each"
+    ranks = _given(verdict)
+    given = " and ".join(f"{rank.n} {rank.kind} given" for rank in ranks)
+    each = " of each" if len(ranks) > 1 else ""
     smallest = f"at best {min(1.0, found.keys * verdict.attainable):.4g}"
     if verdict.outcome == "undecided":
         return f"{smallest}: {verdict.needed}{each} needed at alpha = {alpha:g}, {given}"
     stronger = innocents_needed(alpha / 5 / found.keys)
     return f"{smallest}, {given}; {stronger}{each} are needed for {alpha / 5:g}"
 
+
+WHO: Mapping[Kind, str] = {
+    "strangers": "strangers",
+    "descendants": "descendants of the clean owner",
+}
+"""The innocents that are given as files; a key remembers other users' copies."""
 
 PROTECT = Command(
     "protect",

@@ -23,9 +23,16 @@ from bench.records.nouns import (
     canonical,
     evidence_of,
 )
-from bench.verdicts.innocents import Innocents, innocents, lineage, model_name, secret_of
+from bench.verdicts.innocents import (
+    Innocents,
+    core,
+    innocents,
+    lineage,
+    model_name,
+    verdict_on,
+)
 from bench.verdicts.intervals import Spread, spread
-from bench.verdicts.verdict import Verdict, decide, detection_curve
+from bench.verdicts.verdict import Verdict, detection_curve
 
 LONGEST_LABEL = 48
 """Letters; a longer name gets a number and moves to the legend."""
@@ -191,7 +198,8 @@ def _rows(results: Sequence[CellResult], steps: _Labels) -> list[Row]:
         if beside := _stands_beside(result.cell):
             rows.setdefault(steps(*done) or UNTOUCHED, _empty())[result.lineage].append(result)
         if result.cell.base == "other key":
-            controls.setdefault(OTHER_KEY, _empty())[result.lineage].append(result)
+            label = " > ".join([OTHER_KEY, *([steps(*done)] if done else [])])
+            controls.setdefault(label, _empty())[result.lineage].append(result)
         elif who and not (beside and done):
             controls.setdefault(steps(*who, *done), _empty())[result.lineage].append(result)
     if UNTOUCHED in rows and not (rows[UNTOUCHED]["released"] or rows[UNTOUCHED]["owner"]):
@@ -201,12 +209,6 @@ def _rows(results: Sequence[CellResult], steps: _Labels) -> list[Row]:
 
 def _empty() -> dict[Lineage, list[CellResult]]:
     return {"released": [], "owner": [], "stranger": []}
-
-
-def core(cell: Cell) -> tuple[Spec, ...]:
-    """Return what was done to the suspect, without the control that says who it is."""
-    chain = cell.attack[1:] if cell.lineage == "stranger" else cell.attack
-    return tuple(step for step in chain if step.name != UNTOUCHED)
 
 
 def _stands_beside(cell: Cell) -> bool:
@@ -274,10 +276,7 @@ def _setting(spec: Spec, name: str) -> str:
 
 def judged(row: Row, nulls: Mapping[str, Innocents], alpha: float) -> list[Verdict]:
     """Judge every marked copy of a row against the innocents read with its secret."""
-    return [
-        decide(evidence_of(record).score, nulls[secret_of(record.cell)], alpha)
-        for record in row.records("released")
-    ]
+    return [verdict_on(record, nulls, alpha) for record in row.records("released")]
 
 
 def detection(row: Row, origin: Lineage) -> Spread | None:

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 from bench.records.nouns import Lineage, Outline, Record, evidence_of
 from bench.records.table import Picture
@@ -21,6 +21,7 @@ from bench.reports import frontier
 from bench.reports.blocks import TAUS, Block, Row, detection, rates_by_tau
 from bench.verdicts import separation
 from bench.verdicts.intervals import Interval, Spread
+from bench.verdicts.verdict import Kind
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -313,15 +314,20 @@ class Curve:
 
 
 def roc_curves(groups: Iterable[tuple[str, str, Sequence[Record]]]) -> dict[str, list[Curve]]:
-    """Return every owner's methods that were read on copies and on innocents, in order."""
-    owners: dict[str, list[Curve]] = {}
+    """Return, for every owner and kind of innocent, the methods read on both, in order."""
+    owners: dict[str, dict[Kind, list[Curve]]] = {}
     for owner, method, records in groups:
-        marked, innocent = separation.readings(records)
-        if marked and innocent:
+        marked, innocents = separation.readings(records)
+        for kind, innocent in innocents.items() if marked else ():
             points = separation.roc([r.score for r in marked], [r.score for r in innocent])
             curve = Curve(method, points, separation.separation(marked, innocent))
-            owners.setdefault(owner, []).append(curve)
-    return owners
+            owners.setdefault(owner, {}).setdefault(kind, []).append(curve)
+    return {
+        f"{owner}, copies against {kind}": kinds[kind]
+        for owner, kinds in owners.items()
+        for kind in get_args(Kind)
+        if kind in kinds
+    }
 
 
 def roc_picture(groups: Iterable[tuple[str, str, Sequence[Record]]]) -> Picture | None:
@@ -331,8 +337,8 @@ def roc_picture(groups: Iterable[tuple[str, str, Sequence[Record]]]) -> Picture 
         return None
     keys = min(curve.separation.keys for drawn in owners.values() for curve in drawn)
     caption = (
-        "ROC: the share of marked copies above a threshold against the share of innocents "
-        "(strangers and descendants) at or above it: ties count against ownership. AUC: with its "
+        "ROC: the share of marked copies above a threshold against the share of innocents at or "
+        "above it, each kind of innocent by itself: ties count against ownership. AUC: with its "
         "interval, "
         f"{separation.interval_note(keys)}."
     )
@@ -340,7 +346,7 @@ def roc_picture(groups: Iterable[tuple[str, str, Sequence[Record]]]) -> Picture 
 
 
 def roc_svg(owners: Mapping[str, Sequence[Curve]]) -> bytes:
-    """Draw one panel per owner; equal curves give equal bytes with one version of matplotlib."""
+    """Draw a panel per owner and kind; equal curves give equal bytes with one matplotlib."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -365,8 +371,8 @@ def _draw_roc(axes: Axes, drawn: Sequence[Curve]) -> None:
     axes.plot((0, 1), (0, 1), color="0.6", linewidth=0.6)
     for curve, (color, dashes) in zip(drawn, itertools.cycle(ROC_STYLES), strict=False):
         rates = [(p.false_positive_rate, p.true_positive_rate) for p in curve.points]
-        style = {"color": color, "linestyle": dashes, "label": curve.text}
-        axes.plot(*zip(*rates, strict=True), drawstyle="steps-pre", **style)
+        (line,) = axes.plot(*zip(*rates, strict=True), color=color, linestyle=dashes)
+        line.set(label=curve.text, drawstyle="steps-pre")
     axes.set(xlabel="share of innocents", ylabel="share of marked copies", box_aspect=1)
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), frameon=False)

@@ -29,7 +29,6 @@ from bench.reports.blocks import (
     MARKED_AND_TWINS,
     Block,
     Row,
-    core,
     detection,
     grouped,
     judged,
@@ -38,7 +37,7 @@ from bench.reports.blocks import (
 )
 from bench.reports.tables import numbered_tasks, utility_text
 from bench.verdicts import intervals
-from bench.verdicts.innocents import secret_of
+from bench.verdicts.innocents import core, secret_of
 from bench.verdicts.intervals import Interval, difference_interval
 from bench.verdicts.verdict import Verdict
 
@@ -357,7 +356,7 @@ def _point_row(point: Point, tasks: Mapping[str, str]) -> tuple[str, ...]:
         *(notes.rate_text(point.row, population) for population in MARKED_AND_TWINS),
         NOTHING if set(scores) == {NOTHING} else " / ".join(scores),
         notes.largest_p(point.verdicts),
-        notes.counts_text([verdict.outcome for verdict in point.verdicts]),
+        notes.counts_text(point.verdicts),
         utility_text(point.row, tasks),
         point.loss.text if point.loss else NOTHING,
     )

@@ -9,10 +9,10 @@ from typing import TypeVar
 
 from bench.records.nouns import Lineage, Record, canonical, evidence_of
 from bench.records.table import NOTHING
-from bench.reports.blocks import OTHER_KEY, Block, Row, core, detection, judged
-from bench.verdicts.innocents import Innocents, model_name, secret_of
+from bench.reports.blocks import OTHER_KEY, Block, Row, detection, judged
+from bench.verdicts.innocents import Innocents, core, model_name, secret_of
 from bench.verdicts.intervals import Interval, mean_interval, means_agree
-from bench.verdicts.verdict import Verdict, false_positives, innocents_needed
+from bench.verdicts.verdict import Rank, Verdict
 
 T = TypeVar("T", bound=Hashable)
 
@@ -34,18 +34,23 @@ LEGEND = (
     "it. stranger: the same attack on models trained independently. Rates are shares of queries on "
     "which the method's own rule holds: mean [95 % Wilson interval over the queries of one suspect]"
     " (n models: lowest-highest).",
-    f"{OTHER_KEY}: the same owner's model marked with another key, not attacked, read with this "
-    "claim's; it is innocent, and as a known model ranked among nobody. Strangers of another shape "
-    "than the owner's, and models by name, stand in rows of their own and count among the "
-    "strangers.",
+    f"{OTHER_KEY}: the same owner's model marked with another key and attacked alike, read with "
+    "this claim's; it is innocent. Strangers of another shape than the owner's, and models by "
+    "name, stand in rows of their own and count among the strangers.",
     "p: the largest p-value of the marked copies, each (1 + innocents scoring at least as high) / "
-    "(1 + innocents), the larger of strangers and descendants of the clean owner; 1 for a mark "
-    "that scores no higher than the clean owner itself, the public model it was finetuned from or "
-    "a copy marked with another key. Most strangers are untouched: p against them is that of a "
-    "model left untouched, whatever the row's attack does to anybody's score; for a mark, the "
-    "twins answer for the attack. owned 2/2: the "
-    "verdict on 2 of 2 copies. statistic: mean of the method's native number. "
-    f"m/t/s: marked / twin / stranger. {NOTHING}: not asked. hole: not run yet.",
+    "(1 + innocents), the largest over the kinds of innocents it is ranked among; 1 for a mark "
+    "that scores no higher than the clean owner itself or the public model it was finetuned from. "
+    "ranked among: the fewest that count as one, of each kind, and the least p these allow. "
+    "strangers: models, of a family of published ones the highest score; of a fingerprint, those "
+    "that went through the row's attack; of a mark, untouched ones, for its twins answer for the "
+    "attack. twins: of the row's own attack, where it has enough. clusters: else, attack by "
+    "attack, the highest score of its twins, the clean owner being one. other keys: of copies "
+    "marked with them, attacked alike.",
+    "owned 2/2: the verdict on 2 of 2 copies. other keys only at 1/2: the copy outscored the one "
+    "other key there is, which an innocent other key's does with that chance. other keys not "
+    "read: nothing is said of them. 2 of 19: too few to reach alpha. statistic: mean of the "
+    f"method's native number. m/t/s: marked / twin / stranger. {NOTHING}: not asked. hole: not "
+    "run yet.",
 )
 
 
@@ -69,7 +74,7 @@ def findings(block: Block, alpha: float) -> Iterator[str]:
     chance = _chance(block, evidence.chance)
     rule = f"native rule {evidence.rule.text}, one query is one {evidence.unit}, {chance}."
     noted = filter(None, [_noted(block.with_evidence)])
-    yield " ".join([rule, *noted, *distinct(_null(null, alpha) for null in nulls.values())])
+    yield " ".join([rule, *noted, *distinct(map(_unread, nulls.values()))]).strip()
     alike = [
         row.label
         for row in block.rows
@@ -125,33 +130,11 @@ def _stranger_scores(block: Block, parity: int) -> list[float]:
     return [fmean(values) for _, values in sorted(scores.items())]
 
 
-def _null(null: Innocents, alpha: float) -> str:
-    """Write the populations of innocents behind the p-values, and what they can decide."""
-    sizes = [len(null.strangers), *([] if null.descendants is None else [len(null.descendants)])]
-    needed = innocents_needed(alpha)
-    twins = "" if null.descendants is None else f" and {sizes[1]} descendants of the clean owner"
-    short = "" if min(sizes) >= needed else f"; undecided, {needed} of each are needed"
-    unread = null.descendants is not None and null.clean is None
-    clean = " The clean owner itself was not read: no copy had to score above it." if unread else ""
-    keys = f", above {len(null.other_keys)} marked with other keys" if null.other_keys else ""
-    return (
-        f"p from {sizes[0]} strangers{twins}, counted as models{keys}; smallest attainable p "
-        f"{_p(1 / (min(sizes) + 1))} at alpha = {alpha:g}{short}; {_level(null, alpha)}.{clean}"
-    )
-
-
-def _level(null: Innocents, alpha: float) -> str:
-    """Write how many innocents of each kind would be called owned, judged by all others."""
-    checks = {k: c for k, c in false_positives(null, alpha).items() if c.decided}
-    if not checks:
-        return "too few innocents to judge each by all others"
-    if null.descendants is None:
-        return f"ranks among strangers alone call a share of {alpha:g} of them owned at most"
-    counts = ", ".join(
-        f"{check.called} of {check.decided} {kind} (95 % upper bound {check.upper:.3f})"
-        for kind, check in checks.items()
-    )
-    return f"called owned, each judged by all others: {counts}"
+def _unread(null: Innocents) -> str:
+    """Say that a mark's claim lacks the innocent that every copy has to outscore."""
+    if null.descendants is None or null.clean is not None:
+        return ""
+    return "The clean owner itself was not read: no copy had to score above it."
 
 
 def _read_alike(found: Iterable[Record]) -> int:
@@ -199,12 +182,12 @@ def _twin_alike(verdict: Verdict, alpha: float) -> bool:
 
     A copy that has lost its mark scores like strangers too: that is no complaint about twins.
     """
-    by_strangers, by_twins = verdict.p_stranger, verdict.p_descendant
-    if by_twins is None or by_twins <= max(alpha, 1 / (1 + (verdict.n_descendants or 0))):
+    strangers, twins = verdict.rank("strangers"), verdict.rank("descendants")
+    if twins is None or twins.p is None or twins.p <= max(alpha, twins.attainable):
         return False  # no twin scores as high
-    if by_strangers is None:
+    if strangers is None or strangers.p is None:
         return False  # without strangers nobody can say that the mark is still there
-    return by_strangers <= max(alpha, 1 / (1 + verdict.n_strangers))
+    return strangers.p <= max(alpha, strangers.attainable)
 
 
 def models_text(count: int, between: Interval | None) -> str:
@@ -218,10 +201,38 @@ def largest_p(verdicts: Sequence[Verdict]) -> str:
     return _p(max(found)) if found and len(found) == len(verdicts) else NOTHING
 
 
-def counts_text(outcomes: Sequence[str]) -> str:
-    """Write verdicts with how often each was passed: "owned 1/2, undecided 1/2"."""
-    counted = Counter(outcomes)
-    return ", ".join(f"{o} {counted[o]}/{len(outcomes)}" for o in sorted(counted)) or NOTHING
+def ranked_among(verdicts: Sequence[Verdict]) -> str:
+    """Write the fewest innocents of each kind that copies were ranked among, and the least p."""
+    if not verdicts:
+        return NOTHING
+    kinds: dict[str, list[Rank]] = {}
+    for rank in (rank for verdict in verdicts for rank in verdict.ranks):
+        kinds.setdefault(rank.kind, []).append(rank)
+    fewest = [min(ranks, key=lambda rank: rank.n) for ranks in kinds.values()]
+    needed, least = verdicts[0].needed, max(verdict.attainable for verdict in verdicts)
+    return f"{', '.join(_counted(rank, needed) for rank in fewest)}; least p {_p(least)}"
+
+
+def _counted(rank: Rank, needed: int) -> str:
+    """Write how many innocents of a kind there are, and of how many where these are too few."""
+    short = "" if rank.n >= needed else f" of {needed}"
+    alike = " attacked alike" if rank.counted == "attacked alike" else ""
+    if rank.kind == "strangers":
+        return f"{rank.n}{short} strangers{alike}"
+    if rank.kind == "other keys":
+        return f"{rank.n}{short} other keys"
+    return f"{rank.n}{short} {'twins' if rank.counted == 'within the attack' else rank.counted}"
+
+
+def counts_text(verdicts: Sequence[Verdict]) -> str:
+    """Write verdicts with how often each was passed: "owned 1/2, undecided 1/2".
+
+    Owned copies count as such, whatever their reservation, which is said after them.
+    """
+    counted = Counter(verdict.outcome for verdict in verdicts)
+    said = ", ".join(f"{o} {counted[o]}/{len(verdicts)}" for o in sorted(counted))
+    reservations = sorted({verdict.reservation for verdict in verdicts if verdict.reservation})
+    return "; ".join([said, *reservations]) or NOTHING
 
 
 def count_words(words: Sequence[str]) -> str:

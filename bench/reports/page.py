@@ -215,7 +215,7 @@ def _facts(block: Block, verdicts: Iterable[Verdict]) -> Iterator[Line]:
     for label, text, *_ in tables.price(block):
         yield Line(label, text)
     yield Line("innocent models", "; ".join(distinct(map(_null, block.nulls.values()))) or NOTHING)
-    yield Line("verdicts", counts_text([verdict.outcome for verdict in verdicts]))
+    yield Line("verdicts", counts_text([*verdicts]))
     cost = tables.cost_row(block)
     yield Line("embedding", f"{cost.embed_minutes} min, {cost.embed_ratio} of its ideal")
     yield Line("extraction", f"{cost.extract_seconds} s, {cost.extract_ratio} of its ideal")
@@ -223,11 +223,15 @@ def _facts(block: Block, verdicts: Iterable[Verdict]) -> Iterator[Line]:
 
 
 def _null(null: Innocents) -> str:
-    strangers = f"{len(null.strangers)} strangers"
+    strangers = len({name for group in null.strangers.values() for name in group})
     if null.descendants is None:
-        return strangers
-    keys = f", {len(null.other_keys)} marked with other keys" if null.other_keys else ""
-    return f"{strangers}, {len(null.descendants)} descendants of the clean owner{keys}"
+        return f"{strangers} strangers"
+    models = len({name for group in null.descendants.values() for name in group})
+    keys = len({name for group in null.other_keys.values() for name in group})
+    return (
+        f"{strangers} strangers, {models} descendants of the clean owner in {len(null.clusters)} "
+        f"clusters, {keys} other keys"
+    )
 
 
 Holes = Mapping[tuple[str, str, str, str], str]
@@ -283,7 +287,7 @@ def _cell_row(number: int, result: CellResult, attack: str, verdict: Verdict | N
         rate=f"{evidence.rate:.3f}" if evidence else NOTHING,
         score=f"{evidence.score:.4f}" if evidence else NOTHING,
         p=largest_p([verdict]) if verdict else NOTHING,
-        verdict=verdict.outcome if verdict else NOTHING,
+        verdict=verdict.text if verdict else NOTHING,
         utility=f"{utility.value:.3f}" if utility else NOTHING,
     )
 

@@ -43,6 +43,7 @@ from bench.reports.notes import (
     largest_p,
     models_text,
     number_text,
+    ranked_among,
     rate_text,
 )
 from bench.verdicts import bounds, level, pairs
@@ -144,8 +145,8 @@ def _table_2(outline: Outline, blocks: Sequence[Block], legend: Sequence[str]) -
         caption=f"who is recognised after which attack ({outline.heading})",
         columns=(
             *("owner", "method", "access"),
-            *("attack", "marked", "twin", "stranger", "statistic (m/t/s)", "p", "verdict"),
-            "utility (m/t)",
+            *("attack", "marked", "twin", "stranger", "statistic (m/t/s)", "p"),
+            *("ranked among", "verdict", "utility (m/t)"),
         ),
         rows=tuple(rows),
         notes=(
@@ -225,8 +226,7 @@ def _brief(row: Row | None, origin: Lineage, nulls: Mapping[str, Innocents], alp
         return count_words(states) if states else rate_text(row, origin)
     if origin != "released":
         return f"{spread.mean:.3f} (n={spread.models})"
-    outcomes = [verdict.outcome for verdict in judged(row, nulls, alpha)]
-    return f"{spread.mean:.3f} {counts_text(outcomes)}"
+    return f"{spread.mean:.3f} {counts_text(judged(row, nulls, alpha))}"
 
 
 def _rule(block: Block | None) -> str:
@@ -245,7 +245,7 @@ def price(block: Block) -> list[tuple[str, ...]]:
     prices = list({r.cell.method_seed: r.fidelity for r in block.records if r.fidelity}.values())
     if not prices:
         return []
-    blank = (NOTHING,) * 6
+    blank = (NOTHING,) * 7
     return [
         ("price: feature cosine", _cosine(prices), *blank),
         ("price: probe accuracy, owner -> released", _probe(prices), *blank),
@@ -286,7 +286,8 @@ def _attack_row(
         *(rate_text(row, origin) for origin in POPULATIONS),
         NOTHING if set(native) == {NOTHING} else " / ".join(native),
         largest_p(verdicts),
-        counts_text([verdict.outcome for verdict in verdicts]),
+        ranked_among(verdicts),
+        counts_text(verdicts),
         utility_text(row, tasks),
     )
 

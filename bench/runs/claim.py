@@ -35,8 +35,7 @@ from bench.registry import METHODS
 from bench.runs.key import Key, is_key, refuse_to_replace, write
 from bench.suite.owners import WEIGHT_FILES
 from bench.types import Context, Method
-from bench.verdicts.innocents import Innocents
-from bench.verdicts.verdict import Verdict, decide
+from bench.verdicts.verdict import Null, Verdict, decide
 
 HELD_OUT = 0.3
 """Share of the owner's source images that a method may test on but not train on."""
@@ -360,9 +359,15 @@ def _finding(
     known = max(recorded + _scores([r for r in innocent if r.digest in ours], key))
     if isinstance(evidence, str):
         return Finding(key, evidence, None, known, len(keys))
-    descended = tuple(_scores(innocent, key)) if marks else None
-    null = Innocents(tuple(_scores(strangers, key)), descended, clean=known)
-    return Finding(key, evidence, decide(evidence.score, null, alpha / len(keys)), known, len(keys))
+    nulls = [Null("strangers", _scores(strangers, key), "one by one")]
+    if marks:
+        others = () if key.others_score is None else (key.others_score,)  # the highest of them all
+        nulls += [
+            Null("descendants", _scores(innocent, key), "one by one", known),
+            Null("other keys", others, "one by one"),
+        ]
+    verdict = decide(evidence.score, nulls, alpha / len(keys))
+    return Finding(key, evidence, verdict, known, len(keys))
 
 
 def _scores(readings: Sequence[Reading], key: Key) -> list[float]:

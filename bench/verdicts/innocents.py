@@ -2,32 +2,107 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 
-from bench.records.nouns import Cell, Lineage, Record, evidence_of
+from bench.records.nouns import UNTOUCHED, Cell, Lineage, Record, Spec, evidence_of
+from bench.verdicts.verdict import Counted, Null, Verdict, decide, innocents_needed
+
+WHOLE = ""
+"""The attack that a model left untouched went through."""
+
+PUBLIC = "the public model"
+"""What stands for an attack where nobody attacked: what an owner finetuned its own from."""
+
+TRAINED_APART = "embedded"
+"""The library whose models were each trained from scratch, for this bench."""
+
+Scores = Mapping[str, float]
+"""A score for each innocent that counts as one, by name."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots, so that clusters are formed once
 class Innocents:
-    """One score per innocent model; `descendants` is None for a fingerprint.
+    """The innocents of one claim, by what was done to them: nothing (`WHOLE`), or an attack.
 
-    `clean` is the highest score of the clean owner itself and `public` that of the public model it
-    was finetuned from, both among the descendants; None if not read, or for a fingerprint.
-    `other_keys` are the copies of the clean owner marked with another key, which are not.
+    Strangers are named by the weights they were trained to, or by their family. `descendants` are
+    models by their weights, None for a fingerprint; `other_keys` are copies of the clean owner
+    marked with another key, by that key. `clean` is the highest score of the clean owner itself and
+    `public` that of the public model it was finetuned from, both among the descendants too; None if
+    not read, or for a fingerprint.
     """
 
-    strangers: tuple[float, ...]
-    descendants: tuple[float, ...] | None
+    strangers: Mapping[str, Scores] = field(default_factory=dict)
+    descendants: Mapping[str, Scores] | None = None
+    other_keys: Mapping[str, Scores] = field(default_factory=dict)
     clean: float | None = None
-    other_keys: tuple[float, ...] = ()
     public: float | None = None
 
     @property
     def bar(self) -> float | None:
         """Return the score that a mark must exceed: the highest of the known innocents."""
-        known = (self.clean, self.public, *self.other_keys)
+        known = (self.clean, self.public)
         return max((score for score in known if score is not None), default=None)
+
+    @cached_property
+    def clusters(self) -> tuple[Scores, ...]:
+        """Return the descendants attack by attack; attacks that gave one model are one cluster."""
+        found: list[dict[str, float]] = []
+        for _, models in sorted((self.descendants or {}).items()):
+            alike = [cluster for cluster in found if not cluster.keys().isdisjoint(models)]
+            found = [cluster for cluster in found if cluster not in alike]
+            found.append({k: v for cluster in (*alike, models) for k, v in cluster.items()})
+        return tuple(found)
+
+    def against(self, attack: str, alpha: float) -> tuple[Null, ...]:
+        """Return the innocents that a suspect is ranked among after an attack, kind by kind.
+
+        Descendants of one attack are alike. So they are ranked within the suspect's own attack,
+        where it has twins enough for `alpha`, or else attack by attack, the highest score of each.
+        Strangers of a mark are untouched: were an attack to lift anybody's score, it would lift its
+        twins', too, which must be outscored as well.
+        """
+        if self.descendants is None:
+            return (Null("strangers", _ordered(self.strangers.get(attack)), _alike(attack)),)
+        return (
+            Null("strangers", _ordered(self.strangers.get(WHOLE)), "untouched"),
+            self._descended(attack, innocents_needed(alpha)),
+            self._marked_otherwise(attack),
+        )
+
+    def _descended(self, attack: str, needed: int) -> Null:
+        twins = (self.descendants or {}).get(attack, {})
+        if len(twins) >= needed:
+            return Null("descendants", _ordered(twins), "within the attack", self.bar)
+        highest = tuple(sorted(max(cluster.values()) for cluster in self.clusters))
+        return Null("descendants", highest, "clusters", self.bar)
+
+    def _marked_otherwise(self, attack: str) -> Null:
+        alike = _ordered(self.other_keys.get(attack))
+        # Copies left untouched are no draws of attacked ones, and yet known to be innocent.
+        whole = [] if alike else _ordered(self.other_keys.get(WHOLE))
+        return Null("other keys", alike, _alike(attack), max(whole, default=None))
+
+
+def _alike(attack: str) -> Counted:
+    return "untouched" if attack == WHOLE else "attacked alike"
+
+
+def _ordered(scores: Scores | None) -> Sequence[float]:
+    return tuple(sorted((scores or {}).values()))
+
+
+def core(cell: Cell) -> tuple[Spec, ...]:
+    """Return what was done to the suspect, without the control that says who it is."""
+    chain = cell.attack[1:] if cell.lineage == "stranger" else cell.attack
+    return tuple(step for step in chain if step.name != UNTOUCHED)
+
+
+def attack_of(cell: Cell) -> str:
+    """Name what was done to the suspect, whatever seed it was done with; `WHOLE` if nothing was."""
+    return " > ".join(step.text for step in core(cell))
 
 
 def secret_of(cell: Cell) -> str:
@@ -52,46 +127,67 @@ def is_clean_owner(record: Record) -> bool:
 
 
 def innocents(records: Iterable[Record]) -> dict[str, Innocents]:
-    """Collect, for every claim, one score per distinct innocent model read with its secret.
+    """Collect, for every claim, one score per distinct innocent read with its secret.
 
-    Descendants are told apart by their weights. Strangers are told apart by the weights they were
-    trained to, and each enters with the highest score over its attacked versions. That would be
-    conservative were every stranger attacked as the suspect was; most are left untouched, so p
-    against strangers is that of a model left untouched, and an attack that lifts anybody's score
-    passes for ownership of a fingerprint. For a mark the twins, attacked alike, answer for the
-    attack. A suspect with the owner's own weights is never a stranger (see `lineage`).
+    What counts more than once enters with its highest score. The strangers of a mark count whole,
+    whatever was done to them. A suspect with the owner's own weights is never a stranger (see
+    `lineage`).
     """
     read = list(records)
     trained = trained_strangers(read)
-    scores: dict[str, dict[str, dict[str, float]]] = {}
-    clean: dict[str, float] = {}
-    public: dict[str, float] = {}
-    marks: dict[str, bool] = {}
+    found: dict[str, _Found] = {}
     for record in read:
-        name, origin = secret_of(record.cell), lineage(record)
-        group = "other key" if is_other_key(record) else origin
-        marks[name] = record.marks
-        nulls = scores.setdefault(
-            name, {"stranger": {}, "owner": {}, "released": {}, "other key": {}}
-        )
-        if record.evidence is None:
-            continue
-        who, score = innocent_name(record, trained), record.evidence.score
-        nulls[group][who] = max(score, nulls[group].get(who, score))
-        if origin == "owner" and is_clean_owner(record):
-            clean[name] = max(score, clean.get(name, score))
+        claim = found.setdefault(secret_of(record.cell), _Found(record.marks))
+        if record.evidence is not None:
+            claim.add(record, trained, record.evidence.score)
+    return {name: claim.innocents() for name, claim in found.items()}
+
+
+def verdict_on(record: Record, nulls: Mapping[str, Innocents], alpha: float) -> Verdict:
+    """Judge a suspect with evidence among the innocents of its claim, by what was done to it."""
+    null = nulls[secret_of(record.cell)].against(attack_of(record.cell), alpha)
+    return decide(evidence_of(record).score, null, alpha)
+
+
+class _Found:
+    """What the records of one claim have told so far."""
+
+    def __init__(self, marks: bool) -> None:
+        self.marks = marks
+        self.groups: dict[str, dict[str, dict[str, float]]] = {}
+        self.known: dict[str, float] = {}
+
+    def add(self, record: Record, trained: Mapping[str, str], score: float) -> None:
+        origin, attack = lineage(record), attack_of(record.cell)
+        group, name = str(origin), innocent_name(record, trained)
+        if is_other_key(record):
+            seed = record.cell.other_seed
+            group, name = "other key", name if seed is None else f"key {seed}"
+        elif origin == "stranger" and self.marks:
+            attack = WHOLE
+        elif origin == "owner" and is_clean_owner(record):
+            _raise(self.known, "clean", score)
         elif origin == "owner" and record.cell.base == "other model":
-            public[name] = max(score, public.get(name, score))
-    return {
-        name: Innocents(
-            strangers=tuple(sorted(nulls["stranger"].values())),
-            descendants=tuple(sorted(nulls["owner"].values())) if marks[name] else None,
-            clean=clean.get(name),
-            public=public.get(name),
-            other_keys=tuple(sorted(nulls["other key"].values())) if marks[name] else (),
+            _raise(self.known, "public", score)
+            attack = PUBLIC
+        _raise(self.groups.setdefault(group, {}).setdefault(attack, {}), name, score)
+
+    def innocents(self) -> Innocents:
+        strangers = self.groups.get("stranger", {})
+        if not self.marks:
+            return Innocents(strangers)
+        return Innocents(
+            strangers=strangers,
+            descendants=self.groups.get("owner", {}),
+            other_keys=self.groups.get("other key", {}),
+            clean=self.known.get("clean"),
+            public=self.known.get("public"),
         )
-        for name, nulls in scores.items()
-    }
+
+
+def _raise(scores: dict[str, float], name: str, score: float) -> None:
+    """Have a name keep the highest of its scores."""
+    scores[name] = max(score, scores.get(name, score))
 
 
 def is_other_key(record: Record) -> bool:
@@ -105,14 +201,31 @@ def trained_strangers(records: Iterable[Record]) -> dict[str, str]:
 
 
 def innocent_name(record: Record, trained: Mapping[str, str]) -> str:
-    """Name a stranger by the weights it was trained to, whatever was done to it; others as made.
+    """Name a stranger by its family or else the weights it was trained to; others as made.
 
     `trained` is what `trained_strangers` says of all records there are: one model under two names
-    is one stranger.
+    is one stranger, and so is a family of several.
     """
     if lineage(record) != "stranger":
         return model_name(record)
+    if record.cell.other_model is not None and (kin := family(record.cell.other_model)):
+        return kin
     return trained.get(_stranger(record.cell)) or _stranger(record.cell)
+
+
+def family(model: Spec) -> str:
+    """Name the models that count as one stranger: as the suite says, or library and architecture.
+
+    Published models of one architecture share data, recipes and authors: eleven towers of one
+    family are not eleven draws. Empty for the embedded ones, which are trained apart.
+    """
+    library = model.args.get("library", "")
+    if given := model.args.get("family"):
+        return f"family {given}"
+    if library in ("", TRAINED_APART):
+        return ""
+    stem = re.match(r"[^\W\d_]*", model.name)
+    return f"{library} {stem[0] if stem and stem[0] else model.name}"
 
 
 def _stranger(cell: Cell) -> str:

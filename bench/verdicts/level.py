@@ -2,68 +2,134 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import get_args
 
-from bench.records.nouns import Outline, Record, evidence_of
+from bench.records.nouns import Outline, Record
 from bench.records.table import NOTHING, Table
 from bench.verdicts import separation
 from bench.verdicts.families import ENOUGH_KEYS, holm
-from bench.verdicts.innocents import Innocents, innocents, populations, secret_of
-from bench.verdicts.intervals import exact
-from bench.verdicts.verdict import Kind, Verdict, decide, false_positives, innocents_needed
+from bench.verdicts.innocents import (
+    PUBLIC,
+    WHOLE,
+    Innocents,
+    Scores,
+    innocents,
+    populations,
+    secret_of,
+    verdict_on,
+)
+from bench.verdicts.intervals import exact, upper_bound
+from bench.verdicts.verdict import Kind, Verdict, decide, innocents_needed, rank_p_value
 
 RATE = 0.05
 """The false-positive rate at which detection is stated."""
 
-KINDS = get_args(Kind)
-"""Innocents counted apart: pooled, the kind that is called owned most would hide."""
+
+@dataclass(frozen=True, slots=True)
+class FalsePositives:
+    """Innocents of one kind called owned, of those judged among others that were enough."""
+
+    called: int
+    judged: int
+
+    @property
+    def upper(self) -> float:
+        """Return the one-sided 95 % Clopper-Pearson bound on the rate; 1 if none was judged."""
+        bound = upper_bound(self.called, self.judged)
+        return 1.0 if bound is None else bound
+
+
+def fresh(innocent: Scores, alpha: float) -> FalsePositives:
+    """Rank one half of the innocents, by the digests of their names, among the other half.
+
+    Leaving one out instead would count a share of `alpha` at most, whatever the scores.
+    """
+    null, unseen = (
+        [innocent[name] for name in sorted(half)] for half in separation.halves(innocent)
+    )
+    if len(null) < innocents_needed(alpha):
+        return FalsePositives(0, 0)
+    called = sum(rank_p_value(score, null) <= alpha for score in unseen)
+    return FalsePositives(called, len(unseen))
+
+
+def unseen_attacks(null: Innocents, alpha: float) -> FalsePositives:
+    """Rank the twins of each attack among the clusters of all others, as after an unseen attack.
+
+    The clean owner and the public model must be outscored, and are judged by nobody.
+    """
+    descendants, called, judged = null.descendants or {}, 0, 0
+    known = {*descendants.get(WHOLE, {}), *descendants.get(PUBLIC, {})}
+    clusters = null.clusters
+    if len(clusters) - 1 < innocents_needed(alpha):
+        return FalsePositives(0, 0)
+    for cluster in clusters:
+        others = [max(other.values()) for other in clusters if other is not cluster]
+        scores = [score for name, score in cluster.items() if name not in known]
+        judged += len(scores)
+        called += sum(
+            rank_p_value(score, others) <= alpha and (null.bar is None or score > null.bar)
+            for score in scores
+        )
+    return FalsePositives(called, judged)
+
+
+def false_positives(null: Innocents, kind: Kind, alpha: float) -> FalsePositives:
+    """Count those of one kind that others of their kind would call owned."""
+    if kind == "descendants":
+        return unseen_attacks(null, alpha)
+    groups = null.strangers if kind == "strangers" else null.other_keys
+    found = [fresh(group, alpha) for _, group in sorted(groups.items())]
+    return FalsePositives(sum(f.called for f in found), sum(f.judged for f in found))
 
 
 def level_table(outline: Outline, groups: Iterable[tuple[str, str, Sequence[Record]]]) -> Table:
-    """Return level, power and separation for every (owner, method, records)."""
+    """Return level, power and separation for every (owner, method, records), kind by kind."""
     told = [(owner, method, list(records)) for owner, method, records in groups]
     keys = min((_keys(records) for *_, records in told), default=ENOUGH_KEYS)
     return Table(
         name="Level and power",
         caption=f"verdicts at alpha = {outline.alpha:g} ({outline.heading})",
         columns=(
-            *("owner", "method", "strangers", "descendants"),
-            *(f"{kind} called owned" for kind in KINDS),
-            *("copies owned", "AUC", f"TPR at FPR {RATE:g}", "Holm"),
+            *("owner", "method", "innocents", "n", "called owned", "AUC"),
+            *(f"TPR at FPR {RATE:g}", "copies owned", "Holm"),
         ),
         rows=tuple(
-            (owner, method, *_line(records, outline.alpha)) for owner, method, records in told
+            (owner, method, *line)
+            for owner, method, records in told
+            for line in _lines(records, outline.alpha)
         ),
         notes=(
-            "called owned: innocents, each judged by all the others read with the same secret, "
-            "with the exact one-sided 95 % bound on the rate, as if they were independent, of the "
-            "secret where it is highest. other keys: copies of the clean owner marked with another "
-            "key; they are ranked among nobody, and whoever does not score above all of them is "
-            "not owned. by construction: with strangers alone, leaving one out ranks each among "
-            "the rest, so a share of alpha at most is called owned whatever the scores, and a "
-            "count would check nothing.",
-            "copies owned: attacked copies of the released model, exact 95 % interval as if they "
-            "were independent. AUC: the chance that a copy outscores a stranger or a descendant, "
+            "n: innocents of one secret that count as one: strangers or families of them, "
+            "descendants attack by attack, other keys. called owned: innocents whose p among "
+            "others of their kind alone is at most alpha, with the exact one-sided 95 % bound on "
+            "the rate, as if they were independent, of the secret where it is highest. "
+            "strangers, other keys: one half, by digest, among the other half, which has not seen "
+            "them. descendants: those of one attack among the clusters of all other attacks, and "
+            "above the clean owner and the public model, as after an attack that nobody "
+            "foresaw. needed: as many would be, where those there can check nothing.",
+            "AUC: the chance that a copy outscores an innocent of the kind, a tie being no win, "
             f"{separation.interval_note(keys)}. TPR: its exact 95 % interval is over copies; the "
-            "threshold is set on half of the strangers and descendants; the rate in round "
-            "brackets, with its one-sided 95 % bound, counts the other half. Holm: copies owned "
-            "when all verdicts of a method are passed together. needed: innocents, where those "
-            "there can decide nothing.",
+            "threshold is set on half of the innocents of the kind; the rate in round brackets, "
+            "with its one-sided 95 % bound, counts the other half. copies owned: copies of the "
+            "released model against all kinds, exact 95 % interval as if they were independent, "
+            "and the kind that is too few to reach alpha. Holm: copies owned when all verdicts of "
+            "a method are passed together.",
             *outline.reductions,
         ),
-        heads=1,
+        heads=2,
     )
 
 
 def decidable(outline: Outline, groups: Iterable[tuple[str, str, Sequence[Record]]]) -> bool:
-    """Say whether any secret was read on innocents enough for a verdict."""
-    needed = innocents_needed(outline.alpha)
-    nulls = [n for *_, records in groups for n in innocents(records).values()]
+    """Say whether any secret was read on innocents enough for a verdict after some attack."""
+    nulls = [null for *_, records in groups for null in innocents(records).values()]
     return any(
-        len(null.strangers) >= needed
-        and (null.descendants is None or len(null.descendants) >= needed)
+        decide(1.0, null.against(attack, outline.alpha), outline.alpha).outcome != "undecided"
         for null in nulls
+        for attack in {WHOLE, *null.strangers, *(null.descendants or ())}
     )
 
 
@@ -71,30 +137,36 @@ def _keys(records: Iterable[Record]) -> int:
     return len({secret_of(record.cell) for record in records if record.evidence})
 
 
-def _line(records: Sequence[Record], alpha: float) -> tuple[str, ...]:
+def _lines(records: Sequence[Record], alpha: float) -> Iterator[tuple[str, ...]]:
+    """Yield a line for every kind of innocent that the method has; copies stand in the first."""
     nulls = innocents(records)
-    verdicts = _verdicts(records, nulls, alpha)
-    marked, innocent = separation.readings(records)
-    return (
-        _range(len(null.strangers) for null in nulls.values()),
-        _range(len(null.descendants) for null in nulls.values() if null.descendants is not None),
-        *(_called(kind, nulls.values(), alpha) for kind in KINDS),
-        _owned(verdicts),
-        _separation(marked, innocent),
-        _detection(marked, innocent),
-        _together(verdicts, alpha),
-    )
-
-
-def _verdicts(
-    records: Sequence[Record], nulls: Mapping[str, Innocents], alpha: float
-) -> list[Verdict]:
-    """Judge every distinct copy of the released model."""
-    return [
-        decide(evidence_of(record).score, nulls[claim], alpha)
-        for claim, population in sorted(populations(records).items())
+    verdicts = [
+        verdict_on(record, nulls, alpha)
+        for _, population in sorted(populations(records).items())
         for record in population.marked
     ]
+    marked, innocent = separation.readings(records)
+    marks = any(null.descendants is not None for null in nulls.values())
+    power = (_owned(verdicts), _together(verdicts, alpha))
+    for kind in get_args(Kind) if marks else ("strangers",):
+        theirs = innocent.get(kind, ())
+        yield (
+            kind,
+            _range(_count(null, kind) for null in nulls.values()),
+            _called(kind, nulls, alpha),
+            _separation(marked, theirs),
+            _detection(marked, theirs),
+            *power,
+        )
+        power = (NOTHING, NOTHING)
+
+
+def _count(null: Innocents, kind: Kind) -> int:
+    """Count the innocents of a kind that count as one."""
+    if kind == "descendants":
+        return len(null.clusters)
+    groups = null.strangers if kind == "strangers" else null.other_keys
+    return len({name for group in groups.values() for name in group})
 
 
 def _range(counts: Iterable[int]) -> str:
@@ -104,17 +176,15 @@ def _range(counts: Iterable[int]) -> str:
     return str(values[0]) if len(values) == 1 else f"{values[0]}-{values[-1]}"
 
 
-def _called(kind: Kind, nulls: Iterable[Innocents], alpha: float) -> str:
-    """Write how many innocents of a kind are called owned; for ranks in one null, why no count."""
-    checks = [false_positives(null, alpha) for null in nulls]
-    decided = [check[kind] for check in checks if kind in check and check[kind].decided]
-    if not decided:
-        return NOTHING
-    if not any("descendants" in check for check in checks):
-        return "by construction"
-    worst = max(decided, key=lambda check: check.upper)
-    called, asked = sum(c.called for c in decided), sum(c.decided for c in decided)
-    return f"{called} of {asked} (<= {worst.upper:.3f})"
+def _called(kind: Kind, nulls: Mapping[str, Innocents], alpha: float) -> str:
+    """Write how many innocents of a kind are called owned, or how many it takes to tell."""
+    found = [false_positives(null, kind, alpha) for null in nulls.values()]
+    judged = [check for check in found if check.judged]
+    if not judged:
+        needed = innocents_needed(alpha)
+        return f"{needed + 1 if kind == 'descendants' else 2 * needed - 1} needed"
+    called, asked = sum(c.called for c in judged), sum(c.judged for c in judged)
+    return f"{called} of {asked} (<= {max(c.upper for c in judged):.3f})"
 
 
 def _owned(verdicts: Sequence[Verdict]) -> str:
@@ -123,7 +193,9 @@ def _owned(verdicts: Sequence[Verdict]) -> str:
         return f"undecided {len(verdicts)}" if verdicts else NOTHING
     owned = sum(verdict.outcome == "owned" for verdict in decided)
     low, high = exact(owned, len(decided), 0.05)
-    return f"{owned} of {len(decided)} [{low:.2f}, {high:.2f}]"
+    said = f"{owned} of {len(decided)} [{low:.2f}, {high:.2f}]"
+    reservations = sorted({verdict.reservation for verdict in decided if verdict.reservation})
+    return "; ".join([said, *reservations])
 
 
 def _separation(

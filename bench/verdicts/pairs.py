@@ -8,8 +8,7 @@ from collections.abc import Iterable, Sequence
 from bench.records.nouns import Cell, Outline, Record
 from bench.records.table import NOTHING, Table
 from bench.verdicts.families import Paired, paired, paired_together
-from bench.verdicts.innocents import innocents, lineage, secret_of
-from bench.verdicts.verdict import decide
+from bench.verdicts.innocents import innocents, lineage, verdict_on
 
 
 def pairs_table(outline: Outline, groups: Iterable[tuple[str, str, Sequence[Record]]]) -> Table:
@@ -60,7 +59,7 @@ def recognised(records: Sequence[Record], alpha: float) -> list[tuple[Cell, bool
     for record in records:
         if record.evidence is None or lineage(record) != "released":
             continue
-        verdict = decide(record.evidence.score, nulls[secret_of(record.cell)], alpha)
+        verdict = verdict_on(record, nulls, alpha)
         if verdict.outcome != "undecided":
             found.append((record.cell, verdict.outcome == "owned"))
     return found

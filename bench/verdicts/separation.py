@@ -8,20 +8,25 @@ from __future__ import annotations
 import dataclasses
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from bench.records.nouns import Record, digest, evidence_of
 from bench.verdicts.families import ENOUGH_KEYS
 from bench.verdicts.innocents import (
+    PUBLIC,
+    attack_of,
     innocent_name,
+    is_other_key,
+    lineage,
     model_name,
     populations,
+    secret_of,
     trained_strangers,
 )
 from bench.verdicts.intervals import Interval, exact, upper_bound
-from bench.verdicts.verdict import innocents_needed
+from bench.verdicts.verdict import Kind, innocents_needed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,7 +40,7 @@ RESAMPLES = 999
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """The score of one model, read with one secret."""
+    """The score of one model, read with one secret; models that are one draw have one name."""
 
     model: str
     key: str
@@ -82,19 +87,52 @@ class AtRate:
     needed: int
 
 
-def readings(records: Iterable[Record]) -> tuple[tuple[Reading, ...], tuple[Reading, ...]]:
-    """Return the scores of marked copies and of innocents, over all claims among the records.
+def readings(
+    records: Iterable[Record],
+) -> tuple[tuple[Reading, ...], dict[Kind, tuple[Reading, ...]]]:
+    """Return the scores of marked copies and, kind by kind, of innocents, over all claims.
 
-    Copies marked with other keys are left out: known models are no draws of the innocents.
+    A stranger is one draw whatever was done to it, and so are the descendants of one attack and
+    all copies of one other key. Kinds without a reading are left out.
     """
     read = list(records)
     trained = trained_strangers(read)
-    marked, innocent = [], []
-    for key, population in sorted(populations(read).items()):
-        marked += [Reading(model_name(r), key, evidence_of(r).score) for r in population.marked]
-        for record in population.twins + population.strangers:
-            innocent.append(Reading(innocent_name(record, trained), key, evidence_of(record).score))
-    return tuple(marked), tuple(innocent)
+    marked = tuple(
+        Reading(model_name(r), key, evidence_of(r).score)
+        for key, population in sorted(populations(read).items())
+        for r in population.marked
+    )
+    found: dict[Kind, dict[tuple[str, str], Reading]] = {kind: {} for kind in get_args(Kind)}
+    for record in read:
+        kind = _kind(record)
+        if record.evidence is None or kind is None:
+            continue
+        key, name = secret_of(record.cell), _draw(record, kind, trained)
+        score, held = record.evidence.score, found[kind].get((key, model_name(record)))
+        if held is not None:  # one model under two names, whichever comes first
+            name, score = min(name, held.model), max(score, held.score)
+        found[kind][key, model_name(record)] = Reading(name, key, score)
+    return marked, {k: tuple(r for _, r in sorted(g.items())) for k, g in found.items() if g}
+
+
+def _kind(record: Record) -> Kind | None:
+    """Say which kind of innocent a suspect is; None if it is guilty, or a fingerprint's own."""
+    origin = lineage(record)
+    if origin == "stranger":
+        return "strangers"
+    if not record.marks or origin == "released":
+        return None
+    return "other keys" if is_other_key(record) else "descendants"
+
+
+def _draw(record: Record, kind: Kind, trained: Mapping[str, str]) -> str:
+    """Name what an innocent shares its luck with: itself, its attack, or its key."""
+    cell = record.cell
+    if kind == "strangers":
+        return innocent_name(record, trained)
+    if kind == "descendants":
+        return PUBLIC if cell.base == "other model" else attack_of(cell)
+    return model_name(record) if cell.other_seed is None else f"key {cell.other_seed}"
 
 
 def roc(marked: Sequence[float], innocent: Sequence[float]) -> tuple[Point, ...]:

@@ -1,14 +1,16 @@
 """From evidence to decisions. Plain numbers in, plain numbers out.
 
-A verdict ranks a suspect among innocent models. Two nulls are kept apart: strangers, trained
-independently, and (for a mark) descendants of the clean owner. Innocents are counted as models, and
-only those read with the suspect's own secret count.
+A verdict ranks a suspect among innocent models, kind by kind. Each kind is a null of its own, and
+the level holds against every kind that a verdict does not say to be too few:
 
-Ranks take an innocent suspect for one more draw of the innocents. The clean owner, the public
-model it came from and its copies marked with other keys are no draws: they are known models, of
-which chance decides nothing, and among many descendants that strong attacks have moved away, their
-rank could pass for rare. So a mark must also score above each of them, whatever the ranks say (a
-rule of our own, from no paper).
+* Strangers were trained independently. They are ranked attacked alike, for an attack may lift
+  anybody's score. For a mark the descendants answer for the attack, and strangers stay untouched.
+* Descendants come of the clean owner: copies that nobody marked. Only a mark has innocent ones.
+* Other keys' copies are the owner's model marked with another key, attacked as the suspect was.
+
+Ranks take an innocent suspect for one more draw of the innocents. The clean owner and the public
+model it came from are no draws: they are known models, of which chance decides nothing. So a mark
+must also score above each of them, whatever the ranks say (a rule of our own, from no paper).
 """
 
 from __future__ import annotations
@@ -16,39 +18,75 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from bench.records.nouns import Evidence, UserError
-from bench.verdicts.innocents import Innocents
+
+Kind = Literal["strangers", "descendants", "other keys"]
+"""Who an innocent is: what chance makes of strangers says nothing about another key's copy."""
+
+Counted = Literal["untouched", "attacked alike", "within the attack", "clusters", "one by one"]
+"""What one innocent is: a model, untouched or after the suspect's own attack; the descendants of
+one attack together, by their highest score; or a model of which nobody knows what was done."""
+
+Outcome = Literal["owned", "not owned", "undecided"]
+
+
+@dataclass(frozen=True, slots=True)
+class Null:
+    """The innocents of one kind as one suspect meets them: a score for each that counts as one.
+
+    A suspect that does not score above `bar` is outdone, whatever its rank.
+    """
+
+    kind: Kind
+    scores: Sequence[float]
+    counted: Counted
+    bar: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rank:
+    """Where a suspect stands among the innocents of one kind."""
+
+    kind: Kind
+    p: float | None  # None without innocents
+    n: int
+    counted: Counted
+
+    @property
+    def attainable(self) -> float:
+        """Return the smallest p that so many innocents allow."""
+        return 1 / (self.n + 1)
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """What the evidence decides about one suspect, and how much it could have decided."""
 
-    outcome: Literal["owned", "not owned", "undecided"]
-    p_value: float | None  # the larger of the two; None if a needed null has no innocents
-    p_stranger: float | None
-    p_descendant: float | None  # None for a fingerprint too
+    outcome: Outcome
+    p_value: float | None  # the largest of the kinds that decide; None if one has no innocents
     attainable: float  # the smallest p these innocents allow
-    n_strangers: int
-    n_descendants: int | None  # None for a fingerprint: its descendants are guilty
-    needed: int  # innocents per null without which nothing is ever owned
+    needed: int  # innocents of a kind without which nothing is ever owned
+    ranks: tuple[Rank, ...] = ()
 
+    def rank(self, kind: Kind) -> Rank | None:
+        """Return the rank among one kind; None where the kind says nothing of the method."""
+        return next((rank for rank in self.ranks if rank.kind == kind), None)
 
-Kind = Literal["strangers", "descendants", "other keys"]
-"""Who an innocent is: what chance makes of strangers says nothing about another key's copy."""
+    @property
+    def reservation(self) -> str:
+        """Say against which innocents an owned copy does not reach alpha; empty if none."""
+        keys = self.rank("other keys")
+        if self.outcome != "owned" or keys is None or keys.n >= self.needed:
+            return ""
+        return f"other keys only at 1/{keys.n + 1}" if keys.n else "other keys not read"
 
-
-@dataclass(frozen=True, slots=True)
-class FalsePositives:
-    """Innocents of one kind called owned when each is judged by the others."""
-
-    called: int
-    decided: int  # innocents whose verdict was not `undecided`
-    innocents: int
-    upper: float  # one-sided 95 % Clopper-Pearson bound on the rate; 1 if none was decided
+    @property
+    def text(self) -> str:
+        """Return the outcome with its reservation."""
+        return f"{self.outcome}; {self.reservation}" if self.reservation else self.outcome
 
 
 def rank_p_value(score: float, innocent: Sequence[float]) -> float:
@@ -67,72 +105,42 @@ def innocents_needed(alpha: float) -> int:
     return needed
 
 
-def decide(score: float, innocents: Innocents, alpha: float) -> Verdict:
-    """Call a suspect owned when its score is rare among the innocents of every null that counts.
+def decide(score: float, nulls: Iterable[Null], alpha: float) -> Verdict:
+    """Call a suspect owned when its score is rare among the innocents of every kind.
 
-    A mark must beat both nulls, so its p is the larger one; for a fingerprint `descendants` is
-    None. A null too small to reach `alpha` leaves the suspect undecided. Ties count against
-    ownership. Of the known innocents, read with the same secret, chance decides nothing: the
-    p-value against them is 1 for a suspect that does not score above all of them, else 0, and
-    `p_descendant` is the larger of this and the rank.
+    Ties count against ownership. Strangers or descendants too few to reach `alpha` leave the
+    suspect undecided. Other keys are dear, each is a mark of its own: too few of them must all be
+    outscored, and do not decide beyond that; the verdict then has a reservation.
     """
-    strangers, descendants, bar = innocents.strangers, innocents.descendants, innocents.bar
-    nulls = [strangers] if descendants is None else [strangers, descendants]
-    p_values = [rank_p_value(score, null) if null else None for null in nulls]
-    if descendants and bar is not None and score <= bar:
-        p_values[1] = 1.0
-    known = [p for p in p_values if p is not None]
-    smallest, needed = min(map(len, nulls)), innocents_needed(alpha)
-    p_value = max(known) if len(known) == len(nulls) else None
-    outcome: Literal["owned", "not owned", "undecided"] = "undecided"
-    if p_value is not None and smallest >= needed:
+    needed = innocents_needed(alpha)
+    ranks = tuple(_rank(score, null) for null in nulls)
+    deciding = [rank for rank in ranks if not _reserved(rank, needed)]
+    p_values = [rank.p for rank in deciding if rank.p is not None]
+    decisive = len(p_values) == len(deciding) > 0
+    fewest = min((rank.n for rank in deciding if _may_decide(rank, needed)), default=0)
+    p_value = max(p_values) if decisive else None
+    outcome: Outcome = "undecided"
+    if p_value is not None and fewest >= needed:
         outcome = "owned" if p_value <= alpha else "not owned"
-    return Verdict(
-        outcome=outcome,
-        p_value=p_value,
-        p_stranger=p_values[0],
-        p_descendant=None if descendants is None else p_values[1],
-        attainable=1 / (smallest + 1),
-        n_strangers=len(strangers),
-        n_descendants=None if descendants is None else len(descendants),
-        needed=needed,
-    )
+    return Verdict(outcome, p_value, 1 / (fewest + 1), needed, ranks)
 
 
-def false_positives(null: Innocents, alpha: float) -> dict[Kind, FalsePositives]:
-    """Judge every innocent by the others and count, kind by kind, those called owned.
-
-    Pooled, the kind that errs most would hide among the others. A fingerprint has strangers alone:
-    ranks among one null hold `alpha` by construction, so its count checks nothing. Leaving one out
-    costs one innocent: exactly `innocents_needed` are too few.
-    """
-    strangers, descendants, keys = null.strangers, null.descendants, null.other_keys
-    verdicts: dict[Kind, list[Verdict]] = {
-        "strangers": [
-            decide(score, replace(null, strangers=_without(strangers, i)), alpha)
-            for i, score in enumerate(strangers)
-        ]
-    }
-    if descendants is not None:
-        verdicts["descendants"] = [
-            decide(score, replace(null, descendants=_without(descendants, i)), alpha)
-            for i, score in enumerate(descendants)
-        ]
-        verdicts["other keys"] = [
-            decide(score, replace(null, other_keys=_without(keys, i)), alpha)
-            for i, score in enumerate(keys)
-        ]
-    return {kind: _counted(found) for kind, found in verdicts.items()}
+def _rank(score: float, null: Null) -> Rank:
+    p = rank_p_value(score, null.scores) if null.scores else None
+    if null.bar is not None and score <= null.bar and (p is not None or null.kind == "other keys"):
+        p = 1.0
+    return Rank(null.kind, p, len(null.scores), null.counted)
 
 
-def _counted(verdicts: Sequence[Verdict]) -> FalsePositives:
-    from statsmodels.stats.proportion import proportion_confint
+def _may_decide(rank: Rank, needed: int) -> bool:
+    """Say whether a kind may call a suspect owned: other keys may be too few for that."""
+    return rank.kind != "other keys" or rank.n >= needed
 
-    called = sum(v.outcome == "owned" for v in verdicts)
-    decided = sum(v.outcome != "undecided" for v in verdicts)
-    # The upper end of a two-sided 90 % interval is the one-sided 95 % bound.
-    upper = proportion_confint(called, decided, alpha=0.10, method="beta")[1] if decided else 1.0
-    return FalsePositives(called, decided, len(verdicts), float(upper))
+
+def _reserved(rank: Rank, needed: int) -> bool:
+    """Say whether a suspect outscored other keys' copies that are too few to decide."""
+    outdone = rank.p is not None and (rank.n == 0 or rank.p > rank.attainable)
+    return not _may_decide(rank, needed) and not outdone
 
 
 def detection_curve(evidence: Evidence, taus: Iterable[float] = range(8)) -> tuple[float, ...]:
@@ -141,7 +149,3 @@ def detection_curve(evidence: Evidence, taus: Iterable[float] = range(8)) -> tup
         raise UserError(f"expected a rule of the form '<= tau', got '{evidence.rule.text}'")
     ranked = sorted(evidence.statistic)
     return tuple(bisect_right(ranked, tau) / len(ranked) for tau in taus)
-
-
-def _without(scores: Sequence[float], position: int) -> tuple[float, ...]:
-    return (*scores[:position], *scores[position + 1 :])

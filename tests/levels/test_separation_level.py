@@ -5,11 +5,11 @@ import math
 
 import numpy as np
 import pytest
+from made import nulls
 from scipy import stats
 from simulated import SCORES, SIZES, allowed, compared, named, pairs
 
 from bench.verdicts.families import holm, paired_together
-from bench.verdicts.innocents import Innocents
 from bench.verdicts.separation import detection_at, separation
 from bench.verdicts.verdict import decide
 
@@ -85,7 +85,7 @@ def test_holm_calls_any_innocent_owned_with_the_chance_alpha_at_most(draw, n):
     rng, trials, alpha, wrong = np.random.default_rng(n), 200, 0.2, 0
     for _ in range(trials):
         *scores, a, b, c, d = SCORES[draw](rng, n + 4).tolist()
-        verdicts = [decide(s, Innocents(scores, None), alpha) for s in (a, b, c, d)]
+        verdicts = [decide(s, nulls(scores), alpha) for s in (a, b, c, d)]
         wrong += "owned" in holm(verdicts, alpha).outcomes
     assert wrong / trials <= allowed(alpha, trials)
 

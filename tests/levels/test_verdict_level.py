@@ -5,11 +5,11 @@ import math
 
 import numpy as np
 import pytest
+from made import nulls
 from scipy import stats
 from simulated import SCORES, SIZES, allowed
 
 from bench.verdicts import verdict
-from bench.verdicts.innocents import Innocents
 from bench.verdicts.intervals import difference_interval, mean_interval, means_agree, wilson
 from bench.verdicts.verdict import decide, innocents_needed
 
@@ -21,11 +21,11 @@ def shares(draw, n, alpha, trials=600, marks=False):
     rng, outcomes = np.random.default_rng(n), []
     for trial in range(trials):
         *innocent, suspect = draw(rng, n + 1).tolist()
-        nulls = [innocent, None]
+        kinds = [innocent]
         if marks:  # an innocent of one null meets any other null at all
-            nulls = [innocent, rng.normal(trial % 3 - 1, 1, n).tolist()]
-            nulls = nulls if trial % 2 else nulls[::-1]
-        outcomes.append(decide(suspect, Innocents(*nulls), alpha).outcome)
+            kinds = [innocent, rng.normal(trial % 3 - 1, 1, n).tolist()]
+            kinds = kinds if trial % 2 else kinds[::-1]
+        outcomes.append(decide(suspect, nulls(*kinds), alpha).outcome)
     return outcomes.count("owned") / trials, outcomes.count("undecided") / trials
 
 
@@ -50,14 +50,14 @@ def test_the_whole_of_alpha_is_used_where_scores_never_tie(name, n):
 def test_innocents_that_all_score_zero_are_never_called_and_a_single_step_above_them_is(n):
     owned, _ = shares(SCORES["all zero"], n, 0.2)
     assert owned == 0
-    verdict = decide(1e-9, Innocents([0.0] * n, None), 0.2)
+    verdict = decide(1e-9, nulls([0.0] * n), 0.2)
     assert (verdict.outcome, verdict.p_value) == ("owned", 1 / (n + 1))
 
 
 @pytest.mark.parametrize("n", [5, 18])
 def test_too_few_innocents_leave_everybody_undecided_and_the_number_needed_is_told(n):
     for score in (0.0, 1.0, math.inf):
-        verdict = decide(score, Innocents([0.1] * n, [0.1] * 299), 0.05)
+        verdict = decide(score, nulls([0.1] * n, [0.1] * 299), 0.05)
         assert (verdict.outcome, verdict.needed) == ("undecided", 19)
         assert verdict.attainable == 1 / (n + 1)
 
@@ -74,8 +74,8 @@ def lifted(trials=1500, n=40, attacked=4, lift=1.5):
         strangers[:attacked] = np.maximum(strangers[:attacked], lift + rng.normal(size=attacked))
         twins, suspect = lift + rng.normal(size=n), float(lift + rng.normal())
         strangers, twins = strangers.tolist(), twins.tolist()
-        alone += decide(suspect, Innocents(strangers, None), 0.05).outcome == "owned"
-        both += decide(suspect, Innocents(strangers, twins), 0.05).outcome == "owned"
+        alone += decide(suspect, nulls(strangers), 0.05).outcome == "owned"
+        both += decide(suspect, nulls(strangers, twins), 0.05).outcome == "owned"
     return alone / trials, both / trials
 
 

@@ -41,7 +41,8 @@ def test_every_owner_has_a_panel_that_names_its_methods_whatever_they_are_called
     groups = [("mini", "print", RECORDS), ("mini", name, RECORDS), ("large", "print", RECORDS)]
     drawn = drawings.roc_picture(groups)
     texts = ["".join(e.itertext()) for e in ElementTree.fromstring(drawn.svg).iter()]
-    assert [sum(t == owner for t in texts) for owner in ("mini", "large")] == [1, 1]
+    heads = [f"{owner}, copies against strangers" for owner in ("mini", "large")]
+    assert [sum(text == head for text in texts) for head in heads] == [1, 1]
     assert sum(t.startswith("print: AUC ") for t in texts) == 2
     assert sum(t.startswith(f"{name}: AUC ") for t in texts) == 1
     assert drawn == drawings.roc_picture([(o, m, rs[::-1]) for o, m, rs in groups])

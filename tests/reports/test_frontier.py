@@ -7,7 +7,7 @@ import sys
 from xml.etree import ElementTree
 
 import pytest
-from made import MARK, QUERIES, UNTOUCHED, bit_errors, cell, key_of, lost, outline, record
+from made import MARK, QUERIES, UNTOUCHED, bit_errors, cell, key_of, lost, outline, record, stranger
 
 from bench.cli import main
 from bench.records import ledger
@@ -16,7 +16,6 @@ from bench.records.table import NOTHING
 from bench.reports import drawings, frontier
 
 PRINT = Spec("ipguard")
-ELSEWHERE = (Spec("finetune.classify", {"lr": 0.5, "data": "elsewhere"}),)
 N = 10
 PROBE = ("probe accuracy", "digits, owner's held-out images")
 THIEVES = ("accuracy", "digits, thief's test images")
@@ -44,12 +43,16 @@ def answer(asked, seen, utility=None, task=PROBE, **changes):
 
 
 def innocents(method=MARK, seed=0, count=20):
-    """Nothing is read off these: a copy is owned when anything at all is read off it."""
-    strangers = [(Spec("control.stranger", {"index": i}),) for i in range(count)]
-    seeds = [100 + i for i in range(count) if method == MARK]
+    """Nothing is read off these: a copy is owned when anything at all is read off it.
+
+    A fingerprint's strangers went through its copies' attacks, a mark's twins each through another.
+    """
+    tried = [(), *map(tune, (1, 2, 3))] if method == PRINT else [()]
+    strangers = [stranger(i, *chain) for i in range(count) for chain in tried]
+    elsewhere = [(Spec("elsewhere", {"to": i}),) for i in range(count) if method == MARK]
     return [
         *(answer(cell(method, "owner", s, seed, lineage="stranger"), 0.0) for s in strangers),
-        *(answer(cell(method, "owner", ELSEWHERE, seed, attack_seed=s), 0.0) for s in seeds),
+        *(answer(cell(method, "owner", chain, seed), 0.0) for chain in elsewhere),
     ]
 
 
@@ -239,7 +242,7 @@ def test_without_the_untouched_model_there_is_no_loss_but_there_is_detection():
     groups = (copies(prune, {0.2: (1.0, 0.9), 0.4: (0.0, 0.9)}), innocents())
     table, _ = made(*groups)
     assert [(r["utility loss"], r["verdict"]) for r in rows(table)] == [
-        (NOTHING, "owned 1/1"),
+        (NOTHING, "owned 1/1; other keys not read"),
         (NOTHING, "not owned 1/1"),
     ]
     assert price(*groups)["price (verdict)"] == NOTHING
@@ -314,7 +317,7 @@ def test_a_claim_is_gone_when_fewer_than_half_of_the_copies_are_owned(read, verd
         ]
         for seed, seen in enumerate(read)
     ]
-    assert rows(made(*groups)[0])[1]["verdict"] == verdict
+    assert rows(made(*groups)[0])[1]["verdict"] == f"{verdict}; other keys not read"
     assert brief(price(*groups)["price (verdict)"]) == expected
 
 

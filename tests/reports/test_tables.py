@@ -50,7 +50,10 @@ def row(table, *starts):
 
 
 def innocents(method=MARK, seed=0, twin_errors=16.0, twins=20):
-    """Return 20 plain strangers, and twins after fine-tuning with as many attack seeds."""
+    """Return 20 plain strangers, and twins after fine-tuning with as many attack seeds.
+
+    A copy that went through the same attack is ranked within it.
+    """
     lone = [cell(method, "owner", stranger(i), seed, 0, "stranger") for i in range(20)]
     tuned = [cell(method, "owner", COSINE, seed, 100 + i) for i in range(twins)]
     return [*(record(c, 16.0) for c in lone), *(record(c, twin_errors) for c in tuned)]
@@ -66,7 +69,9 @@ def test_a_row_shows_marked_twin_and_stranger_with_both_spreads():
     assert found["twin"] == "0.000 [0.000, 0.161] (n=40: 0.000-0.000)"
     assert found["stranger"] == "0.000 [0.000, 0.161] (n=1)"
     assert found["statistic (m/t/s)"] == "5.50 / 16.0 / 14.0"
-    assert (found["p"], found["verdict"]) == ("0.048", "owned 2/2")  # 1 / (1 + 20)
+    # 1 / (1 + 20)
+    assert (found["p"], found["verdict"]) == ("0.048", "owned 2/2; other keys not read")
+    assert found["ranked among"] == "20 strangers, 20 twins, 0 of 19 other keys; least p 0.048"
     assert found["utility (m/t)"] == "0.900 / 0.900 (1)"
     assert found["access"] == "needs features, weights"
 
@@ -75,7 +80,10 @@ def test_copies_under_several_secrets_show_their_largest_p_and_count_their_verdi
     copies = [record(cell(attack=COSINE, seed=s), 2.0) for s in (0, 1)]
     table, *_ = made([*copies, *innocents(), *innocents(seed=1, twin_errors=2.0)])
     found = row(table, "activemark", "finetune.classify")
-    assert (found["p"], found["verdict"]) == ("1.000", "not owned 1/2, owned 1/2")
+    assert (found["p"], found["verdict"]) == (
+        "1.000",
+        "not owned 1/2, owned 1/2; other keys not read",
+    )
 
 
 def test_the_untouched_model_stands_beside_untouched_strangers_and_the_clean_owner():
@@ -110,18 +118,43 @@ def test_another_owners_mark_is_a_twin_in_a_row_of_its_own_and_no_marked_copy():
     assert found["twin"] == "0.500 [0.299, 0.701] (n=2: 0.000-1.000)"
     assert (found["marked"], found["stranger"], found["verdict"]) == ("—", "—", "—")
     assert row(table, "activemark", "control.identity")["twin"].endswith("(n=1)")
-    assert "p from 20 strangers and 21 descendants of the clean owner" in notes(table)
-    assert "counted as models, above 2 marked with other keys" in notes(table)
+    own = row(table, "activemark", "control.identity")
+    # The clean owner and finetuning are two clusters.
+    assert (
+        own["ranked among"] == "20 strangers, 2 of 19 clusters, 2 of 19 other keys; least p 0.333"
+    )
+    assert own["verdict"] == "undecided 1/1"
 
 
-def test_a_copy_that_another_key_outdoes_is_not_owned_however_it_ranks():
-    other = dataclasses.replace(cell(base="other key", lineage="owner"), other_seed=1)
-    copies = [record(cell(attack=a), e) for a, e in ((COSINE, 5.0), (PRUNE, 3.0))]
-    table, *_ = made([record(other, 4.0), *copies, *innocents(twins=60)])
-    tuned, pruned = (row(table, "activemark", n) for n in ("finetune.classify", "prune.l1"))
-    assert (tuned["p"], tuned["verdict"]) == ("1.000", "not owned 1/1")
-    assert (pruned["p"], pruned["verdict"]) == ("0.048", "owned 1/1")
-    assert "1 of 1 other keys (95 % upper bound 1.000)" in notes(table)
+def with_another_key(errors, attack=UNTOUCHED, seed=1):
+    asked = cell(base="other key", lineage="owner", attack=attack, attack_seed=seed)
+    return record(dataclasses.replace(asked, other_seed=seed), errors)
+
+
+@pytest.mark.parametrize(
+    ("errors", "attack", "p_value", "verdict"),
+    [
+        (4.0, COSINE, "1.000", "not owned 1/1"),
+        (6.0, COSINE, "0.048", "owned 1/1; other keys only at 1/2"),
+        (4.0, UNTOUCHED, "1.000", "not owned 1/1"),  # no draw of attacked ones, and yet innocent
+        (6.0, UNTOUCHED, "0.048", "owned 1/1; other keys not read"),
+    ],
+)
+def test_a_copy_is_ranked_among_other_keys_copies_attacked_alike(errors, attack, p_value, verdict):
+    copy = record(cell(attack=COSINE), 5.0)
+    table, *_ = made([with_another_key(errors, attack), copy, *innocents()])
+    found = row(table, "activemark", "finetune.classify")
+    assert (found["p"], found["verdict"]) == (p_value, verdict)
+
+
+def test_enough_other_keys_leave_no_reservation_and_have_a_row_for_each_attack():
+    others = [with_another_key(16.0, a, s) for s in range(1, 20) for a in (UNTOUCHED, COSINE)]
+    table, *_ = made([*others, record(cell(attack=COSINE), 5.0), *innocents()])
+    found = row(table, "activemark", "finetune.classify")
+    assert (found["p"], found["verdict"]) == ("0.050", "owned 1/1")
+    assert found["ranked among"] == "20 strangers, 20 twins, 19 other keys; least p 0.050"
+    for label in ("another owner's mark", "another owner's mark > finetune.classify"):
+        assert row(table, "activemark", label)["twin"].endswith("(n=19: 0.000-0.000)")
 
 
 def test_other_models_have_rows_by_name_and_count_among_the_strangers():
@@ -140,7 +173,8 @@ def test_other_models_have_rows_by_name_and_count_among_the_strangers():
     far = row(table, "activemark", "vit_large")["stranger"]
     assert far == "incompatible: expected the owner's width 48, got 1024"
     assert row(table, "activemark", "control.identity")["stranger"].endswith("(n=20: 0.000-0.000)")
-    assert "p from 22 strangers and 20 descendants" in notes(table)
+    among = row(table, "activemark", "control.identity")["ranked among"]
+    assert among.startswith("22 strangers, 1 of 19 clusters, ")
 
 
 def test_strangers_of_another_shape_stand_apart_however_they_were_attacked():
@@ -162,17 +196,16 @@ def test_strangers_of_another_shape_stand_apart_however_they_were_attacked():
 
 def test_a_copy_that_the_clean_owner_outdoes_is_not_owned_however_it_ranks():
     clean = record(cell(base="owner"), 4.0, suspect_digest="clean")
-    copies = [record(cell(attack=a), e) for a, e in ((COSINE, 5.0), (PRUNE, 3.0))]
+    copies = [record(cell(attack=COSINE, seed=0, attack_seed=i), e) for i, e in enumerate((5, 3))]
     read = [clean, *copies, *innocents(twins=60)]
     table, *_ = made(read)
-    tuned, pruned = (row(table, "activemark", n) for n in ("finetune.classify", "prune.l1"))
-    assert (tuned["p"], tuned["verdict"]) == ("1.000", "not owned 1/1")  # its rank is 2 of 62
-    assert (pruned["p"], pruned["verdict"]) == ("0.048", "owned 1/1")
+    tuned = row(table, "activemark", "finetune.classify")
+    assert tuned["p"] == "1.000"  # the first ranks above all 60 twins
+    assert tuned["verdict"] == "not owned 1/2, owned 1/2; other keys not read"
     assert (
-        "1 for a mark that scores no higher than the clean owner itself, the public model it was "
-        "finetuned from or a copy marked with another key"
+        "1 for a mark that scores no higher than the clean owner itself or the public model it was "
+        "finetuned from"
     ) in notes(table)
-    assert "Most strangers are untouched" in notes(table)
     unread = "The clean owner itself was not read: no copy had to score above it."
     assert unread not in notes(table)
     assert unread in notes(made(read[1:])[0])
@@ -216,16 +249,34 @@ def test_a_long_reason_is_cut():
 def test_too_few_innocents_leave_every_suspect_undecided():
     table, *_ = made([record(cell(attack=COSINE), 0.0), *innocents(twins=3)])
     found = row(table, "activemark", "finetune.classify")
-    assert (found["p"], found["verdict"]) == ("0.250", "undecided 1/1")
-    assert "smallest attainable p 0.250 at alpha = 0.05; undecided, 19 of each" in notes(table)
+    assert (found["p"], found["verdict"]) == ("0.500", "undecided 1/1")  # 3 twins are one cluster
+    few = "20 strangers, 1 of 19 clusters, 0 of 19 other keys; least p 0.500"
+    assert found["ranked among"] == few
 
 
-def test_a_fingerprint_is_judged_by_strangers_alone():
-    table, *_ = made([record(cell(PRINT, attack=COSINE), 0.0), *innocents(PRINT, twins=0)])
+@pytest.mark.parametrize(
+    ("attacked", "p_value", "verdict", "among"),
+    [
+        (0, "—", "undecided 1/1", "0 of 19 strangers attacked alike; least p 1.000"),
+        (18, "0.053", "undecided 1/1", "18 of 19 strangers attacked alike; least p 0.053"),
+        (20, "0.048", "owned 1/1", "20 strangers attacked alike; least p 0.048"),
+    ],
+)
+def test_a_fingerprint_is_judged_by_strangers_attacked_alike(attacked, p_value, verdict, among):
+    alike = [
+        record(cell(PRINT, "owner", stranger(i, *COSINE), 0, i, "stranger"), 16.0)
+        for i in range(attacked)
+    ]
+    copies = [record(cell(PRINT, attack=a), 0.0) for a in (COSINE, UNTOUCHED)]
+    table, *_ = made([*copies, *alike, *innocents(PRINT, twins=0)])
     found = row(table, "adv_tra", "finetune.classify")
-    assert (found["p"], found["verdict"], found["twin"]) == ("0.048", "owned 1/1", "—")
-    assert found["access"] == "needs labels"
-    assert "p from 20 strangers, counted as models" in notes(table)
+    assert (found["p"], found["verdict"], found["ranked among"]) == (p_value, verdict, among)
+    assert (found["access"], found["twin"]) == ("needs labels", "—")
+    whole = row(table, "adv_tra", "control.identity")
+    assert (whole["verdict"], whole["ranked among"]) == (
+        "owned 1/1",
+        "20 strangers; least p 0.048",
+    )
 
 
 def test_a_fingerprint_has_marked_copies_and_strangers_but_no_twins():
@@ -420,11 +471,7 @@ def test_the_notes_carry_rules_nulls_blocks_reductions_and_warnings():
     text = notes(table)
     assert "native rule bit errors <= 5, one query is one image, chance agreement 0.5" in text
     assert "block: 6, block rule: first massive, yield: 0.250." in text
-    assert "p from 20 strangers and 20 descendants of the clean owner, counted as models" in text
-    assert (
-        "called owned, each judged by all others: 0 of 20 strangers (95 % upper bound 0.139), "
-        "0 of 20 descendants (95 % upper bound 0.139)"
-    ) in text
+    assert "The clean owner itself was not read: no copy had to score above it." in text
     assert "utility (1): accuracy, digits, n = 360." in table.notes
     assert table.notes[-2:] == ("Reduced: steps 400 (paper: 2500)", "alpha is strict")
 
@@ -591,7 +638,7 @@ def test_methods_stand_side_by_side_on_the_same_suspects():
         ("what is compared", "rate of", "image: bit errors <= 5", "image: mutation < 0.5"),
         ("what is compared", "price: feature cosine", "0.850", "—"),
         ("positive", "control.identity", "1.000 undecided 1/1", "1.000 owned 1/1"),
-        ("positive", "prune.l1", "hole", "0.000 not owned 1/1"),
+        ("positive", "prune.l1", "hole", "0.000 undecided 1/1"),  # no stranger was pruned
         ("negative", "control.identity", "0.000 (n=1)", "—"),
         ("negative", "control.identity", "0.000 (n=20)", "0.000 (n=20)"),
     ]

@@ -4,38 +4,49 @@ import random
 import pytest
 from made import matches, outline, suspect
 
-from bench.records.nouns import Spec, digest
+from bench.records.nouns import Spec
 from bench.verdicts import level
+from bench.verdicts.innocents import Innocents
 from bench.verdicts.intervals import upper_bound
+from bench.verdicts.separation import halves
 
 OUTLINE = outline(name="calibration")
 PRINT = Spec("ipguard")
 
 
-def record(score, number, lineage="stranger", seed=0):
+UNTOUCHED = (Spec("control.identity"),)
+
+
+def record(score, number, lineage="stranger", seed=0, tried=UNTOUCHED):
     """Return a fingerprint's reading of one model, as a score over 100 queries."""
     hits = round(100 * score)
-    return suspect(number, matches(*[1.0] * hits, *[0.0] * (100 - hits)), lineage, seed, PRINT)
+    read = matches(*[1.0] * hits, *[0.0] * (100 - hits))
+    return suspect(number, read, lineage, seed, PRINT, tried)
 
 
 def table_of(records):
     return level.level_table(OUTLINE, [("mini", "ipguard", records)])
 
 
-def line(records):
+def lines(records):
     table = table_of(records)
-    return dict(zip(table.columns, table.rows[0], strict=True))
+    found = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+    return {line["innocents"]: line for line in found}
+
+
+def line(records):
+    """The line of a fingerprint, or of a mark the first, which says what became of copies."""
+    return lines(records)["strangers"]
 
 
 def marked(records):
     return [dataclasses.replace(r, marks=True) for r in records]
 
 
-def descendant(score, number, base="owner", seed=0):
-    attack = (Spec("control.identity", {"number": number}),)
-    cell = dataclasses.replace(record(score, number, "owner", seed).cell, base=base, attack=attack)
-    made = dataclasses.replace(record(score, number, "owner", seed), cell=cell, marks=True)
-    return dataclasses.replace(made, suspect_digest=digest(base, number, seed))
+def other_key(score, key, seed=0):
+    made = record(score, 1000 + key, "owner", seed)
+    cell = dataclasses.replace(made.cell, base="other key", other_seed=key)
+    return dataclasses.replace(made, cell=cell, marks=True)
 
 
 def strangers(count):
@@ -43,11 +54,10 @@ def strangers(count):
 
 
 def test_a_method_that_parts_all_models_has_full_power_at_its_level():
-    found = line([*strangers(99), *(record(0.9, i, "released") for i in range(10))])
-    assert found["strangers"] == "99"
-    assert found["descendants"] == "—"  # a fingerprint's are guilty
-    assert found["strangers called owned"] == "by construction"
-    assert found["descendants called owned"] == found["other keys called owned"] == "—"
+    (found,) = lines(
+        [*strangers(99), *(record(0.9, i, "released") for i in range(10))]
+    ).values()  # a fingerprint's descendants are guilty
+    assert found["n"] == "99"
     assert found["copies owned"] == "10 of 10 [0.69, 1.00]"  # 0.05 / 2 = 0.69 ** 10
     assert found["AUC"].startswith("1.000 [")
     tpr, _, rest = found["TPR at FPR 0.05"].partition(" (FPR ")
@@ -57,31 +67,81 @@ def test_a_method_that_parts_all_models_has_full_power_at_its_level():
     assert found["Holm"] == "0 of 10, 199 needed"  # 0.05 / 10 = 1 / 200
 
 
-def innocents_of_a_mark(seed, high):
-    """Return 20 strangers, the highest with the score told, and 30 descendants."""
-    lone = [record(0.1, i, seed=seed) for i in range(19)] + [record(high, 19, seed=seed)]
-    return [*marked(lone), *(descendant(0.1, i, seed=seed) for i in range(30))]
+def test_strangers_are_judged_by_a_half_that_has_not_seen_them():
+    scores = {f"stranger {i}": i / 100 for i in range(79)}
+    null, unseen = halves(scores)
+    ranks = [(1 + sum(scores[o] >= scores[n] for o in null)) / 41 for n in unseen]
+    found = level.fresh(scores, 0.05)
+    assert (found.called, found.judged) == (sum(p <= 0.05 for p in ranks), 39)
+    assert found.upper == upper_bound(found.called, 39)
+    # Leaving one out would count 3 of 79 whatever the scores; here all unseen may be called.
+    lucky = {name: float(name in unseen) for name in scores}
+    assert level.fresh(lucky, 0.05).called == 39
+    assert level.fresh(dict.fromkeys(scores, 0.5), 0.05).called == 0
 
 
-def test_innocents_of_a_mark_are_counted_kind_by_kind_with_the_bound_of_the_worst_secret():
-    read = [*innocents_of_a_mark(0, 0.8), *innocents_of_a_mark(1, 0.1)]
-    found = line(read)
-    upper = upper_bound(1, 20)  # pooled with descendants and secrets: 1 of 100
-    assert found["strangers called owned"] == f"1 of 40 (<= {upper:.3f})"
-    assert found["descendants called owned"] == f"0 of 60 (<= {1 - 0.05 ** (1 / 30):.3f})"
-    assert found["other keys called owned"] == "—"
+@pytest.mark.parametrize(("count", "judged"), [(36, 0), (37, 18)])
+def test_too_few_innocents_check_nothing_and_the_number_needed_is_told(count, judged):
+    names = {str(i): 0.1 for i in range(count)}
+    assert level.fresh(names, 0.05).judged == judged
+    said = line(strangers(count))["called owned"]
+    assert said.startswith("37 needed") == (not judged)
 
 
-def test_copies_marked_with_another_key_stand_apart_and_are_called_owned_where_they_are():
-    keys = [descendant(0.9, 0, "other key", seed) for seed in (0, 1)]
-    read = [*innocents_of_a_mark(0, 0.8), *innocents_of_a_mark(1, 0.1)]
-    found = line([*read, *keys])
-    assert found["other keys called owned"] == "2 of 2 (<= 1.000)"
-    assert found["descendants"] == "30"
-    assert found["strangers called owned"].startswith("0 of 40")  # below another key's copy
+def attacks(scores):
+    """The innocents of a mark: twins of so many attacks, the clean owner among them."""
+    twins = {f"attack {i}": {f"{i} {j}": s for j, s in enumerate(found)}
+             for i, found in enumerate(scores)}  # fmt: skip
+    return Innocents(descendants={"": {"clean": 0.2}, **twins}, clean=0.2)
+
+
+def test_the_twins_of_an_attack_are_judged_by_the_other_attacks_alone():
+    quiet = [[0.1, 0.05]] * 19
+    found = level.unseen_attacks(attacks([*quiet, [0.9, 0.8, 0.15]]), 0.05)
+    assert (found.called, found.judged) == (2, 19 * 2 + 3)  # each by 20 clusters
+    assert level.unseen_attacks(attacks([*quiet, [0.2]]), 0.05).called == 0  # a tie with the owner
+    assert level.unseen_attacks(attacks(quiet[1:]), 0.05).judged == 0  # 18 others are left
+    loud = level.unseen_attacks(attacks([*quiet, [0.9], [0.85]]), 0.05)
+    assert (loud.called, loud.judged) == (1, 40)  # 0.85 ranks second of 22
+
+
+def mark_read(seed, high):
+    """Return 40 strangers, the highest with the score told, and twins of 20 attacks."""
+    lone = [record(0.1, i, seed=seed) for i in range(39)] + [record(high, 39, seed=seed)]
+    tuned = [(Spec("noise.weights", {"sigma": i}),) for i in range(20)]
+    twins = [record(0.1, i, "owner", seed, tried) for i, tried in enumerate(tuned)]
+    return marked([*lone, *twins])
+
+
+def test_innocents_of_a_mark_have_a_line_for_each_kind():
+    keys = [other_key(0.1 + i / 100, i, seed) for seed in (0, 1) for i in range(37)]
     copies = marked([record(0.85, 0, "released")])
-    assert line([*read, *copies])["copies owned"].startswith("1 of 1")
-    assert line([*read, *copies, *keys])["copies owned"].startswith("0 of 1")
+    found = lines([*mark_read(0, 0.1), *mark_read(1, 0.1), *keys, *copies])
+    assert [*found] == ["strangers", "descendants", "other keys"]
+    assert [line["n"] for line in found.values()] == ["40", "20", "37"]
+    assert found["strangers"]["called owned"] == f"0 of 40 (<= {1 - 0.05 ** (1 / 20):.3f})"
+    assert found["descendants"]["called owned"] == f"0 of 40 (<= {1 - 0.05 ** (1 / 20):.3f})"
+    called, _, rest = found["other keys"]["called owned"].partition(" of ")
+    assert int(called) % 2 == 0  # both secrets alike
+    assert rest.startswith("36 (<= ")
+    assert found["strangers"]["copies owned"].startswith("1 of 1")
+    assert (found["descendants"]["copies owned"], found["other keys"]["Holm"]) == ("—", "—")
+    assert [line["AUC"][:5] for line in found.values()] == ["1.000", "1.000", "1.000"]
+
+
+def test_areas_under_the_curve_are_told_kind_by_kind_and_never_pooled():
+    copies = marked([record(0.5, i, "released") for i in range(4)])
+    found = lines([*mark_read(0, 0.1), other_key(0.9, 1), *copies])
+    assert [line["AUC"][:5] for line in found.values()] == ["1.000", "1.000", "0.000"]
+
+
+def test_copies_owned_say_against_which_innocents_alpha_is_out_of_reach():
+    copies = marked([record(0.85, 0, "released")])
+    read = [*mark_read(0, 0.1), *copies]
+    assert line(read)["copies owned"] == "1 of 1 [0.03, 1.00]; other keys not read"
+    one = line([*read, other_key(0.3, 1)])["copies owned"]
+    assert one == "1 of 1 [0.03, 1.00]; other keys only at 1/2"
+    assert line([*read, other_key(0.9, 1)])["copies owned"].startswith("0 of 1")
 
 
 @pytest.mark.parametrize(("keys", "said"), [(1, True), (3, True), (4, False)])
@@ -110,7 +170,7 @@ def test_copies_that_score_like_strangers_are_not_owned():
 @pytest.mark.parametrize("count", [0, 5])
 def test_with_too_few_innocents_nothing_is_claimed(count):
     found = line([*strangers(count), record(0.9, 0, "released")])
-    assert found["strangers called owned"] == "—"
+    assert found["called owned"] == "37 needed"
     assert found["copies owned"] == "undecided 1"
     assert found["Holm"].endswith("needed")
 

@@ -10,16 +10,16 @@ OUTLINE = outline(name="compared")
 KEYS = 8
 
 
-def record(method, score, attack, seed, lineage="released"):
-    return suspect(attack, matches(score), lineage, seed, Spec(method))
+def record(method, score, number, attack, seed, lineage="released"):
+    tried = (Spec("prune.l1", {"amount": attack}),)
+    return suspect(number, matches(score), lineage, seed, Spec(method), tried)
 
 
 def read(method, score, keys=KEYS, strangers=19):
-    """Three attacked copies under each key, and strangers read with each."""
-    copies = [record(method, score, attack, key) for key in range(keys) for attack in range(3)]
-    lone = [
-        record(method, 0.1, i, key, "stranger") for key in range(keys) for i in range(strangers)
-    ]
+    """Three attacked copies under each key, and strangers attacked alike, read with each."""
+    every = [(attack, key) for key in range(keys) for attack in range(3)]
+    copies = [record(method, score, 0, *which) for which in every]
+    lone = [record(method, 0.1, i, *w, "stranger") for w in every for i in range(strangers)]
     return [*copies, *lone]
 
 

@@ -10,7 +10,7 @@ from sklearn import metrics
 
 from bench.records.nouns import Spec, UserError
 from bench.verdicts.families import Family, holm, paired, paired_together
-from bench.verdicts.innocents import Innocents, innocents, populations
+from bench.verdicts.innocents import innocents, populations
 from bench.verdicts.intervals import exact, upper_bound
 from bench.verdicts.separation import detection_at, halves, readings, roc, separation
 from bench.verdicts.verdict import Verdict, decide, rank_p_value
@@ -103,10 +103,12 @@ def test_populations_agree_with_the_innocents_that_verdicts_are_ranked_among():
     ]
     (found,) = populations(records).values()
     (null,) = innocents(records).values()
-    assert sorted(r.evidence.score for r in found.twins) == list(null.descendants)
-    assert sorted(r.evidence.score for r in found.strangers) == list(null.strangers)
-    assert tuple(r.evidence.score for r in found.other_keys) == null.other_keys == (0.9,)
-    assert len(null.strangers) == 6  # one model under two names is one stranger
+    strangers, descendants, _ = null.against("", ALPHA)
+    assert sorted(r.evidence.score for r in found.twins) == list(descendants.scores)
+    assert sorted(r.evidence.score for r in found.strangers) == list(strangers.scores)
+    assert [r.evidence.score for r in found.other_keys] == [0.9]
+    assert list(null.other_keys.values()) == [{"marked with another key": 0.9}]
+    assert len(strangers.scores) == 6  # one model under two names is one stranger
 
 
 def test_one_model_under_two_names_is_one_reading_whichever_key_reads_it():
@@ -114,14 +116,28 @@ def test_one_model_under_two_names_is_one_reading_whichever_key_reads_it():
         other_model(name, 0.3, "one model", seed=s) for s, name in enumerate(("vit", "vit.tag"))
     ]
     _, innocent = readings(read)
-    assert [r.model for r in innocent] == ["one model"] * 2
+    assert [r.model for r in innocent["strangers"]] == ["one model"] * 2
 
 
-def test_copies_marked_with_other_keys_are_no_draws_of_the_innocents():
-    (population,) = populations([record(0), other_key(0.9)]).values()
-    assert [r.evidence.score for r in population.innocent] == [0.9]
-    marked, innocent = readings([record(0), other_key(0.9)])
-    assert (len(marked), innocent) == (1, ())
+def test_every_kind_of_innocent_is_read_apart_and_shares_its_luck_with_its_like():
+    key = [dataclasses.replace(r, cell=dataclasses.replace(r.cell, other_seed=1), key=f"k {i}")
+           for i, r in enumerate((other_key(0.9), other_key(0.8)))]  # fmt: skip
+    key[1] = dataclasses.replace(key[1], suspect_digest="the same key, attacked")
+    twins = [record(0, "owner", 0.3, weights=f"twin {i}") for i in range(2)]
+    tuned = record("x", "owner", 0.4, weights="tuned")
+    read = [record(0), *key, *twins, tuned, record(0, "stranger", 0.1)]
+    marked, innocent = readings(read)
+    (population,) = populations(read).values()
+    assert len(population.innocent) == 6
+    assert [r.score for r in marked] == [0.5]
+    assert {kind: len({r.model for r in found}) for kind, found in innocent.items()} == {
+        "strangers": 1,
+        "descendants": 2,  # attacks
+        "other keys": 1,
+    }
+    assert [len(found) for found in innocent.values()] == [1, 3, 2]
+    prints = [dataclasses.replace(r, marks=False) for r in read]
+    assert [*readings(prints)[1]] == ["strangers"]
 
 
 def test_readings_name_a_stranger_alike_whatever_was_done_to_it():
@@ -129,8 +145,8 @@ def test_readings_name_a_stranger_alike_whatever_was_done_to_it():
         [record(0), record(0, "stranger", 0.1), record(0, "stranger", 0.2, seed=1, steps=())]
     )
     assert [r.score for r in marked] == [0.5]
-    assert len({r.key for r in innocent}) == 2
-    assert len({r.model for r in innocent}) == 1
+    assert len({r.key for r in innocent["strangers"]}) == 2
+    assert len({r.model for r in innocent["strangers"]}) == 1
 
 
 # Curves.
@@ -252,7 +268,7 @@ def test_nobody_marked_is_detected_at_no_rate():
 
 
 def judged(p, attainable=1 / 1000):
-    return Verdict("undecided", p, p, None, attainable, 0, None, 0)
+    return Verdict("undecided", p, attainable, 0)
 
 
 def test_holms_procedure_is_the_one_of_the_textbook():
@@ -279,7 +295,7 @@ def test_a_verdict_without_a_p_value_still_counts_as_a_hypothesis():
 
 
 def test_holm_calls_nothing_owned_that_decide_leaves_undecided():
-    verdicts = [decide(0.9, Innocents([0.1] * n, [0.1] * 40), ALPHA) for n in (5, 18, 19, 300)]
+    verdicts = [decide(0.9, made.nulls([0.1] * n, [0.1] * 40), ALPHA) for n in (5, 18, 19, 300)]
     found = holm(verdicts, ALPHA)
     for verdict, outcome in zip(verdicts, found.outcomes, strict=True):
         assert verdict.outcome == "owned" or outcome == "undecided"
