@@ -6,6 +6,7 @@ point says where it lives, and nothing is imported before somebody asks for it.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import functools
@@ -16,7 +17,10 @@ from collections.abc import Callable, Mapping
 from importlib.metadata import EntryPoint
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
-from bench.records.nouns import Spec
+from pydantic.errors import PydanticUndefinedAnnotation
+
+from bench.records.explained import reading
+from bench.records.nouns import Access, Spec
 from bench.records.plugins import Announced, Origin
 from bench.records.settings import SettingError, adapter_of, settings, suggestion
 from bench.types import (
@@ -94,6 +98,14 @@ class Registry(Announced, Generic[T]):
         cls, version = self._plugins[name]
         return Spec(name, adapter_of(cls).dump_python(instance, mode="json"), version)
 
+    def reading(self, name: str) -> tuple[str, ...]:
+        """List the settings that decide how a suspect is read, and nothing before."""
+        cls = self.get(name)
+        marked, known = reading(cls), {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        # Whose head answers is the bench's to see to: no `protect` knows it, marked or not.
+        asks = "readout" in known and getattr(cls, "needs", Access.ALL) in Access.BLACK_BOX
+        return tuple(dict.fromkeys((*marked, *(["readout"] if asks else []))))
+
     def origin(self, name: str) -> Origin:
         """Say where `name` comes from, without importing it if an entry point announces it."""
         return self.origin_of(name) or Origin(_where(self.get(name)), "")
@@ -118,6 +130,7 @@ class Registry(Announced, Generic[T]):
         if "name" in cls.__dataclass_fields__:
             raise SettingError(f"{label} has a setting 'name': that is the plug-in's own")
         self._check_optional(label, cls)
+        self._check_reading(label, cls)
         known = self._plugins.get(name, (cls, 0))[0]
         if _where(known) != _where(cls):  # equal places: a module or notebook cell run again
             places = f"{_where(known)} and {_where(cls)}"
@@ -135,6 +148,16 @@ class Registry(Announced, Generic[T]):
         for name in sorted(own & optional.keys()):
             if wrong := _wrong(cls, name, optional[name]):
                 raise SettingError(f"{label}: {wrong}")
+
+    def _check_reading(self, label: str, cls: type) -> None:
+        """Refuse settings of reading where nothing is read."""
+        if self.kind == "method":
+            return
+        with contextlib.suppress(PydanticUndefinedAnnotation):  # its module is still being made
+            if marked := reading(cls):
+                name = next(iter(marked))
+                hint = "expected that of methods alone, leave it out"
+                raise SettingError(f"{label} marks '{name}' as Reading; {hint}")
 
     def _check_calls(self, name: str, cls: type) -> None:
         """Have a class refuse in Python what `build` refuses in a suite, in the same words."""

@@ -7,12 +7,12 @@ the embedded owner `mini`, on strangers trained from scratch like it, and on the
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
 import random
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -32,7 +32,8 @@ from bench.models.surgery import with_head
 from bench.models.suspect import View
 from bench.models.vision import Architecture, VisionModel, clone
 from bench.models.weights import load_state, weights_digest
-from bench.records.nouns import Access, Evidence
+from bench.records.explained import reading
+from bench.records.nouns import Access, Evidence, UserError
 from bench.registry import ATTACKS
 from bench.suite.innocents import Recipe
 from bench.training import loop, pretraining
@@ -263,6 +264,18 @@ def method_keeps_to_its_access(method: Method) -> None:
         raise AssertionError(f"extract() asks for more than `needs`: {error}") from error
 
 
+def method_protects_alike_whatever_it_reads_with(method: Method) -> None:
+    """Let settings marked as `Reading` decide nothing of the model or the secret, but rounding."""
+    other = _reading_otherwise(method)
+    if other is None:
+        return
+    first, again = _protected(method), _protected(other)
+    weights = first.model.state_dict(), again.model.state_dict()
+    _same(*weights, "a setting marked as Reading decides which weights protect() releases")
+    apart = [n for n in sorted({*first.secret, *again.secret}) if not _alike(n, first, again)]
+    _require(not apart, f"a setting marked as Reading decides of the secret: {', '.join(apart)}")
+
+
 def method_does_not_depend_on_order(method: Method) -> None:
     """Keep no memory: suspects read in another order give the same evidence."""
     protected, other = _protected(method), _strangers_for(method.needs)[0]
@@ -291,6 +304,7 @@ METHOD_CHECKS: tuple[Callable[[Method], None], ...] = (
     method_keeps_to_its_access,
     method_changes_weights_if_it_marks,
     method_repeats_under_equal_randomness,
+    method_protects_alike_whatever_it_reads_with,
     method_does_not_depend_on_order,
     method_recognises_its_own_model,
     method_separates_it_from_trained_strangers,
@@ -392,6 +406,29 @@ def _read(method: Method, protected: Protected, suspect: VisionModel) -> Evidenc
     return method.extract(protected.secret, View(suspect, method.needs), context(1, "owner"))
 
 
+def _reading_otherwise(method: Method) -> Method | None:
+    """Return the method with other values for all settings of reading; None if it has none."""
+    made: Any = method
+    for name, words in reading(type(method)).items():
+        value = getattr(method, name)
+        near = [value - 1, value / 2, value // 2] if isinstance(value, int | float) else []
+        for other in [word for word in words if word != value] or near:
+            with contextlib.suppress(UserError):
+                made = dataclasses.replace(made, **{name: other})
+                break
+    return None if made == method else made
+
+
+def _alike(name: str, one: Protected, other: Protected) -> bool:
+    """Say whether two secrets hold the same under a name, but for rounding."""
+    if name not in one.secret or name not in other.secret:
+        return False
+    here, there = one.secret[name].double(), other.secret[name].double()
+    if here.shape != there.shape or not here.numel():
+        return here.shape == there.shape
+    return bool((here - there).abs().mean() <= 0.01 * here.std(correction=0) + 1e-6)
+
+
 def _watched(ctx: Context, seen: list[Any]) -> Context:
     """Have every batch drawn from the context's images written down in `seen`."""
 
@@ -405,7 +442,7 @@ def _watched(ctx: Context, seen: list[Any]) -> Context:
     return dataclasses.replace(ctx, images=watched)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _global_seed(seed: int) -> Iterator[None]:
     """Set every global generator a plug-in might lean on, and put them back afterwards."""
     numpy_state, python_state = np.random.get_state(), random.getstate()

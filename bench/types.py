@@ -28,6 +28,7 @@ from bench.records.settings import PartialShare as PartialShare
 from bench.records.settings import Positive as Positive
 from bench.records.settings import PositiveFloat as PositiveFloat
 from bench.records.settings import PositiveShare as PositiveShare
+from bench.records.settings import Reading as Reading
 from bench.records.settings import Share as Share
 
 if TYPE_CHECKING:
@@ -129,7 +130,8 @@ class Attack(Protocol):
 class HasReadout(Protocol):
     """A method that needs labels or logits alone, and a setting for whose head gives them.
 
-    The bench sees to it: `protect` never knows it. Without one the suspect's own head answers.
+    The bench sees to it: `protect` never knows it, marked as `Reading` or not. Without one the
+    suspect's own head answers.
     """
 
     readout: Readout

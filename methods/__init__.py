@@ -12,6 +12,9 @@ It is a frozen dataclass whose fields are its settings, with four members:
 Ranges of settings have names in `bench.types`, such as `Positive` and `Share`.
 A value outside is refused, in a suite and in Python.
 
+A setting that only reading depends on is marked: `tau: Reading[PositiveShare] = 0.5`.
+Methods that differ in such settings alone share the protected model and its secret.
+
 Whether that proves ownership is not the method's to say.
 The shortest to read is [akh.py](akh.py); [activemark](#activemark) has both variants, and every
 reading of its paper, as settings.

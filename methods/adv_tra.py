@@ -38,6 +38,7 @@ from bench.types import (
     Positive,
     PositiveShare,
     Protected,
+    Reading,
     Readout,
     Rule,
     Sizes,
@@ -95,9 +96,9 @@ class AdvTra:
     smoothness_weight: float = 1.0
     negative_weight: float = 1.0
     length_control: PositiveShare = 0.9
-    tau: PositiveShare = 0.5
-    readout: Readout = "graft"
-    batch: Positive = 64
+    tau: Reading[PositiveShare] = 0.5
+    readout: Reading[Readout] = "graft"
+    batch: Reading[Positive] = 64
 
     @property
     def half(self) -> int:

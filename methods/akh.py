@@ -27,6 +27,7 @@ from bench.types import (
     Passes,
     Positive,
     Protected,
+    Reading,
     Readout,
     Sizes,
     Suspect,
@@ -52,8 +53,8 @@ class AnnaKarenina:
 
     queries: Positive = 100
     fill: Literal["none", "least confident"] = "least confident"
-    batch: Positive = 64
-    readout: Readout = "graft"
+    batch: Reading[Positive] = 64
+    readout: Reading[Readout] = "graft"
 
     def protect(self, owner: VisionModel, ctx: Context) -> Protected:
         """Find the owner's mistakes among all its images; the notes count them and the fill."""

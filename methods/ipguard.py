@@ -38,6 +38,7 @@ from bench.types import (
     Positive,
     PositiveFloat,
     Protected,
+    Reading,
     Readout,
     Sizes,
     Suspect,
@@ -86,8 +87,8 @@ class IPGuard:
     tolerance: NotNegative = 0.0
     adam_reset: bool = False
     clamp: bool = True
-    batch: Positive = 100
-    readout: Readout = "graft"
+    batch: Reading[Positive] = 100
+    readout: Reading[Readout] = "graft"
 
     def protect(self, owner: VisionModel, ctx: Context) -> Protected:
         """Find the points; the notes say how many reached zero loss, and how soon."""

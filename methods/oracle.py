@@ -26,6 +26,7 @@ from bench.types import (
     Passes,
     Positive,
     Protected,
+    Reading,
     Rule,
     Sizes,
     Suspect,
@@ -54,7 +55,7 @@ class WeightOracle:
     needs: ClassVar[Access] = Access.WEIGHTS
     marks: ClassVar[bool] = False
 
-    threshold: Annotated[float, Field(ge=-1, le=1)] = 0.9
+    threshold: Reading[Annotated[float, Field(ge=-1, le=1)]] = 0.9
     entries: Positive = 4096
 
     def protect_passes(self, sizes: Sizes) -> Passes:

@@ -35,6 +35,7 @@ from bench.types import (
     Passes,
     Positive,
     Protected,
+    Reading,
     Readout,
     Sizes,
     Suspect,
@@ -76,7 +77,7 @@ class RobustTriggerSet:
     sigma_unit: Literal["absolute", "std of the weight"] = "absolute"
     accuracy_gap: NotNegative | None = None
     rounds: Positive = 500
-    readout: Readout = "graft"
+    readout: Reading[Readout] = "graft"
 
     @torch.no_grad()
     def protect(self, owner: VisionModel, ctx: Context) -> Protected:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ from bench.records.explained import explained
 from bench.records.nouns import Access, Evidence, Rule
 from bench.registry import ATTACKS, METHODS
 from bench.testing import ATTACK_CHECKS, METHOD_CHECKS, check_attack, check_method
-from bench.types import Protected
+from bench.types import Positive, PositiveFloat, Protected, Reading
 
 QUICK = {
     "distill.features": {"epochs": 2},
@@ -283,6 +283,33 @@ class StampOutsideTheWeights(BiasMark):
         return evidence(torch.full((4,), float(hasattr(suspect.network, "stamp"))))
 
 
+@dataclass(frozen=True)
+class MarkMadeForOneReading(BiasMark):
+    threshold: Reading[PositiveFloat] = 1.0
+
+    def protect(self, owner, ctx):
+        made = super().protect(owner, ctx)
+        return Protected(made.model, {"key": made.secret["key"] * self.threshold})
+
+
+@dataclass(frozen=True)
+class MarkSizedForOneReading(BiasMark):
+    count: Reading[Positive] = 48
+
+    def protect(self, owner, ctx):
+        made = super().protect(owner, ctx)
+        return Protected(made.model, {"key": made.secret["key"][: self.count]})
+
+
+@dataclass(frozen=True)
+class MarkedForOneReading(BiasMark):
+    way: Reading[Literal["plain", "other"]] = "plain"
+
+    def protect(self, owner, ctx):
+        made = super().protect(owner, ctx)
+        return made if self.way == "plain" else Protected(nudged(clone(made.model)), made.secret)
+
+
 class MarkThatMarksNothing(BiasMark):
     def protect(self, owner, ctx):
         return Protected(clone(owner), super().protect(owner, ctx).secret)
@@ -326,6 +353,9 @@ BROKEN_METHODS = [
     (testing.method_survives_a_round_trip, StampOutsideTheWeights),
     (testing.method_changes_weights_if_it_marks, MarkThatMarksNothing),
     (testing.method_changes_weights_if_it_marks, FingerprintThatMarks),
+    (testing.method_protects_alike_whatever_it_reads_with, MarkMadeForOneReading),
+    (testing.method_protects_alike_whatever_it_reads_with, MarkSizedForOneReading),
+    (testing.method_protects_alike_whatever_it_reads_with, MarkedForOneReading),
     (testing.method_recognises_its_own_model, Blind),
     (testing.method_separates_it_from_trained_strangers, Gullible),
     (testing.method_keeps_to_its_access, Prying),

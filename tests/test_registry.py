@@ -23,6 +23,7 @@ from bench.types import (
     Positive,
     PositiveFloat,
     PositiveShare,
+    Reading,
     Share,
 )
 
@@ -314,6 +315,43 @@ def test_names_of_its_own_and_members_of_the_right_kind_are_welcome(base, settin
     kind, protocol = ("method", Method) if base is Sign else ("attack", Attack)
     registry, cls = Registry(kind, protocol), made(base, settings, **members)
     assert registry.register("x")(cls) is cls
+
+
+@dataclass(frozen=True)
+class Judging:
+    needs: ClassVar[Access] = Access.LABELS
+    marks: ClassVar[bool] = False
+
+    points: int = 3
+    tau: Reading[PositiveShare] = 0.5
+    way: Reading[Literal["plain", "other"] | None] = None
+    readout: Literal["graft", "relinear", "native"] = "graft"
+
+    def protect(self, owner, ctx): ...
+    def extract(self, secret, suspect, ctx): ...
+
+
+def test_settings_of_reading_are_told_and_keep_their_ranges():
+    registry = Registry("method", Method)
+    registry.register("judging")(Judging)
+    assert registry.reading("judging") == ("tau", "way", "readout")
+    with pytest.raises(SettingError, match="tau: expected a number greater than 0, got 0"):
+        registry.build("judging", {"tau": 0})
+
+
+def test_whose_head_answers_is_no_setting_of_reading_of_a_method_that_sees_the_network():
+    registry = Registry("method", Method)
+    registry.register("sees")(type("Sees", (Judging,), {"needs": Access.WEIGHTS}))
+    assert registry.reading("sees") == ("tau", "way")
+
+
+def test_an_attack_reads_nothing():
+    @dataclass(frozen=True)
+    class Marked(Base):
+        amount: Reading[Share] = 0.5
+
+    with pytest.raises(SettingError, match="marks 'amount' as Reading; expected that of methods"):
+        Registry("attack", Attack).register("x")(Marked)
 
 
 def test_two_classes_of_one_name_are_both_named(attacks):

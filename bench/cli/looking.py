@@ -113,6 +113,7 @@ class _Known(NamedTuple):
     name: str
     summary: str
     settings: tuple[str, ...]
+    reading: str
     paper: str
     origin: str
 
@@ -123,7 +124,9 @@ def _known(registry: Registry[Any], name: str) -> _Known:
     cls, source, origin = registry.get(name), registry.source(name), registry.origin(name)
     settings = tuple(each.text for each in explained(cls))
     place = ", ".join(filter(None, (f"`{origin.value}`", origin.distribution)))
-    return _Known(name, source.summary, settings, source.paper, place)
+    read = ", ".join(f"`{setting}`" for setting in registry.reading(name))
+    reading = f"Only reading depends on {read}: the secret is the same for all." if read else ""
+    return _Known(name, source.summary, settings, reading, source.paper, place)
 
 
 def _openings(registry: Registry[Any]) -> list[str]:
@@ -135,8 +138,8 @@ def _openings(registry: Registry[Any]) -> list[str]:
 def _written(known: _Known) -> str:
     settings = "\n".join(f"* {setting}" for setting in known.settings)
     paper = f"Source: {known.paper}" if known.paper else ""
-    parts = (f"### {known.name}", known.summary, settings, paper, f"From {known.origin}.")
-    return "\n\n".join(filter(None, parts))
+    parts = (known.summary, settings, known.reading, paper)
+    return "\n\n".join(filter(None, (f"### {known.name}", *parts, f"From {known.origin}.")))
 
 
 def _print_known(known: _Known, console: Console) -> None:
@@ -146,7 +149,7 @@ def _print_known(known: _Known, console: Console) -> None:
     console.print(Text(known.name, "bold"))
     paper = f"Source: {known.paper}" if known.paper else ""
     lines = [(2, known.summary), *((4, setting) for setting in known.settings)]
-    for indent, line in [*lines, (2, paper), (2, f"From {known.origin}.")]:
+    for indent, line in [*lines, (2, known.reading), (2, paper), (2, f"From {known.origin}.")]:
         if line:  # a docstring's [CLS] is no markup
             console.print(Padding(Text(line.replace("`", "")), (0, 0, 0, indent), expand=False))
     console.print()

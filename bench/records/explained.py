@@ -84,6 +84,12 @@ def explained(cls: type) -> tuple[Explanation, ...]:
     return tuple(made)
 
 
+def reading(cls: type) -> dict[str, list[object]]:
+    """Return the settings of a dataclass that are marked as `Reading`, with their words, if any."""
+    found = adapter_of(cls).json_schema(schema_generator=_Lenient).get("properties", {})
+    return {name: schema.get("enum", []) for name, schema in found.items() if schema.get("reading")}
+
+
 def _notes(cls: type) -> Iterator[tuple[tuple[str, ...], str]]:
     """Take a docstring's list apart: the names of settings, and what is said of them."""
     for item in ITEM.findall(inspect.cleandoc(cls.__doc__ or "")):

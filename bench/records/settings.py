@@ -22,6 +22,13 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+Reading = Annotated[T, Field(json_schema_extra={"reading": True})]
+"""A method's setting that decides how suspects are read, and nothing of what `protect` makes.
+
+`tau: Reading[PositiveShare] = 0.5` leaves the protected model and its secret as they are for any
+tau, so these are shared. Between batches of another size they may differ in rounding.
+"""
+
 Positive = Annotated[int, Field(gt=0)]
 """A whole number of 1 or more."""
 

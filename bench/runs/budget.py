@@ -358,8 +358,7 @@ def _keeps_a_model(stage: Stage) -> bool:
 
 
 def _method(protect: Stage) -> Method:
-    spec = cast(dict[str, Any], protect.recipe["method"])
-    return METHODS.build(spec["name"], spec["args"])
+    return METHODS.build(protect.recipe["method"]["name"], protect.settings)
 
 
 def _pace(store: Store) -> dict[tuple[str, int | None], float]:

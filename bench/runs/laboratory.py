@@ -149,8 +149,7 @@ class Laboratory:
         return Made({"members": size}, tensors)
 
     def _protect(self, stage: Stage) -> Made:
-        spec = stage.recipe["method"]
-        method = METHODS.build(spec["name"], spec["args"])
+        method = METHODS.build(stage.recipe["method"]["name"], stage.settings)
         with aside(self.device):  # loading is not embedding
             owner = self._model(stage.parents[0]).to(self.device)
         ctx = self._context(stage.key, self._owner_pools(stage.recipe["data"], owner))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from bench.data.manifest import Manifest
@@ -30,11 +30,21 @@ READ_WITH: Mapping[Readout, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One reusable piece of work. `recipe` holds all that decides its result, and nothing else."""
+    """One reusable piece of work. `recipe` holds all that decides its result, and nothing else.
+
+    `beside` holds what its plug-in wants to know beside that: how suspects will be read.
+    """
 
     kind: Kind
     recipe: Mapping[str, Json]
     parents: tuple[str, ...] = ()
+    beside: Mapping[str, Json] = field(default_factory=dict)
+
+    @property
+    def settings(self) -> dict[str, Json]:
+        """Return all settings of the plug-in that carries it out."""
+        spec = self.recipe.get("method") or self.recipe["step"]
+        return {**spec["args"], **self.beside}
 
     @property
     def key(self) -> str:

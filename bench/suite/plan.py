@@ -245,19 +245,19 @@ class _Builder:
         task = self._task(cell.owner)
         images = task if _asks_only(cell.method) else self.manifests[self.suite.owner_images]
         owner_data = images.digest
-        recipe = {"method": _made_by(cell.method), "seed": cell.method_seed, "data": owner_data}
+        made, how = _apart(cell.method)
+        recipe = {"method": made, "seed": cell.method_seed, "data": owner_data}
         if skip := _unobtainable(cell, images):
             empty = Question(cell, access, method.marks, owner, "", "", "", "", None, skip)
             self.questions.setdefault(empty.key, empty)
             return
-        protect = self._add("protect", recipe, (owner,))
+        protect = self._add("protect", recipe, (owner,), how)
         start = protect if cell.base == "released" and method.marks else owner
         if cell.other_seed is not None:
-            start = self._add("protect", {**recipe, "seed": cell.other_seed}, (owner,))
+            start = self._add("protect", {**recipe, "seed": cell.other_seed}, (owner,), how)
         if cell.other_model is not None:
             start = self._add("owner", _owner_recipe(cell.other_model))  # loaded before
         suspect, data = self._attacked(cell, owner, start)
-        how = {"readout": readout} if readout else {}
         extract = self._add("extract", how, (protect, suspect, owner))
         probe = self.manifests[self.suite.probe].digest
         tests = {"own": data, "owner": task.digest, "probe": probe}
@@ -310,8 +310,14 @@ class _Builder:
         recipe = {"pretraining": _recipe_digest(self.recipe), "cohort": index // size}
         return self._add("cohort", {**recipe, "size": size, **other})
 
-    def _add(self, kind: Kind, recipe: Mapping[str, Json], parents: tuple[str, ...] = ()) -> str:
-        stage = Stage(kind, recipe, parents)
+    def _add(
+        self,
+        kind: Kind,
+        recipe: Mapping[str, Json],
+        parents: tuple[str, ...] = (),
+        beside: Mapping[str, Json] | None = None,
+    ) -> str:
+        stage = Stage(kind, recipe, parents, beside or {})
         self.stages.setdefault(stage.key, stage)
         return stage.key
 
@@ -335,12 +341,12 @@ def _readout(method: Spec) -> Readout | None:
     return method.args.get("readout") if _asks_only(method) else None
 
 
-def _made_by(method: Spec) -> Json:
-    """Name what makes the secret: how a suspect is read later has no part in it."""
-    args = dict(method.args)
-    if _readout(method):
-        del args["readout"]
-    return Spec(method.name, args, method.version).json()
+def _apart(method: Spec) -> tuple[Json, dict[str, Json]]:
+    """Name what makes the secret, and beside it the settings by which suspects are read later."""
+    reading = METHODS.reading(method.name)
+    args = {name: value for name, value in method.args.items() if name not in reading}
+    how = {name: value for name, value in method.args.items() if name in reading}
+    return Spec(method.name, args, method.version).json(), how
 
 
 def _unobtainable(cell: Cell, images: Manifest) -> str:

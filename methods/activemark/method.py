@@ -39,6 +39,7 @@ from bench.types import (
     Passes,
     Positive,
     Protected,
+    Reading,
     Rule,
     Sizes,
     Suspect,
@@ -152,7 +153,7 @@ class ActiveMark:
     select: bool = False
     binarise: Literal[">=", ">"] | None = None
     bits: Positive = 32
-    tau: int = 5
+    tau: Reading[int] = 5
     images: Positive = 1000
     steps: Positive = 2500
     batch: Positive = 16
@@ -166,10 +167,10 @@ class ActiveMark:
     decoder_hidden: Positive = 512
     encoder_output: Literal["sigmoid", "linear"] | None = None
     classifier: Literal["frozen", "joint"] = "frozen"
-    token_match: Literal["index", "patch", "relative"] = "index"
-    depth_match: Literal["absolute", "from_end"] = "absolute"
-    width_match: Literal["incompatible", "pad"] = "incompatible"
-    preprocess: Literal["suspect", "owner"] = "suspect"
+    token_match: Reading[Literal["index", "patch", "relative"]] = "index"
+    depth_match: Reading[Literal["absolute", "from_end"]] = "absolute"
+    width_match: Reading[Literal["incompatible", "pad"]] = "incompatible"
+    preprocess: Reading[Literal["suspect", "owner"]] = "suspect"
     precision: Precision = "float32"
 
     def __post_init__(self) -> None:

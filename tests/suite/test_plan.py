@@ -13,6 +13,7 @@ from bench.records.store import Store
 from bench.registry import ATTACKS, METHODS
 from bench.suite import plan, reader
 from bench.suite.todo import guesses, missing, spare_copies
+from bench.types import PositiveShare, Reading
 
 pytestmark = pytest.mark.usefixtures("stand_ins")
 
@@ -297,6 +298,28 @@ def test_a_readout_is_no_part_of_making_the_fingerprint(make, labels):
     assert len({q.protect for q in asked}) == 1
     assert {made.stages[q.extract].recipe["readout"] for q in asked} == {*get_args(Readout)}
     assert len(keys(made)) == len(made.questions)
+
+
+@dataclasses.dataclass(frozen=True)
+class Judged(Labels):
+    tau: Reading[PositiveShare] = 0.5
+
+
+def test_settings_of_reading_leave_the_secret_alone_and_are_told_when_it_is_read(
+    make, labels, monkeypatch
+):
+    monkeypatch.setitem(METHODS._plugins, "labels.judged", (Judged, 1))
+    lines = [f"{{name: labels.judged, tau: {tau}}}" for tau in (0.25, 0.5)]
+    made = make(CLASSIFIED, with_prints(*lines))
+    asked = [q for q in made.questions if q.cell.method.name == "labels.judged" and not q.skip]
+    (protect,) = {q.protect for q in asked}
+    stage = made.stages[protect]
+    assert stage.recipe["method"]["args"] == {"count": 3}
+    assert stage.settings == {"count": 3, "tau": 0.25, "readout": "graft"}
+    assert {made.stages[q.extract].recipe["tau"] for q in asked} == {0.25, 0.5}
+    assert len(keys(made)) == len(made.questions)
+    other = make(CLASSIFIED, with_prints("{name: labels.judged, count: 4}"))
+    assert protect not in other.stages
 
 
 def test_methods_that_ask_for_labels_draw_on_the_images_that_taught_the_classifier(make, labels):
