@@ -80,6 +80,7 @@ def run(
     threads: int = 1,
     compile: bool = False,
     drop_copies: bool = False,
+    stale: Literal["warn", "remake"] = "warn",
     note: Callable[[str], None] = print,
     watch: Watch | None = None,
 ) -> Results:
@@ -110,6 +111,7 @@ def run(
             threads=threads,
             compile=compile,
             drop_copies=drop_copies,
+            stale=stale,
             note=note,
             watch=watch or session.unwatched,
         )

@@ -60,6 +60,13 @@ def _run_arguments(command: argparse.ArgumentParser) -> None:
         "less disk, and records are as ever; a later suite makes again what it needs; two runs at "
         "once on one store drop nothing",
     )
+    command.add_argument(
+        "--stale",
+        choices=("warn", "remake"),
+        default="warn",
+        help="what becomes of artefacts and answers that other code made than is here now: told of "
+        "(default), or made again with all that follows from them",
+    )
 
 
 def run_suite(arguments: argparse.Namespace) -> int:
@@ -85,6 +92,7 @@ def run_suite(arguments: argparse.Namespace) -> int:
         threads=arguments.threads,
         compile=arguments.compile,
         drop_copies=arguments.drop_copies,
+        stale=arguments.stale,
         watch=watch,
     )
     made = bench.report(results)
@@ -120,6 +128,7 @@ def show_plan(arguments: argparse.Namespace) -> int:
 
     from bench.records.store import Store
     from bench.runs import budget, session
+    from bench.suite import sources
     from bench.suite.todo import missing
 
     made = bench.plan(arguments.suite, arguments.data, assume=True)
@@ -146,6 +155,9 @@ def show_plan(arguments: argparse.Namespace) -> int:
     for line in (budget.basis(arguments.device), *found.notes):
         console.print(line, markup=False, highlight=False)
     _print_warnings(made, console)
+    others, answers = session.other_code(made, store, arguments.results / made.suite.name)
+    for line in sources.told(others, len(answers)):
+        console.print(f"note: {line}", markup=False, highlight=False)
     return OK
 
 

@@ -276,7 +276,12 @@ class Record:
     fidelity: Fidelity | None = None
     notes: Mapping[str, Json] = field(default_factory=dict)  # what `protect` and attacks reported
     costs: Mapping[str, Cost] = field(default_factory=dict)  # by stage: protect, attack, extract
-    environment: Mapping[str, str] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)  # where the suspect was read
+    elsewhere: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # by stage, if another
+    data: Mapping[str, str] = field(default_factory=dict)  # digests of images, by the suite's names
+    code: Mapping[str, str] = field(
+        default_factory=dict
+    )  # digests of sources, by plug-in and stage
     schema: int = SCHEMA
 
 

@@ -355,6 +355,11 @@ def _provenance(record: Record) -> Iterator[Line]:
             text = _pairs(notes) if isinstance(notes, dict) else _word(notes)
             yield Line(f"notes of {stage}", text)
     yield Line("environment", _pairs(record.environment) or NOTHING)
+    for stage, environment in sorted(record.elsewhere.items()):
+        yield Line(f"environment of {stage}", _pairs(environment))
+    for what, digests in (("data", record.data), ("code", record.code)):
+        if digests:
+            yield Line(what, _pairs(digests))
     yield Line("record", f"of the suite {record.suite}, schema {record.schema}")
 
 

@@ -40,6 +40,7 @@ from bench.records.store import Artefact, Store
 from bench.registry import ATTACKS, METHODS
 from bench.runs.machine import device_name, environment
 from bench.runs.owners import load_owner, refuse_others
+from bench.suite import sources
 from bench.suite.graph import Kind, Plan, Stage
 from bench.suite.owners import ClassifierSettings, OwnerSettings
 from bench.suite.plan import weights_file
@@ -93,7 +94,9 @@ class Laboratory:
         with compiling(wanted), measuring(self.device) as meter:
             made = self._work[stage.kind](stage)
         cost = dataclasses.asdict(self._cost(meter, made.seconds, made.ideal_seconds))
-        payload = {"cost": cost, "environment": self.environment, **made.payload}
+        code = sources.code_of(stage, self.plan.stages)
+        beside = {"cost": cost, "environment": self.environment, "code": code}
+        payload = {**beside, **made.payload}
         if meter.micro_batch is not None:
             payload["notes"] = {**payload.get("notes", {}), "micro_batch": meter.micro_batch}
         if before is not None and before.payload.get("digest") != payload.get("digest"):

@@ -26,8 +26,10 @@ from bench.records.nouns import (
     Utility,
 )
 from bench.records.store import Artefact, Store
+from bench.suite import sources
 from bench.suite.graph import Plan, Question
 from bench.suite.plan import departures
+from bench.suite.sources import UNKNOWN
 from bench.suite.todo import spare_copies
 
 # What needs torch is imported by those who carry out stages: a run that is done already needs none.
@@ -53,6 +55,9 @@ class Start:
     where: str
 
 
+Stale = Literal["warn", "remake"]
+"""What becomes of artefacts and answers of other code: they are told of, or made again."""
+
 Watch = Callable[[Start, Iterator[Record]], Iterable[Record]]
 """Looks on: told of the start, it passes the records on as they come."""
 
@@ -66,8 +71,9 @@ def unwatched(start: Start, records: Iterator[Record]) -> Iterator[Record]:
 class Session:
     """One run of a suite: its plan, where results and data lie, and how it is carried out.
 
-    `workers` is None for as many as there is room for; `address` is that of a Ray cluster. What the
-    user should know of on the way is told to `note`, a line at a time.
+    `workers` is None for as many as there is room for; `address` is that of a Ray cluster. What was
+    made by other code is told of, or made again where `stale` says so. What the user should know of
+    on the way is told to `note`, a line at a time.
     """
 
     plan: Plan
@@ -80,6 +86,7 @@ class Session:
     threads: int = 1
     compile: bool = False
     drop_copies: bool = False
+    stale: Stale = "warn"
     note: Callable[[str], None] = print
     watch: Watch = unwatched
 
@@ -96,6 +103,7 @@ class Session:
 
 def run(session: Session) -> Results:
     """Answer the cells that have no record yet; write the outline and the records."""
+    _see_to_other_code(session)
     if todo := unanswered(session.plan, session.home):
         _answer_all(session, todo)
     else:
@@ -103,6 +111,40 @@ def run(session: Session) -> Results:
         if session.drop_copies:
             _drop_copies(session)
     return ledger.read_results(session.home)
+
+
+def other_code(plan: Plan, store: Store, home: Path) -> tuple[dict[str, list[str]], list[str]]:
+    """Return what lies in the store made by other code, and the answers that follow from such."""
+    found = sources.made_by_others(plan, store)
+    return found, sources.answered_by_others(plan, ledger.answers(home))
+
+
+def _see_to_other_code(session: Session) -> None:
+    """Tell of what was made by other code, or forget it and what follows from it.
+
+    Raises:
+        UserError: it is to be forgotten, and another run is on this store.
+
+    """
+    plan, store = session.plan, session.store
+    found, answers = other_code(plan, store, session.home)
+    if session.stale == "warn":
+        for line in sources.told(found, len(answers)):
+            session.note(f"note: {line}")
+        return
+    gone = sources.with_descendants(plan, (key for keys in found.values() for key in keys))
+    again = {q.key for q in plan.questions if not gone.isdisjoint(q.stages)} | set(answers)
+    if not again and not gone:
+        return
+    with Leases(store.leases) as leases, leases.behind_the_door() as alone:
+        if not alone:
+            raise UserError(
+                "--stale remake: expected no run on this store, one is at it; wait for its end"
+            )
+        ledger.withdraw(session.home, again)
+        for key in gone:
+            store.remove(key)
+    session.note(f"note: other code: {len(gone)} artefacts and {len(again)} answers are made again")
 
 
 def unanswered(plan: Plan, home: Path) -> list[Question]:
@@ -229,6 +271,7 @@ def _record(laboratory: Laboratory, question: Question, failure: Failure | None)
         "cell": question.cell,
         "access": question.access,
         "marks": question.marks,
+        **_made_from(plan, store, question),
     }
     if question.skip:
         return Record(**known, status="skipped", reason=question.skip)
@@ -260,7 +303,28 @@ def _record(laboratory: Laboratory, question: Question, failure: Failure | None)
         notes={name: stage["notes"] for name, stage in stages.items() if "notes" in stage},
         costs={name: Cost(**stage["cost"]) for name, stage in stages.items()},
         environment=extract["environment"],  # where it was read, which may be an earlier run
+        elsewhere={
+            name: stage["environment"]
+            for name, stage in stages.items()
+            if stage["environment"] != extract["environment"]
+        },
     )
+
+
+def _made_from(plan: Plan, store: Store, question: Question) -> dict[str, dict[str, str]]:
+    """Name the data and the code of all that an answer follows from; what fails, by today's."""
+    used, code = set[Json](), dict[str, set[str]]()
+    for key in plan.lineage(question.stages):
+        stage, made = plan.stages[key], store.find(key)
+        used |= {value for value in stage.recipe.values() if isinstance(value, str)}
+        now = sources.code_of(stage, plan.stages)
+        before = now if made is None else made.payload.get("code", dict.fromkeys(now, UNKNOWN))
+        for name, digest in before.items():
+            code.setdefault(name, set()).add(digest)
+    return {
+        "data": {n: found.digest for n, found in plan.manifests.items() if found.digest in used},
+        "code": {name: " and ".join(sorted(found)) for name, found in sorted(code.items())},
+    }
 
 
 def _payload(store: Store, key: str) -> dict[str, Json]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -92,6 +92,16 @@ class Plan:
     owners: Mapping[str, OwnerSettings]  # by the key of their stage, innocent models with them
     recipe: Recipe  # of the strangers
     warnings: tuple[str, ...]
+
+    def lineage(self, keys: Iterable[str]) -> tuple[str, ...]:
+        """Return these stages and all they follow from, in the order of the plan."""
+        found, left = set[str](), list(keys)
+        while left:
+            key = left.pop()
+            if key not in found:
+                found.add(key)
+                left += self.stages[key].parents
+        return tuple(key for key in self.stages if key in found)
 
     def manifest(self, key: str) -> Manifest:
         """Return the data set whose digest a recipe names."""

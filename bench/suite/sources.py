@@ -1,0 +1,251 @@
+"""Say by which code a stage is carried out, and what in a store was made by other code.
+
+Keys name what was asked for. A digest beside each artefact names the source that answered: of its
+plug-in, with what that imports of its own package, and of the bench's part of the stage. Comments,
+docstrings and layout are no part of it. Sources are read and not imported: nothing needs torch.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import importlib.util
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from bench.records.nouns import Json, Record, canonical
+from bench.records.store import Store
+from bench.registry import ATTACKS, METHODS
+from bench.suite.graph import Kind, Plan, Stage
+
+UNKNOWN = "unknown"
+"""The digest of a source that cannot be read, as in a notebook: it equals none but itself."""
+
+WAY_OUT = "`bench run --stale remake` makes them again, and what follows from them"
+
+_MODELS = (
+    *("bench.models.vision", "bench.models.backbones", "bench.models.building"),
+    *("bench.models.heads", "bench.models.weights", "bench.models.libraries"),
+)
+
+_IMAGES = ("bench.data.images", "bench.data.embedded", "bench.data.drawing")
+
+_TRAINING = ("bench.training.loop", "bench.training.microbatch", "bench.models.surgery")
+
+_DRAWS = "bench.runs.laboratory:Laboratory._context"
+
+WORK: Mapping[Kind, tuple[str, ...]] = {
+    "owner": ("bench.runs.laboratory:Laboratory._owner", "bench.runs.owners", *_MODELS),
+    "classifier": (
+        *("bench.runs.laboratory:Laboratory._classifier", _DRAWS),
+        *("bench.training.readout:with_classifier", "bench.training.probe:pooled_features"),
+        *(*_TRAINING, *_MODELS, *_IMAGES),
+    ),
+    "cohort": (
+        *("bench.runs.laboratory:Laboratory._cohort", "bench.training.pretraining"),
+        *(*_MODELS, *_IMAGES),
+    ),
+    "protect": (
+        *("bench.runs.laboratory:Laboratory._protect", _DRAWS),
+        *("bench.training.activations", "bench.training.labels"),
+        *(*_TRAINING, *_MODELS, *_IMAGES),
+    ),
+    "attack": (
+        *("bench.runs.laboratory:Laboratory._attack", _DRAWS),
+        *(*_TRAINING, *_MODELS, *_IMAGES),
+    ),
+    "extract": (
+        *("bench.runs.laboratory:Laboratory._extract", _DRAWS, "bench.models.suspect"),
+        *("bench.training.labels", "bench.training.readout", "bench.training.probe:fit_linear"),
+        *("bench.training.probe:RIDGE", *_MODELS, *_IMAGES),
+    ),
+    "utility": (
+        *(
+            "bench.runs.laboratory:Laboratory._utility",
+            "bench.runs.laboratory:Laboratory._own_test",
+        ),
+        *("bench.training.probe", *_MODELS, *_IMAGES),
+    ),
+    "fidelity": (
+        *("bench.runs.laboratory:Laboratory._fidelity", "bench.training.probe"),
+        *(*_MODELS, *_IMAGES),
+    ),
+}
+"""The bench's part of each stage: packages and modules, or what one defines, after a colon."""
+
+
+def code_of(stage: Stage, known: Mapping[str, Stage]) -> dict[str, str]:
+    """Return the digests of the code that would carry a stage out now, by plug-in and by stage."""
+    named = stage
+    if stage.kind == "extract":
+        named = known[stage.parents[0]]
+    spec = named.recipe.get("method") or named.recipe.get("step")
+    registry = METHODS if "method" in named.recipe else ATTACKS
+    plugin = {spec["name"]: plugin_digest(registry.origin(spec["name"]).value)} if spec else {}
+    return {**plugin, stage.kind: stage_digest(stage.kind)}
+
+
+def made_by_others(plan: Plan, store: Store) -> dict[str, list[str]]:
+    """List what of a plan lies in the store, made by other code: keys by plug-in and by stage.
+
+    Under "" are those that do not say by what code they were made.
+    """
+    found: dict[str, list[str]] = {}
+    for key, stage in plan.stages.items():
+        made = store.find(key)
+        if made is None:
+            continue
+        before = made.payload.get("code")
+        for name in [""] if before is None else _apart(before, code_of(stage, plan.stages)):
+            found.setdefault(name, []).append(key)
+    return found
+
+
+def answered_by_others(plan: Plan, records: Mapping[str, Record]) -> list[str]:
+    """List the answers of a plan that say they follow from other code, or do not say from what."""
+    now: dict[str, str] = {}
+    for stage in plan.stages.values():
+        now |= code_of(stage, plan.stages)
+    return [
+        question.key
+        for question in plan.questions
+        if (record := records.get(question.key)) is not None
+        and record.status != "skipped"
+        and (not record.code or _apart(record.code, now))
+    ]
+
+
+def told(found: Mapping[str, Iterable[str]], answers: int = 0) -> Iterator[str]:
+    """Say in a line each what was made by other code, and the way out."""
+    for name, keys in sorted(found.items(), reverse=True):
+        count = len(list(keys))
+        what = "1 artefact" if count == 1 else f"{count} artefacts"
+        if name:
+            by = f"the stage {name}" if name in WORK else name
+            yield f"{what} in the store made by other code of {by}: {WAY_OUT}"
+        else:
+            yield f"{what} in the store that do not say by what code they were made: {WAY_OUT}"
+    if answers:
+        what = "1 answer follows" if answers == 1 else f"{answers} answers follow"
+        yield f"{what} from other code than today's, or from nobody knows which: {WAY_OUT}"
+
+
+def with_descendants(plan: Plan, keys: Iterable[str]) -> set[str]:
+    """Return stages and all that follows from them; parents come first in a plan."""
+    found = set(keys)
+    for key, stage in plan.stages.items():
+        if not found.isdisjoint(stage.parents):
+            found.add(key)
+    return found
+
+
+def _apart(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    return [name for name, digest in before.items() if now.get(name) != digest]
+
+
+@functools.cache
+def stage_digest(kind: Kind) -> str:
+    """Name the source of the bench's part of a stage: 16 hex digits."""
+    return _digest([part for place in WORK[kind] for part in _parts(place)])
+
+
+@functools.cache
+def plugin_digest(place: str) -> str:
+    """Name the source of a plug-in that lives at "module:Class", with what it imports of its own.
+
+    That is its module, or all modules of its package, and whatever these import that has the same
+    first name; the bench is none of it.
+    """
+    module = place.partition(":")[0]
+    seen, left = dict[str, Json](), [module]
+    while left:
+        name = left.pop()
+        for here, path in _modules(name):
+            if here not in seen:
+                tree = ast.parse(path.read_bytes())
+                seen[here] = _plain(tree)
+                left += [other for other in _imported(tree, here, path) if _same(other, module)]
+    return _digest(sorted(seen.items()))
+
+
+def _digest(parts: list[Json]) -> str:
+    return hashlib.sha256(canonical(parts).encode()).hexdigest()[:16] if parts else UNKNOWN
+
+
+def _parts(place: str) -> Iterator[Json]:
+    """Yield the source at "package", "module" or "module:what.it.defines"."""
+    module, _, within = place.partition(":")
+    for name, path in _modules(module):
+        tree: ast.AST = ast.parse(path.read_bytes())
+        for step in within.split(".") if within else ():
+            tree = next(node for node in ast.iter_child_nodes(tree) if step in _defines(node))
+        yield [name, within, _plain(tree)]
+
+
+def _defines(node: ast.AST) -> list[str]:
+    if isinstance(node, ast.ClassDef | ast.FunctionDef):
+        return [node.name]
+    targets = node.targets if isinstance(node, ast.Assign) else []
+    return [target.id for target in targets if isinstance(target, ast.Name)]
+
+
+def _modules(name: str) -> Iterator[tuple[str, Path]]:
+    """Yield a module and its file, or all modules of a package; nothing where there is no file."""
+    first, *rest = name.split(".")
+    try:
+        spec = importlib.util.find_spec(first)  # imports nothing, unlike that of a module within
+    except (ImportError, ValueError):
+        return
+    if spec is None:
+        return
+    if not rest and spec.origin is not None and spec.submodule_search_locations is None:
+        if Path(spec.origin).suffix == ".py":
+            yield name, Path(spec.origin)
+        return
+    for root in spec.submodule_search_locations or ():
+        place = Path(root, *rest)
+        if place.with_suffix(".py").is_file():
+            yield name, place.with_suffix(".py")
+        elif rest and place.is_dir():
+            for path in sorted(place.rglob("*.py")):
+                within = path.relative_to(place).with_suffix("").parts
+                yield ".".join([name, *(part for part in within if part != "__init__")]), path
+
+
+def _imported(tree: ast.AST, module: str, path: Path) -> Iterator[str]:
+    """Yield every module that a module's source names in an import, and what might be one."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parts = module.split(".")
+            up = node.level - (path.stem == "__init__")
+            base = parts[: len(parts) - up] if node.level else []
+            whole = ".".join([*base, *([node.module] if node.module else [])])
+            yield whole
+            yield from (f"{whole}.{alias.name}" for alias in node.names)
+
+
+def _same(name: str, module: str) -> bool:
+    first = module.partition(".")[0]
+    return name.startswith(f"{first}.") and first != "bench"
+
+
+def _plain(node: Json) -> Json:
+    """Write a syntax tree without texts that stand for themselves, alike in any Python."""
+    if isinstance(node, ast.AST):
+        fields = {name: _plain(value) for name, value in ast.iter_fields(node) if value != []}
+        return [type(node).__name__, {k: v for k, v in fields.items() if v is not None}]
+    if isinstance(node, list):
+        return [_plain(each) for each in node if not _is_text(each)]
+    return None if node is None else repr(node)
+
+
+def _is_text(node: Json) -> bool:
+    """Say whether a statement is a docstring, of whatever stands above it."""
+    return (
+        isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+    )
