@@ -57,8 +57,8 @@ WORKLOADS = [Workload("theirs.ask", asking)]
 
 
 def marking(device):
-    """Prepare what the workload `activemark.paper` does, half as long."""
-    settings = {"variant": "paper", "images": 32, "steps": 16}
+    """Prepare what the workload `activemark.paper` does, on few images: the loop is most of it."""
+    settings = {"variant": "paper", "images": 8, "steps": 24, "batch": 8}
     return OURS["marking"](*OURS["mini"](device), OURS["BLOCK"], **settings)
 
 
@@ -66,8 +66,9 @@ MARKING = Workload("activemark.paper", marking)
 
 
 def spin(seconds):
-    until = time.perf_counter() + seconds
-    while time.perf_counter() < until:
+    """Spend seconds of the processor: those of the clock may be another's on a busy machine."""
+    until = time.process_time() + seconds
+    while time.process_time() < until:
         pass
 
 
@@ -154,7 +155,7 @@ def test_counts_are_of_passes_queries_trainings_and_what_is_written(tmp_path):
 @pytest.fixture(scope="module")
 def known():
     """What the embedding loop takes on this tree, unchanged, here and now."""
-    found = ideal.effort(MARKING, CPU, limit=9.0)  # settled as soon as may be
+    found = ideal.effort(MARKING, CPU)  # as exactly as the machine allows: two tests stand on it
     return Baseline({MARKING.name: Expected(found.counts, found.ratio.median)}, {})
 
 
@@ -190,9 +191,9 @@ def test_an_embedding_loop_slower_by_30_percent_is_found(known, monkeypatch):
 
     def slow(step, *others):
         def slowed(number):
-            began = time.perf_counter()
+            began = time.process_time()
             step(number)
-            spin(0.3 * (time.perf_counter() - began))
+            spin(0.3 * (time.process_time() - began))
 
         return repeat(slowed, *others)
 
@@ -345,12 +346,12 @@ def test_a_revision_that_is_not_there_is_one_line(versioned, complaint, tmp_path
 SLOWER = """
 
 def slow(self, tokens, start=0, stop=None, quick=VisionModel.run_blocks):
-    from time import perf_counter
+    from time import process_time
 
-    began = perf_counter()
+    began = process_time()
     tokens = quick(self, tokens, start, stop)
-    until = perf_counter() + 0.3 * (perf_counter() - began)
-    while start and perf_counter() < until:
+    until = process_time() + 0.3 * (process_time() - began)
+    while start and process_time() < until:
         pass
     return tokens
 
