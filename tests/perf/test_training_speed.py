@@ -13,7 +13,7 @@ from bench.models.surgery import with_head
 from bench.models.vision import Architecture
 from bench.testing import context
 
-IMAGES, BATCH, ROUNDS = 16, 8, 5
+IMAGES, BATCH, ROUNDS = 8, 4, 5
 """Two batches: what an epoch costs beside its passes weighs more on few images than on many."""
 
 
