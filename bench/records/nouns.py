@@ -233,6 +233,17 @@ class Passes:
         return self.forward + self.backward * (1 if self.frozen else 2)
 
 
+def packed(right: Iterable[bool]) -> str:
+    """Write which images were got right, four to a hexadecimal digit, the first one highest."""
+    bits = "".join("01"[bool(one)] for one in right)
+    return "".join(f"{int(bits[i : i + 4].ljust(4, '0'), 2):x}" for i in range(0, len(bits), 4))
+
+
+def unpacked(text: str, n: int) -> tuple[bool, ...]:
+    """Read back which of `n` images were got right."""
+    return tuple(bit == "1" for digit in text for bit in f"{int(digit, 16):04b}")[:n]
+
+
 @dataclass(frozen=True, slots=True)
 class Utility:
     """How well a suspect does on its own task, measured by the bench, never by the attack."""
@@ -241,6 +252,8 @@ class Utility:
     value: float  # in [0, 1], higher is better
     task: str  # "digits, thief's test images"
     n: int  # test images
+    right: str = ""  # which of them, `packed`; empty for mIoU and in older records
+    chance: float = 0.0  # the value of a guess; 0 in older records
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,7 +261,9 @@ class Fidelity:
     """What a mark costs before any attack: released model, without injection, against the owner.
 
     `feature_cosine` holds one cosine per held-out image; the two probe accuracies are on the same
-    `probe_images` test images.
+    `probe_images` test images. The owner's own classifier is asked about the same `own_images` of
+    its task before and after, if there is one. What was got right is `packed`; older records say
+    neither.
     """
 
     feature_cosine: tuple[float, ...]
@@ -256,6 +271,12 @@ class Fidelity:
     released_probe_accuracy: float
     probe_images: int
     task: str
+    owner_probe_right: str = ""
+    released_probe_right: str = ""
+    own_task: str = ""
+    own_images: int = 0
+    owner_right: str = ""
+    released_right: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,13 +68,15 @@ class _Stages:
 
     def contradictions(self, record: Record) -> Iterator[str]:
         """Yield what the record says otherwise than the store."""
-        price = self.fidelity.payload["fidelity"] if self.fidelity else None
+        found = self.fidelity.payload["fidelity"] if self.fidelity else None
+        price, utility = found and Fidelity(**found), Utility(**self.utility.payload["utility"])
         for name, ours, theirs in (
             ("evidence", _plain(record.evidence), self.extract.payload["evidence"]),
             ("suspect digest", record.suspect_digest, self.suspect.payload["digest"]),
             ("owner digest", record.owner_digest, self.owner.payload["digest"]),
-            ("utility", _plain(record.utility), self.utility.payload["utility"]),
-            ("fidelity", _plain(record.fidelity), price),
+            # By way of the nouns: an older store has fewer fields.
+            ("utility", _plain(record.utility), _plain(utility)),
+            ("fidelity", _plain(record.fidelity), _plain(price)),
         ):
             if ours != theirs:  # as values: a threshold of 5 is one of 5.0
                 yield f"its {name} is not the one in the store"

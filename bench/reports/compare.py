@@ -14,7 +14,7 @@ from statistics import fmean
 from typing import Literal
 
 from bench.records.ledger import Results
-from bench.records.nouns import Cell, Json, Record, canonical
+from bench.records.nouns import Cell, Json, Record, canonical, unpacked
 from bench.records.table import NOTHING, Table
 from bench.reports.blocks import labelled
 from bench.verdicts.innocents import lineage
@@ -132,6 +132,11 @@ def _numbers(base: Record, head: Record, tolerance: Tolerance) -> Iterator[_Numb
         yield from _number("feature cosine", *cosines, tolerance.score)
         probes = was.released_probe_accuracy, now.released_probe_accuracy
         yield from _number("probe accuracy", *probes, tolerance.utility)
+        if was.own_images and now.own_images:
+            own = [fmean(unpacked(f.released_right, f.own_images)) for f in (was, now)]
+            yield from _number(
+                "accuracy on the owner's own task", own[0], own[1], tolerance.utility
+            )
 
 
 def _utility(base: Record, head: Record, tolerance: float) -> Iterator[_Number]:

@@ -22,6 +22,7 @@ from bench.records.nouns import (
     Utility,
     canonical,
     evidence_of,
+    unpacked,
 )
 from bench.records.table import NOTHING, Table
 from bench.reports import notes
@@ -38,7 +39,7 @@ from bench.reports.blocks import (
 from bench.reports.tables import numbered_tasks, utility_text
 from bench.verdicts import intervals
 from bench.verdicts.innocents import core, secret_of
-from bench.verdicts.intervals import Interval, difference_interval
+from bench.verdicts.intervals import Interval, difference_interval, paired_interval
 from bench.verdicts.verdict import Verdict
 
 R_HIGH = 0.75
@@ -65,7 +66,8 @@ LEGEND = (
     "on before the attack, that utility minus the suspect's; where it has a task of its own, the "
     "mean utility of the twins at their best strength (without twins, as for a fingerprint, of the "
     "copies) minus the suspect's: what the thief could have had honestly. [95 % Newcombe interval "
-    f"over the test images] (n models: lowest to highest). [{NOTHING}]: none, mIoU is no share of "
+    "over the test images, paired where records say which images were got right] "
+    f"(n models: lowest to highest). [{NOTHING}]: none, mIoU is no share of "
     "images, and against itself a model loses nothing.",
 )
 
@@ -185,6 +187,13 @@ class _Baseline:
             return self.best.utility
         found = self.before.get((secret_of(record.cell), record.cell.base))
         return None if found is None else found.value
+
+    def models(self, record: Record) -> list[Utility]:
+        """Return that utility model by model."""
+        if self.best is not None:
+            return [utility for _, utility in self.best.row.measured(self.best.population)]
+        found = self.before.get((secret_of(record.cell), record.cell.base))
+        return [] if found is None else [found]
 
 
 def tables(outline: Outline, records: Mapping[str, Record]) -> tuple[Table, ...]:
@@ -310,11 +319,25 @@ def _loss(row: Row, population: Lineage, baseline: _Baseline) -> Loss | None:
     itself = best is not None and best.row is row and best.population == population
     share = all(utility.metric in SHARES for _, _, utility in held)
     n = min(utility.n for _, _, utility in held)
+    pairs = [(utility, model) for record, _, utility in held for model in baseline.models(record)]
+    within = None
+    if share and not itself:
+        within = _paired(pairs) or difference_interval(after, before, n)
     return Loss(
         value=before - after,
-        within=difference_interval(after, before, n) if share and not itself else None,
+        within=within,
         between=intervals.between(losses),
         models=len(losses),
+    )
+
+
+def _paired(pairs: Sequence[tuple[Utility, Utility]]) -> Interval | None:
+    """Pair two models image by image, where it is known which images each got right."""
+    same = all(one.n == other.n and _task(one) == _task(other) for one, other in pairs)
+    if not same or not all(one.right and other.right for one, other in pairs):
+        return None
+    return paired_interval(
+        [(unpacked(one.right, one.n), unpacked(other.right, other.n)) for one, other in pairs]
     )
 
 

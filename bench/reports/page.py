@@ -26,6 +26,7 @@ from bench.records.nouns import (
     Record,
     Spec,
     canonical,
+    unpacked,
 )
 from bench.records.table import NOTHING, Picture, Table
 from bench.reports import drawings, tables
@@ -336,11 +337,15 @@ def _evidence(evidence: Evidence) -> str:
 
 
 def _fidelity(fidelity: Fidelity) -> str:
+    n = fidelity.own_images
+    rights = (fidelity.owner_right, fidelity.released_right)
+    own = [f"{fmean(unpacked(right, n)):.4f}" for right in rights] if n else []
     return (
         f"feature cosine {fmean(fidelity.feature_cosine):.4f} over {len(fidelity.feature_cosine)} "
         f"images; probe accuracy {fidelity.owner_probe_accuracy:.4f} (owner), "
         f"{fidelity.released_probe_accuracy:.4f} (released) on {fidelity.task}, "
         f"n = {fidelity.probe_images}"
+        + (f"; own classifier {' to '.join(own)} on {fidelity.own_task}, n = {n}" if own else "")
     )
 
 

@@ -20,6 +20,7 @@ from bench.records.nouns import (
     Record,
     canonical,
     evidence_of,
+    unpacked,
 )
 from bench.records.table import NOTHING, Table
 from bench.reports.blocks import (
@@ -48,7 +49,13 @@ from bench.reports.notes import (
 )
 from bench.verdicts import bounds, level, pairs
 from bench.verdicts.innocents import Innocents
-from bench.verdicts.intervals import between, difference_interval, mean_interval
+from bench.verdicts.intervals import (
+    Interval,
+    between,
+    difference_interval,
+    mean_interval,
+    paired_interval,
+)
 
 
 def tables(outline: Outline, records: Mapping[str, Record]) -> tuple[Table, ...]:
@@ -202,6 +209,9 @@ def _columns(blocks: Sequence[Block | None], alpha: float) -> Iterator[tuple[str
     yield ("what is compared", "needs", *(block.access if block else NOTHING for block in blocks))
     yield ("what is compared", "rate of", *(_rule(block) for block in blocks))
     yield ("what is compared", "price: feature cosine", *(_brief_price(block) for block in blocks))
+    own = tuple(map(_brief_own_task, blocks))
+    if set(own) != {NOTHING}:
+        yield ("what is compared", "price: the owner's own task", *own)
     for origin in POPULATIONS:
         shown: set[tuple[str, ...]] = set()
         for label in labels:
@@ -240,16 +250,28 @@ def _brief_price(block: Block | None) -> str:
     return f"{fmean(fmean(p.feature_cosine) for p in prices):.3f}" if prices else NOTHING
 
 
+def _brief_own_task(block: Block | None) -> str:
+    pairs = _own_answers([r.fidelity for r in block.records if r.fidelity]) if block else []
+    if not pairs:
+        return NOTHING
+    low, high = paired_interval(pairs)
+    before, after = (fmean(fmean(pair[side]) for pair in pairs) for side in (0, 1))
+    return f"{before:.3f} -> {after:.3f} [{low:+.3f}, {high:+.3f}]"
+
+
 def price(block: Block) -> list[tuple[str, ...]]:
     """Return the rows that price a mark: the released model, without injection, before attacks."""
     prices = list({r.cell.method_seed: r.fidelity for r in block.records if r.fidelity}.values())
     if not prices:
         return []
     blank = (NOTHING,) * 7
-    return [
+    rows: list[tuple[str, ...]] = [
         ("price: feature cosine", _cosine(prices), *blank),
         ("price: probe accuracy, owner -> released", _probe(prices), *blank),
     ]
+    if any(price.owner_probe_right for price in prices):  # an older record does not say
+        rows.append(("price: own task, owner -> released", _own_task(prices), *blank))
+    return rows
 
 
 def _cosine(prices: Sequence[Fidelity]) -> str:
@@ -268,10 +290,39 @@ def _probe(prices: Sequence[Fidelity]) -> str:
     before = fmean(price.owner_probe_accuracy for price in prices)
     after = [price.released_probe_accuracy for price in prices]
     n = min(price.probe_images for price in prices)
-    low, high = difference_interval(before, fmean(after), n)
-    change = fmean(after) - before
+    if all(price.released_probe_right for price in prices):
+        ends = paired_interval(
+            [
+                (unpacked(p.owner_probe_right, n), unpacked(p.released_probe_right, n))
+                for p in prices
+            ]
+        )
+    else:  # an older record, which has totals alone
+        ends = difference_interval(before, fmean(after), n)
+    return _change(before, after, ends)
+
+
+def _own_task(prices: Sequence[Fidelity]) -> str:
+    """Write what the mark costs the owner's own classifier, on the same images."""
+    pairs = _own_answers(prices)
+    if not pairs:
+        return "none: the owner has no classifier of labelled images of its own"
+    before = fmean(fmean(owner) for owner, _ in pairs)
+    return _change(before, [fmean(released) for _, released in pairs], paired_interval(pairs))
+
+
+def _own_answers(prices: Sequence[Fidelity]) -> list[tuple[Sequence[bool], Sequence[bool]]]:
+    return [
+        (unpacked(p.owner_right, p.own_images), unpacked(p.released_right, p.own_images))
+        for p in prices
+        if p.own_images
+    ]
+
+
+def _change(before: float, after: Sequence[float], ends: Interval) -> str:
+    mean, (low, high) = fmean(after), ends
     return (
-        f"{before:.3f} -> {fmean(after):.3f}: {change:+.3f} [{low:+.3f}, {high:+.3f}] "
+        f"{before:.3f} -> {mean:.3f}: {mean - before:+.3f} [{low:+.3f}, {high:+.3f}] "
         f"{models_text(len(after), between(after))}"
     )
 

@@ -273,15 +273,22 @@ class _Estimates:
         own, owner, probe = (stage.recipe[name] for name in ("own", "owner", "probe"))
         if own:  # unless the attack left no head for its task, which a probe then stands in for
             return Passes(self.count(own, "thief_held_out"), bound="about")
-        images = self.plan.manifest(owner)
-        if images.classes and not images.masked and self._classes(stage) == len(images.classes):
+        if self._answers(stage, owner):
             return Passes(self.count(owner, "owner_held_out"))
         return Passes(self.count(probe, "owner_images", "owner_held_out"))
 
     def _fidelity(self, stage: Stage) -> Passes:
-        owner, probe = stage.recipe["owner"], stage.recipe["probe"]
+        own, owner, probe = (stage.recipe[name] for name in ("own", "owner", "probe"))
         looked = self.count(owner, "owner_held_out")
+        if self._answers(stage, own):
+            looked += self.count(own, "owner_held_out")
         return Passes(2 * (looked + self.count(probe, "owner_images", "owner_held_out")))
+
+    def _answers(self, stage: Stage, data: str) -> bool:
+        """Say whether a model tells the classes of these images apart."""
+        images = self.plan.manifest(data)
+        labelled = bool(images.classes) and not images.masked
+        return labelled and self._classes(stage) == len(images.classes)
 
     def _classes(self, stage: Stage) -> int:
         while stage.parents:

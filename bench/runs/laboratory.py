@@ -34,6 +34,7 @@ from bench.records.nouns import (
     Shape,
     UserError,
     digest,
+    packed,
 )
 from bench.records.settings import SettingError
 from bench.records.store import Artefact, Store
@@ -246,6 +247,10 @@ class Laboratory:
         if trained_on and isinstance(model.architecture.head, kinds):
             name = self.plan.manifest(trained_on).name
             return self._pool(trained_on, "thief_held_out", model), f"{name}, thief's test images"
+        return self._owners_test(owner, model)
+
+    def _owners_test(self, owner: str, model: VisionModel) -> tuple[Images | None, str]:
+        """Find the owner's held-out images of the classes that a model tells apart, if any."""
         images = self.plan.manifest(owner)
         if images.classes and not images.masked and model.classes == len(images.classes):
             held_out = self._pool(owner, "owner_held_out", model)
@@ -256,14 +261,30 @@ class Laboratory:
         owner, released = (self._model(key).to(self.device) for key in stage.parents)
         _, held_out = self._owner_pools(stage.recipe["owner"], owner)
         train, test = self._owner_pools(stage.recipe["probe"], owner)
-        name = self.plan.manifest(stage.recipe["probe"]).name
+        before, after = (
+            probe.probe_right(model, train, test, self.device) for model in (owner, released)
+        )
         found = Fidelity(
             feature_cosine=probe.feature_cosines(owner, released, held_out, self.device),
-            owner_probe_accuracy=probe.probe_accuracy(owner, train, test, self.device),
-            released_probe_accuracy=probe.probe_accuracy(released, train, test, self.device),
+            owner_probe_accuracy=probe.share(before),
+            released_probe_accuracy=probe.share(after),
             probe_images=len(test),
-            task=name,
+            task=self.plan.manifest(stage.recipe["probe"]).name,
+            owner_probe_right=packed(before.tolist()),
+            released_probe_right=packed(after.tolist()),
         )
+        own, task = self._owners_test(stage.recipe["own"], owner)
+        if own is not None and released.classes == owner.classes:
+            before, after = (
+                probe.head_right(model, own, self.device) for model in (owner, released)
+            )
+            found = dataclasses.replace(
+                found,
+                own_task=task,
+                own_images=len(own),
+                owner_right=packed(before.tolist()),
+                released_right=packed(after.tolist()),
+            )
         return Made({"fidelity": dataclasses.asdict(found)})
 
     def _model(self, key: str) -> VisionModel:

@@ -12,7 +12,7 @@ from bench.data.images import Images
 from bench.data.item import IGNORE
 from bench.models.heads import SegmentationHead
 from bench.models.vision import VisionModel
-from bench.records.nouns import UserError, Utility
+from bench.records.nouns import UserError, Utility, packed
 from bench.training.microbatch import in_batches
 
 RIDGE = 10.0
@@ -39,8 +39,13 @@ def head_accuracy(
     model: VisionModel, test: Images, device: torch.device, batch: int = 256
 ) -> float:
     """Return the share of `test` that the model's own head gets right."""
+    return share(head_right(model, test, device, batch))
+
+
+def head_right(model: VisionModel, test: Images, device: torch.device, batch: int = 256) -> Tensor:
+    """Say which images of `test` the model's own head gets right, (n,)."""
     logits = _over(test, device, batch, model, model.logits)  # (n, k)
-    return _share_right(logits, _labels(test))
+    return _right(logits, _labels(test))
 
 
 def mean_iou(model: VisionModel, test: Images, device: torch.device, batch: int = 64) -> float:
@@ -74,8 +79,15 @@ def probe_accuracy(
     model: VisionModel, train: Images, test: Images, device: torch.device, batch: int = 256
 ) -> float:
     """Return the share of `test` that a linear readout fitted on `train` gets right."""
+    return share(probe_right(model, train, test, device, batch))
+
+
+def probe_right(
+    model: VisionModel, train: Images, test: Images, device: torch.device, batch: int = 256
+) -> Tensor:
+    """Say which images of `test` a linear readout fitted on `train` gets right, (n,)."""
     scores = fit_linear(model, train, device, batch)
-    return _share_right(scores(pooled_features(model, test, device, batch)), _labels(test))
+    return _right(scores(pooled_features(model, test, device, batch)), _labels(test))
 
 
 def fit_linear(
@@ -107,9 +119,19 @@ def utility(
     if own_test is not None and isinstance(model.architecture.head, SegmentationHead):
         return Utility("mIoU", mean_iou(model, own_test, device), own_task, len(own_test))
     if own_test is not None and model.architecture.head is not None:
-        return Utility("accuracy", head_accuracy(model, own_test, device), own_task, len(own_test))
-    found = probe_accuracy(model, probe_train, probe_test, device)
-    return Utility("probe accuracy", found, probe_task, len(probe_test))
+        right, classes = head_right(model, own_test, device), own_test.classes
+        return _accuracy("accuracy", right, own_task, classes)
+    right = probe_right(model, probe_train, probe_test, device)
+    return _accuracy("probe accuracy", right, probe_task, probe_train.classes)
+
+
+def _accuracy(metric: str, right: Tensor, task: str, classes: int) -> Utility:
+    return Utility(metric, share(right), task, len(right), packed(right.tolist()), 1 / classes)
+
+
+def share(right: Tensor) -> float:
+    """Return the share of images (n,) that were got right."""
+    return float(right.double().mean())
 
 
 def _over(
@@ -137,5 +159,5 @@ def _labels(images: Images) -> Tensor:
     return images.labels
 
 
-def _share_right(scores: Tensor, labels: Tensor) -> float:
-    return float((scores.argmax(1).cpu() == labels).double().mean())
+def _right(scores: Tensor, labels: Tensor) -> Tensor:
+    return scores.argmax(1).cpu() == labels

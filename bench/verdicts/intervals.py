@@ -83,6 +83,27 @@ def difference_interval(before: float, after: float, n: int) -> Interval:
     return float(low), float(high)
 
 
+def paired_interval(pairs: Sequence[tuple[Sequence[bool], Sequence[bool]]]) -> Interval:
+    """Return Newcombe's interval for the change of an accuracy on the same images, paired.
+
+    A pair says which images one model got right, then which another did; of several pairs it is the
+    interval of one, at their means. Source: R. G. Newcombe, "Improved confidence intervals for the
+    difference between binomial proportions based on paired data", Statistics in Medicine 17, 1998,
+    method 10.
+    """
+    n = len(pairs[0][0])
+    before, after = (fmean(fmean(pair[side]) for pair in pairs) for side in (0, 1))
+    both = fmean(fmean(a and b for a, b in zip(*pair, strict=True)) for pair in pairs)
+    together, apart = both - before * after, before * (1 - before) * after * (1 - after)
+    if together > 0:  # Newcombe's correction for continuity
+        together = max(0.0, together - 1 / (2 * n))
+    phi = together / math.sqrt(apart) if apart > 0 else 0.0
+    (low, high), (lower, upper) = wilson(before, n), wilson(after, n)
+    down, up = (after - lower, high - before), (upper - after, before - low)
+    below, above = (math.sqrt(max(0.0, x * x - 2 * phi * x * y + y * y)) for x, y in (down, up))
+    return after - before - below, after - before + above
+
+
 def upper_bound(hits: int, trials: int, level: float = 0.05) -> float | None:
     """Return the exact one-sided Clopper-Pearson bound on a rate; None without trials."""
     # The upper end of a two-sided interval at twice the level.

@@ -10,7 +10,13 @@ from scipy import stats
 from simulated import SCORES, SIZES, allowed
 
 from bench.verdicts import verdict
-from bench.verdicts.intervals import difference_interval, mean_interval, means_agree, wilson
+from bench.verdicts.intervals import (
+    difference_interval,
+    mean_interval,
+    means_agree,
+    paired_interval,
+    wilson,
+)
 from bench.verdicts.verdict import decide, innocents_needed
 
 ALPHAS = (0.05, 0.2)
@@ -119,6 +125,23 @@ def test_newcombes_interval_is_too_wide_rather_than_too_narrow_on_the_same_image
         low, high = difference_interval(before, after, n)
         covered += low <= -0.1 <= high
     assert covered / trials >= 0.95
+
+
+@pytest.mark.parametrize("n", [40, 200])
+@pytest.mark.parametrize(("alike", "change"), [(0.0, 0.0), (0.6, 0.0), (0.6, -0.1), (0.9, -0.05)])
+def test_newcombes_paired_interval_covers_a_change_on_the_same_images(n, alike, change):
+    rng, trials, covered, widths = np.random.default_rng(n), 400, 0, []
+    for _ in range(trials):
+        luck = rng.random((2, n))  # an image is hard for both models, or for each by itself
+        luck[1] = np.where(rng.random(n) < alike, luck[0], luck[1])
+        pair = (luck[0] < 0.8).tolist(), (luck[1] < 0.8 + change).tolist()
+        low, high = paired_interval([pair])
+        covered += low <= change <= high
+        widths.append(high - low)
+    assert covered / trials >= 0.925  # 0.95 less 2.3 deviations of 400 trials
+    if alike == 0.9:
+        unpaired = difference_interval(0.8, 0.75, n)
+        assert np.mean(widths) < 0.75 * (unpaired[1] - unpaired[0])
 
 
 @pytest.mark.parametrize(

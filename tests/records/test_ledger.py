@@ -17,6 +17,8 @@ from bench.records.nouns import (
     Spec,
     UserError,
     Utility,
+    packed,
+    unpacked,
 )
 
 CELL = Cell(
@@ -193,6 +195,34 @@ def test_an_outline_that_cannot_be_read_is_named(tmp_path, text, message):
         read_outline(path)
     assert str(caught.value).startswith(f"{path}: ")
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("right", "text"),
+    [
+        ([], ""),
+        ([True], "8"),
+        ([False, True, True, True], "7"),
+        ([True, False, True, False, False, False, True], "a2"),
+    ],
+)
+def test_which_images_were_right_takes_a_digit_for_four(right, text):
+    assert packed(right) == text
+    assert unpacked(text, len(right)) == tuple(right)
+
+
+def test_a_record_from_before_images_were_told_apart_is_still_read(tmp_path):
+    value = dataclasses.asdict(RECORD)
+    for part, names in {"utility": ("right", "chance"), "fidelity": (
+        *("owner_probe_right", "released_probe_right"),
+        *("own_task", "own_images", "owner_right", "released_right"),
+    )}.items():  # fmt: skip
+        for name in names:
+            del value[part][name]
+    (tmp_path / "old.jsonl").write_text(json.dumps(value) + "\n")
+    (back,) = read(tmp_path)
+    assert (back.utility.right, back.fidelity.own_images) == ("", 0)
+    assert back == RECORD
 
 
 def test_what_a_reading_noted_stands_once_among_the_records_notes(tmp_path):

@@ -11,7 +11,7 @@ from made import MARK, QUERIES, UNTOUCHED, bit_errors, cell, key_of, lost, outli
 
 from bench.cli import main
 from bench.records import ledger
-from bench.records.nouns import Spec, UserError, Utility
+from bench.records.nouns import Spec, UserError, Utility, packed
 from bench.records.table import NOTHING
 from bench.reports import drawings, frontier
 
@@ -167,6 +167,17 @@ def test_on_the_same_task_the_loss_is_counted_from_before_the_attack():
     assert found["0.8"] == "+0.600 [+0.171, +0.809] (n=1)"
     assert found["0.2"].startswith("+0.000 [-")
     assert price(points, untouched(), innocents())["against"] == "before the attack"
+
+
+def test_where_it_is_known_which_images_were_right_the_loss_is_paired():
+    known = [True] * 36 + [False] * 12 + [True] * 2
+    before = Utility("probe accuracy", 0.96, PROBE[1], 50, packed([True] * 48 + [False] * 2))
+    after = Utility("probe accuracy", 0.76, PROBE[1], 50, packed(known))
+    swept = [answer(cell(attack=prune(s)), 1.0, utility=None) for s in (0.2, 0.4)]
+    swept = [dataclasses.replace(r, utility=after) for r in swept]
+    whole = [dataclasses.replace(r, utility=before) for r in untouched()]
+    # R. G. Newcombe, Stat. Med. 17 (1998) 2635-2650, table III, method 10: 36 both, 12 and 2 alone.
+    assert losses(swept, whole)["0.4"] == "+0.200 [+0.057, +0.340] (n=1)"
 
 
 def test_each_copy_is_held_against_the_model_released_under_its_own_key():

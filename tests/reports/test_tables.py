@@ -20,7 +20,7 @@ from made import (
 )
 from rich.console import Console
 
-from bench.records.nouns import Cost, Evidence, Fidelity, Spec, canonical
+from bench.records.nouns import Cost, Evidence, Fidelity, Spec, canonical, packed
 from bench.records.table import NOTHING, TERMINAL_COLUMN, markdown, print_table, write_tables
 from bench.records.table import csv as csv_
 from bench.reports.notes import LEGEND
@@ -438,6 +438,35 @@ def test_the_price_of_a_mark_comes_before_its_attacks():
     assert cosine == "0.9500 [0.8258, 1.0000] (n=1)"
     probe = row(table, "activemark", "price: probe accuracy, owner -> released")["marked"]
     assert probe == "0.700 -> 0.600: -0.100 [-0.241, +0.047] (n=1)"
+
+
+def right(*counts):
+    """The answers of two models: right by both, by the first alone, the second alone, by none."""
+    both, first, second, neither = counts
+    one = packed([True] * (both + first) + [False] * (second + neither))
+    return one, packed([True] * both + [False] * first + [True] * second + [False] * neither)
+
+
+def test_the_owners_own_task_is_part_of_the_price_paired_over_its_images():
+    price = Fidelity((0.9, 0.95, 1.0), 0.76, 0.96, 50, "digits", *right(36, 2, 12, 0))
+    own = dict(zip(("owner_right", "released_right"), right(36, 2, 12, 0)[::-1], strict=True))
+    priced = dataclasses.replace(price, own_task="digits", own_images=50, **own)
+    found = made([record(cell(), fidelity=priced), record(cell(PRINT)), *innocents()])
+    table, sides = found[0], named("Table 2 side by side", found)
+    # R. G. Newcombe, Stat. Med. 17 (1998) 2635-2650, table III, method 10: 0.0569 to 0.3404.
+    probe = row(table, "activemark", "price: probe accuracy, owner -> released")["marked"]
+    assert probe == "0.760 -> 0.960: +0.200 [+0.057, +0.340] (n=1)"
+    found = row(table, "activemark", "price: own task, owner -> released")["marked"]
+    assert found == "0.960 -> 0.760: -0.200 [-0.340, -0.057] (n=1)"
+    (compared,) = [r for r in sides.rows if r[2] == "price: the owner's own task"]
+    assert compared[3:] == ("0.960 -> 0.760 [-0.340, -0.057]", "—")
+
+
+def test_an_owner_without_a_classifier_is_said_to_have_no_task_of_its_own():
+    price = Fidelity((0.9, 0.95), 0.76, 0.96, 50, "digits", *right(36, 2, 12, 0))
+    table, *_ = made([record(cell(), fidelity=price), *innocents()])
+    found = row(table, "activemark", "price: own task, owner -> released")["marked"]
+    assert found == "none: the owner has no classifier of labelled images of its own"
 
 
 def test_methods_and_attacks_are_named_by_the_settings_that_differ():

@@ -10,7 +10,7 @@ from sklearn.preprocessing import StandardScaler
 from bench.data.item import IGNORE
 from bench.models.heads import Head, SegmentationHead
 from bench.models.surgery import with_head
-from bench.records.nouns import UserError
+from bench.records.nouns import UserError, unpacked
 from bench.testing import CPU, context, owner, stranger
 from bench.training import probe
 
@@ -100,6 +100,15 @@ def test_utility_asks_the_head_where_there_is_one_and_a_probe_where_there_is_non
         found = probe.utility(suspect, own_test, *rest)
         assert (found.metric, found.task, found.n) == (metric, task, 32)
         assert found.value == pytest.approx(probed if value is None else value)
+        if metric == "mIoU":
+            assert (found.right, found.chance) == ("", 0.0)
+            continue
+        assert found.chance == 1 / 10
+        with torch.no_grad():
+            asked = test.batch(slice(None), CPU)
+            said = suspect.logits(asked) if metric == "accuracy" else probe.fit_linear(
+                suspect, train, CPU)(suspect.pooled(suspect.forward_features(asked)))  # fmt: skip
+        assert unpacked(found.right, 32) == tuple((said.argmax(1) == test.labels).tolist())
 
 
 LINEAR = SegmentationHead(10, "linear", (5,))

@@ -11,7 +11,12 @@ from scipy import stats
 from bench.records.nouns import Evidence, Rule, Spec, UserError
 from bench.verdicts import intervals
 from bench.verdicts.innocents import Innocents, innocents, lineage, secret_of
-from bench.verdicts.intervals import difference_interval, mean_interval, means_agree
+from bench.verdicts.intervals import (
+    difference_interval,
+    mean_interval,
+    means_agree,
+    paired_interval,
+)
 from bench.verdicts.verdict import (
     Rank,
     decide,
@@ -447,6 +452,49 @@ def test_two_accuracies_differ_by_newcombes_interval():
     change = 0.7 - 0.6  # Newcombe (1998), method 10, by hand
     assert low == pytest.approx(change - math.hypot(0.7 - first.low, second.high - 0.6))
     assert high == pytest.approx(change + math.hypot(first.high - 0.7, 0.6 - second.low))
+
+
+def answers(both, first, second, neither):
+    """Which images two models got right, from how many both did, one alone did, and none did."""
+    one = [True] * (both + first) + [False] * (second + neither)
+    other = [True] * both + [False] * first + [True] * second + [False] * neither
+    return one, other
+
+
+@pytest.mark.parametrize(
+    ("table", "interval", "within"),
+    [
+        # R. G. Newcombe, Stat. Med. 17 (1998) 2635-2650, table III, method 10.
+        ((36, 2, 12, 0), (0.0569, 0.3404), 5e-5),
+        # A. Agresti, "Categorical data analysis", 10.1: 1600 people asked twice, 794 approved both
+        # times. His interval is Wald's, which many pairs come near to.
+        ((794, 150, 86, 570), (-0.0587, -0.0213), 2e-4),
+    ],
+)
+def test_two_accuracies_on_the_same_images_differ_by_newcombes_paired_interval(
+    table, interval, within
+):
+    assert paired_interval([answers(*table)]) == pytest.approx(interval, abs=within)
+    one, other = answers(*table)
+    low, high = paired_interval([(other, one)])
+    assert (-high, -low) == pytest.approx(interval, abs=within)
+
+
+def test_pairs_that_tell_nothing_of_each_other_have_the_interval_of_independent_samples():
+    independent = difference_interval(before=0.8, after=0.6, n=100)
+    assert paired_interval([answers(48, 32, 12, 8)]) == pytest.approx(independent)
+    low, high = paired_interval([answers(60, 20, 0, 20)])
+    assert independent[0] < low < high < independent[1]
+
+
+def test_of_several_pairs_it_is_the_interval_of_one_at_their_means():
+    several = [answers(36, 2, 12, 0), answers(40, 4, 2, 4)]
+    assert paired_interval(several) == pytest.approx(paired_interval([answers(38, 3, 7, 2)]))
+
+
+def test_equal_answers_leave_an_interval_about_zero_however_few_are_wrong():
+    low, high = paired_interval([answers(10, 0, 0, 0)])
+    assert low < 0 < high
 
 
 def test_the_two_kinds_of_spread_are_kept_apart():
