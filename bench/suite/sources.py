@@ -11,7 +11,7 @@ import ast
 import functools
 import hashlib
 import importlib.util
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from bench.records.nouns import Json, Record, canonical
@@ -116,10 +116,10 @@ def answered_by_others(plan: Plan, records: Mapping[str, Record]) -> list[str]:
     ]
 
 
-def told(found: Mapping[str, Iterable[str]], answers: int = 0) -> Iterator[str]:
+def told(found: Mapping[str, Collection[str]], answers: int = 0) -> Iterator[str]:
     """Say in a line each what was made by other code, and the way out."""
-    for name, keys in sorted(found.items(), reverse=True):
-        count = len(list(keys))
+    for name, keys in sorted(found.items(), key=lambda one: (one[0] in WORK, one[0])):
+        count = len(keys)
         what = "1 artefact" if count == 1 else f"{count} artefacts"
         if name:
             by = f"the stage {name}" if name in WORK else name
