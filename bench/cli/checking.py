@@ -94,6 +94,8 @@ def _weights_line(owner: OwnerSettings, data_dir: Path | None) -> tuple[str | Us
     try:
         identity = plan.weights_identity(owner, data_dir)
         place = owners.place(owner) if owner.from_hub else None
+        if owner.image_size is not None:
+            budget.shape(owners.architecture_of(owner))  # refuses a size that cannot be
     except UserError as error:
         return error, "missing"
     if not owner.from_hub:

@@ -7,18 +7,22 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
+from bench.records.nouns import UserError
+
 
 class Backbone(nn.Module):
     """What a `VisionModel` asks of a backbone: a library's own answers what it can.
 
     Tokens are (b, n, d), prefix tokens (CLS, registers) first. A transformer is `embed`, a sequence
     of `blocks`, `finish`; with `blocks = None` a backbone has `forward_features` instead. The last
-    four members are about a classifier that the library keeps within the backbone.
+    four members are about a classifier that the library keeps within the backbone. `patch` is the
+    height and width in pixels of what becomes a token, where images are cut into such.
     """
 
     width: int
     prefix: int = 0
     grid: tuple[int, int]
+    patch: tuple[int, int] | None = None
 
     if TYPE_CHECKING:  # at run time it would hide a module that is assigned to the name
 
@@ -63,6 +67,32 @@ class Backbone(nn.Module):
         """Leave the library's own classifier out, in place."""
 
 
+def refuse_rest(who: str, backbone: Backbone, size: tuple[int, int], own: tuple[int, int]) -> None:
+    """Refuse a size (height, width) whose last rows or columns fill no patch and are never read.
+
+    The library's `own` size is what its weights were trained at, whatever it leaves out.
+    """
+    if backbone.patch is None or size == own:
+        return
+    for side, patch in zip(size, backbone.patch, strict=True):
+        if rest := side % patch:
+            near = f"{side - rest} or {side - rest + patch}" if side > patch else f"{patch}"
+            raise UserError(
+                f"{who}: image_size: expected a multiple of its patches of {patch} pixels, got "
+                f"{side}, of which {rest} would never be read; take {near}"
+            )
+
+
+def _patch(net: nn.Module) -> tuple[int, int] | None:
+    """Ask a model of timm's what it cuts images into; None where it pads, or says nothing."""
+    for stem in net.children():
+        ratio = getattr(stem, "feat_ratio", None)
+        if ratio is not None and not getattr(stem, "dynamic_img_pad", False):
+            found = ratio(as_scalar=False)
+            return (found, found) if isinstance(found, int) else (int(found[0]), int(found[1]))
+    return None
+
+
 class TimmViT(Backbone):
     """timm's VisionTransformer."""
 
@@ -72,6 +102,7 @@ class TimmViT(Backbone):
         self.projection = projection
         self.prefix = int(vit.num_prefix_tokens)  # type: ignore[arg-type]
         self.grid: tuple[int, int] = vit.patch_embed.grid_size  # type: ignore[union-attr,assignment]
+        self.patch = _patch(vit)
         self.width = int(vit.embed_dim)  # type: ignore[arg-type]
 
     @property
@@ -119,6 +150,7 @@ class OpenClipViT(Backbone):
         self.visual = visual
         self.prefix = 1
         self.grid: tuple[int, int] = visual.grid_size  # type: ignore[assignment]
+        self.patch: tuple[int, int] = visual.patch_size  # type: ignore[assignment]
         self.width = int(visual.ln_post.normalized_shape[0])  # type: ignore[union-attr,index]
         # An attentional pool, or a norm after pooling, leaves no normalised token sequence.
         self.plain = visual.attn_pool is None and not visual.final_ln_after_pool
@@ -168,6 +200,7 @@ class OtherTrunk(Backbone):
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.net = net
+        self.patch = _patch(net)
         self.width = int(net.num_features)  # type: ignore[arg-type]
 
     def forward_features(self, x: Tensor) -> Tensor:

@@ -267,6 +267,13 @@ def test_a_check_says_once_what_was_understood_of_folders_and_heads(tmp_path):
         assert notes.count(note) == 1
 
 
+def test_a_check_names_a_size_of_which_pixels_would_be_lost(tmp_path):
+    timms = "{timm: test_vit, weights: random, image_size: 125}"
+    said = bench("check", write(tmp_path, ("{embedded: mini}", timms)), "--data", tmp_path)
+    assert said.status == 2
+    assert "missing  owner test_vit 125: timm model test_vit: image_size: expected" in said.out
+
+
 def test_a_check_refuses_to_probe_on_one_class(tmp_path):
     for i in range(12):
         path = tmp_path / "set" / "only" / f"{i}.png"

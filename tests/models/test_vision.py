@@ -503,6 +503,45 @@ def test_pixels_are_resized_and_cut_to_the_integers_of_timm(name, side, shape):
     assert np.array_equal(_fit(Image.fromarray(noise), how), known.permute(1, 2, 0).numpy())
 
 
+@pytest.mark.parametrize(
+    ("library", "name", "side", "patch", "near"),
+    [
+        ("timm", "vit_small_patch14_dinov2.lvd142m", 125, 14, "112 or 126"),
+        ("timm", "deit_tiny_patch16_224", 239, 16, "224 or 240"),
+        ("timm", "deit_tiny_patch16_224", 9, 16, "16"),
+        ("timm", "beit_base_patch16_224", 230, 16, "224 or 240"),
+        ("timm", "mixer_s32_224", 230, 32, "224 or 256"),
+        ("open_clip", "ViT-B-32", 255, 32, "224 or 256"),
+        ("open_clip", "ViT-B-16-SigLIP", 230, 16, "224 or 240"),
+    ],
+)
+def test_a_size_of_which_the_last_pixels_are_never_read_is_refused(
+    library, name, side, patch, near
+):
+    message = (
+        rf"of its patches of {patch} pixels, got {side}, of which {side % patch} would .* {near}$"
+    )
+    with torch.device("meta"), pytest.raises(UserError, match=message):
+        build(Architecture(library, name, side))
+
+
+@pytest.mark.parametrize(
+    ("library", "name"),
+    [("timm", "vit_so400m_patch14_siglip_384"), ("open_clip", "ViT-SO400M-14-SigLIP-384")],
+)
+@pytest.mark.parametrize("side", [None, 384])
+def test_the_size_of_published_weights_is_theirs_to_choose(library, name, side):
+    with torch.device("meta"):
+        assert build(Architecture(library, name, side)).preprocess.size == (384, 384)
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_r_s16_p8_224", "xcit_nano_12_p8_224"])
+def test_a_size_that_timm_cannot_make_is_refused_in_one_line(name):
+    with torch.device("meta"), pytest.raises(UserError, match=f"timm model {name}: .") as raised:
+        build(Architecture("timm", name, 230))
+    assert "\n" not in str(raised.value)
+
+
 def test_only_a_classifier_in_use_has_classes_of_its_own():
     name = "test_vit"
     assert build(Architecture("timm", name, head="own")).classes == 1000

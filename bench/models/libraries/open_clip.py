@@ -36,6 +36,7 @@ def _model(architecture: Architecture, weights: str | None) -> VisionModel:
     import torch
 
     from bench.data.images import Preprocess
+    from bench.models.backbones import refuse_rest
     from bench.models.vision import VisionModel
 
     known = _published(architecture)
@@ -59,6 +60,10 @@ def _model(architecture: Architecture, weights: str | None) -> VisionModel:
         fill=(red, green, blue),
     )
     trunk = _trunk(model.visual, architecture.name)
+    if architecture.image_size is not None:
+        side = open_clip.get_model_config(architecture.name)["vision_cfg"].get("image_size", 224)
+        own = (side, side) if isinstance(side, int) else (int(side[0]), int(side[1]))
+        refuse_rest(f"open_clip model {architecture.name}", trunk, size, own)
     return VisionModel(architecture, trunk, preprocess, tuple(config["mean"]), tuple(config["std"]))
 
 

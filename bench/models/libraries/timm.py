@@ -35,7 +35,7 @@ def _model(architecture: Architecture, **extra: Any) -> VisionModel:
     from timm.models.vision_transformer import VisionTransformer
 
     from bench.data.images import Preprocess
-    from bench.models.backbones import OtherTrunk, TimmViT
+    from bench.models.backbones import OtherTrunk, TimmViT, refuse_rest
     from bench.models.vision import VisionModel
 
     size = architecture.image_size
@@ -45,15 +45,21 @@ def _model(architecture: Architecture, **extra: Any) -> VisionModel:
         extra["num_classes"] = 0
     try:
         net = timm.create_model(architecture.name, **extra)
-    except TypeError as error:  # a convolutional model takes no img_size
-        raise UserError(f"timm model {architecture.name}: {first_line(error)}") from error
+    # A convolutional model takes no img_size; others say in many ways that they cannot be so large.
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+        if size is None and not isinstance(error, TypeError):
+            raise
+        why = first_line(error) if str(error) else f"cannot be made for images of {size} pixels"
+        raise UserError(f"timm model {architecture.name}: {why}") from error
     trunk = TimmViT(net) if isinstance(net, VisionTransformer) else OtherTrunk(net)
     config = timm.data.resolve_model_data_config(net)  # type: ignore[attr-defined, no-untyped-call]
-    side = config["input_size"][-2:] if size is None else (size, size)
+    own = (int(config["input_size"][-2]), int(config["input_size"][-1]))
+    side = own if size is None else (size, size)
+    refuse_rest(f"timm model {architecture.name}", trunk, side, own)
     border = config["crop_mode"] == "border"
     red, green, blue = (round(255 * value) for value in config["mean"])
     preprocess = Preprocess(
-        (int(side[0]), int(side[1])),
+        side,
         float(config["crop_pct"]),
         "bilinear" if config["interpolation"] == "bilinear" else "bicubic",
         "border" if border else "squash" if config["crop_mode"] == "squash" else "center",
