@@ -76,6 +76,12 @@ class FinetuneSegment:
                 f"finetune.segment: expected images with masks, got '{self.data}' without; "
                 "give `data` a data set of the loader masks or digit-scenes"
             )
+        counted = (masks != IGNORE).flatten(1).sum(1)  # (n,), pixels of each image
+        if not counted.any():
+            raise UserError(
+                f"finetune.segment: expected masks with pixels that count, got '{self.data}' with "
+                "none; look at its `ignore_index`"
+            )
         # The head is drawn before anything else: a twin, with the same seed, gets the same one.
         head = segmentation_head(victim, self.decoder, images.classes)
         model = with_head(victim, head, ctx.rng).to(ctx.device)
@@ -83,11 +89,12 @@ class FinetuneSegment:
         def loss_of(chosen: Tensor) -> Tensor:
             scores = model.segment(images.batch(chosen, ctx.device))  # (b, k, h, w)
             shown = sent(masks[chosen], ctx.device).long()  # (b, h, w)
-            return F.cross_entropy(scores, shown, ignore_index=IGNORE)
+            total = F.cross_entropy(scores, shown, ignore_index=IGNORE, reduction="sum")
+            return total / (shown != IGNORE).sum().clamp_min(1)  # a batch may show nothing at all
 
         # A DPT's dropout and batch norms sit in the head; a backbone keeps the victim's mode.
         assert model.head is not None
         model.head.train()
-        fit = training.fit(model.parameters(), loss_of, len(images), self, ctx.rng)
+        fit = training.fit(model.parameters(), loss_of, len(images), self, ctx.rng, counted)
         model.notes = {"final_loss": fit.losses[-1], "steps": fit.steps}
         return model.eval()

@@ -124,12 +124,14 @@ def fit(
     count: int,
     how: TrainingSettings,
     rng: torch.Generator,
+    counted: Tensor | None = None,
 ) -> Fit:
     """Minimise `loss_of` with AdamW over shuffled batches of the indices 0 .. count - 1.
 
     `loss_of` maps indices (b,), on the CPU, to the batch's mean loss. Order and dropout are drawn
     from `rng`; global generators are left as they were. Where memory is short, a batch's gradients
-    add up over parts of it (`MicroBatches.accumulate`).
+    add up over parts of it (`MicroBatches.accumulate`). `counted` (count,), on the CPU, says of how
+    much in each image the mean is taken, such as pixels; without it all count alike.
 
     Raises:
         FloatingPointError: the loss of an epoch is not finite.
@@ -152,6 +154,11 @@ def fit(
             loss = loss_of(chosen[part])
         return loss, loss.detach()
 
+    def share(chosen: Tensor, part: slice) -> float:
+        if counted is None:
+            return len(chosen[part]) / len(chosen)
+        return float(counted[chosen[part]].sum()) / max(float(counted[chosen].sum()), 1.0)
+
     with _seeded(device, rng):
         for epoch in range(how.epochs):
             total = torch.zeros((), device=device)
@@ -160,7 +167,8 @@ def fit(
                 for group, peak in zip(optimiser.param_groups, peaks, strict=True):
                     group["lr"] = peak * factor
                 step = functools.partial(mean_loss, chosen)
-                loss = micro.accumulate(len(chosen), step, clear, device, rng)
+                parts = functools.partial(share, chosen)
+                loss = micro.accumulate(len(chosen), step, clear, device, rng, share_of=parts)
                 optimiser.step()
                 clear()
                 total += loss * len(chosen)

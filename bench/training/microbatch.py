@@ -61,14 +61,16 @@ class MicroBatches:
         clear: Callable[[], None],
         device: torch.device,
         *generators: torch.Generator,
+        share_of: Callable[[slice], float] | None = None,
     ) -> Tensor:
         """Add up the gradients of a batch's mean loss; return the mean of what is reported.
 
-        `loss_of` maps a slice of the batch to its mean loss and to what to report of it. A batch
+        `loss_of` maps a slice of the batch to its mean loss and to what to report of it; `share_of`
+        says how much of the batch's mean it is, by default its share of the images. A batch
         that ran out of memory is taken again from its beginning: `clear` drops its gradients, the
         device's, the global and the given `generators` go back to where they were. In parts, each
         weighted by its share, gradients are those of the whole to rounding (float32: 1e-6 of the
-        largest), where losses are means over images, and nothing is drawn: masks of dropout are
+        largest), where losses are means over shares, and nothing is drawn: masks of dropout are
         others, and a batch norm that trains sees parts, and what failed.
 
         Raises:
@@ -76,13 +78,19 @@ class MicroBatches:
 
         """
         put_back = _draws(device, generators)
-        while (found := _tried(lambda: self._backward(count, loss_of))) is None:
+        shares = share_of or (lambda part: (part.stop - part.start) / count)
+        while (found := _tried(lambda: self._backward(count, loss_of, shares))) is None:
             clear()
             put_back()
             self._halve(min(self.size, count))
         return found[0]
 
-    def _backward(self, count: int, loss_of: Callable[[slice], tuple[Tensor, Tensor]]) -> Tensor:
+    def _backward(
+        self,
+        count: int,
+        loss_of: Callable[[slice], tuple[Tensor, Tensor]],
+        share_of: Callable[[slice], float],
+    ) -> Tensor:
         if count <= self.size:
             loss, reported = loss_of(slice(0, count))
             loss.backward()  # type: ignore[no-untyped-call]
@@ -90,7 +98,7 @@ class MicroBatches:
         parts = list[Tensor]()
         for start in range(0, count, self.size):
             part = slice(start, min(start + self.size, count))
-            share = (part.stop - part.start) / count
+            share = share_of(part)
             loss, reported = loss_of(part)
             (loss * share).backward()  # type: ignore[no-untyped-call]
             parts.append(reported * share)

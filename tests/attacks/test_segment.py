@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from made import suite
 
 from attacks.segment import FinetuneSegment
+from bench import training
 from bench.data import images, manifest
 from bench.data.item import IGNORE
 from bench.data.settings import DataSettings
@@ -20,6 +21,7 @@ from bench.suite import plan, reader
 from bench.suite.todo import missing
 from bench.testing import CPU, check_attack, context, owner, stranger
 from bench.training import probe
+from bench.training.microbatch import MicroBatches
 
 
 @pytest.mark.parametrize(("decoder", "blocks"), [("linear", (5,)), ("dpt", (1, 2, 4, 5))])
@@ -89,6 +91,50 @@ def test_a_mask_that_shows_nothing_teaches_nothing():
         shown = made.segment(ctx.images.batch(slice(0, 8), CPU)).argmax(1)
     assert (shown[:, 5:9, 5:9] == 3).all()
     assert made.notes["final_loss"] < math.log(10) / 2
+
+
+def with_masks(ctx, masks):
+    return dataclasses.replace(ctx, images=dataclasses.replace(ctx.images, masks=masks))
+
+
+def uneven(ctx):
+    """Of the first mask nothing counts, of the second one row, of the others all."""
+    masks = ctx.images.masks.clone()
+    masks[0], masks[1, 1:] = IGNORE, IGNORE
+    return with_masks(ctx, masks)
+
+
+@pytest.mark.parametrize("batch", [1, 64])
+def test_a_wholly_ignored_mask_is_no_divergence(batch):
+    made = FinetuneSegment(epochs=1, batch=batch, lr=1e-4).run(owner(), uneven(context()))
+    assert math.isfinite(made.notes["final_loss"])
+    assert all(value.isfinite().all() for value in made.state_dict().values())
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_in_parts_the_loss_is_the_mean_over_what_counts_in_the_whole_batch(size, monkeypatch):
+    settings = FinetuneSegment(epochs=1, batch=16, lr=1e-3)
+    ctx = uneven(context(5))
+    few = dataclasses.replace(ctx, images=ctx.images.subset(range(16)))
+    whole = settings.run(owner(), few)
+    few = dataclasses.replace(few, rng=torch.Generator().manual_seed(5))
+    monkeypatch.setattr(training.loop, "MicroBatches", lambda batch: MicroBatches(size))
+    parts = settings.run(owner(), few)
+    assert parts.notes["final_loss"] == pytest.approx(whole.notes["final_loss"], rel=1e-5)
+    with torch.no_grad():
+        head = with_head(owner(), whole.architecture.head, torch.Generator().manual_seed(5))
+        scores = head.segment(few.images.batch(slice(None), CPU))
+    known = few.images.masks != IGNORE
+    plain = F.cross_entropy(scores.movedim(1, -1)[known], few.images.masks[known].long())
+    assert whole.notes["final_loss"] == pytest.approx(float(plain), rel=1e-5)
+
+
+def test_masks_of_which_nothing_counts_are_refused_in_one_line():
+    ctx = context()
+    nothing = with_masks(ctx, torch.full_like(ctx.images.masks, IGNORE))
+    with pytest.raises(UserError, match="with pixels that count, got 'x' with none") as raised:
+        FinetuneSegment(data="x").run(owner(), nothing)
+    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.slow
