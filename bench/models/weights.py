@@ -1,26 +1,25 @@
-"""Read weights from files and write them, lay them into a model, and name a model by them."""
+"""Lay weights from files into a model and write them, and name a model by them."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import pickle
-import warnings
+import math
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor
 
-from bench.models.building import build
+from bench.models.building import blank, build
+from bench.models.checkpoints import Checkpoint, listed, read_weights
 from bench.models.libraries import LIBRARIES
 from bench.models.vision import Architecture, VisionModel
 from bench.records.files import write_atomically
-from bench.records.nouns import UserError, first_line
+from bench.records.nouns import UserError
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -30,6 +29,7 @@ class Loaded:
     model: VisionModel
     ignored: Mapping[str, int]  # tensors left out, by the first part of their names
     digest: str
+    notes: tuple[str, ...]  # what was understood: which set of weights, prefix, grid and head
 
 
 def load_state(model: VisionModel, state: Mapping[str, Tensor], origin: str) -> VisionModel:
@@ -67,73 +67,157 @@ def weights_digest(model: VisionModel) -> str:
 
 
 HEADS = ("head", "heads", "head_dist", "classifier", "fc", "linear", "decode_head", "segmentation")
-"""What libraries call a head: the only tensors beside the backbone's that a suspect may hold."""
+"""What libraries call a head: the only tensors beside the backbone's that may go unread."""
 
-WRAPPERS = ("state_dict", "model", "teacher", "model_state_dict")
-"""Keys under which training scripts put the weights of a checkpoint."""
+AVERAGED = ("teacher", "ema", "model_ema", "ema_model")
+"""Parts of names under which training keeps the average of the weights beside them."""
+
+PLACES = ("pos", "position", "rel_pos")
+"""What the names of tables of positions are made of: what may be resampled to another grid."""
 
 
-def read_weights(file: Path) -> Mapping[str, Tensor]:
-    """Read a safetensors file, or a PyTorch checkpoint as plain tensors: nothing is executed.
+def load_weights(file: Path, architecture: Architecture, entry: str | None = None) -> Loaded:
+    """Load a backbone from a file that may hold any head, under any prefix: owner's or suspect's.
+
+    A classifier comes along where the file's is the library's own, of as many classes. Positions of
+    another grid are resampled as the library does. `entry` says which of several sets of weights is
+    meant: the key it lies under, or a part of its names.
 
     Raises:
-        UserError: the file is missing, truncated, or holds anything but tensors and containers.
+        UserError: the file cannot be read, holds another architecture, two sets of weights of which
+            none is the other's average, or values that are no numbers.
 
     """
-    if not file.is_file():
-        raise UserError(f"expected weights at {file}, found no such file")
-    safe = file.suffix == ".safetensors"
+    read = read_weights(file, entry)
+    whole = blank(architecture)
+    bare = blank(dataclasses.replace(architecture, head=None))
+    prefix, chosen = _prefix(read, bare, file.name)
+    given = {n.removeprefix(prefix): v for n, v in read.state.items() if n.startswith(prefix)}
+    for model in (whole, bare) if architecture.head else (bare,):
+        fitted = _fitted(model, given)
+        if fitted is not None:
+            break
+    else:
+        raise _another_architecture(file.name, bare, given)
+    _fill(model, fitted.ours, file.name)
+    outside = [name for name in read.state if not name.startswith(prefix)]
+    spare = [name for name in fitted.spare if _first(name) not in HEADS]
+    if spare:
+        raise UserError(
+            f"{file.name}: expected a {architecture.name} (nothing beside it but a head), got "
+            f"another architecture's weights (unknown {listed(spare)}); {WAY_OUT}"
+        )
+    notes = [*read.notes, *chosen, *fitted.notes]
+    if architecture.head and model is bare and (head := _described_head(whole, given)):
+        notes.append(head)
+    ignored = Counter(map(_first, [*outside, *fitted.spare]))
+    return Loaded(model, ignored, weights_digest(headless(model)), tuple(notes))
+
+
+WAY_OUT = "name the model that they are of, a suspect's with --model"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Fitted:
+    """Tensors of a file by our names, the names that are left over, and what was resampled."""
+
+    ours: Mapping[str, Tensor]
+    spare: Sequence[str]
+    notes: tuple[str, ...] = ()
+
+
+def _fitted(model: VisionModel, given: Mapping[str, Tensor]) -> _Fitted | None:
+    """Match tensors to a model's by the layouts of its library, else as the library converts them.
+
+    None where neither fits in every shape.
+    """
+    for layout in LIBRARIES.get(model.architecture.library).layouts:
+        names = _laid_out(model, layout)
+        if _fits(model, names, given):
+            spare = [name for name in given if name not in names]
+            return _Fitted({ours: given[name] for name, ours in names.items()}, spare)
+    return _converted(model, given)
+
+
+def _converted(model: VisionModel, given: Mapping[str, Tensor]) -> _Fitted | None:
+    library, names = LIBRARIES.get(model.architecture.library), _library_names(model)
     try:
-        with warnings.catch_warnings(action="ignore"):  # what cannot be read is an error below
-            found = load_file(file) if safe else torch.load(file, "cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise UserError(
-            f"{file.name}: expected a PyTorch checkpoint of tensors only, got a pickle of other "
-            "things, which is not opened; save the model's state_dict() as safetensors"
-        ) from None
-    # A damaged pickle sends the restricted reader wherever its bytes point.
-    except (SafetensorError, OSError, EOFError, RuntimeError, LookupError, TypeError,
-            ValueError, AttributeError, AssertionError) as error:  # fmt: skip
-        kind = "safetensors file" if safe else "PyTorch checkpoint"
-        raise UserError(
-            f"{file.name}: expected a {kind}, got a damaged one ({first_line(error)}); "
-            "copy it again"
-        ) from None
-    return _state(found, file.name)
+        made = library.convert(model, dict(given))
+    except (LookupError, RuntimeError, TypeError, ValueError, AttributeError, AssertionError):
+        return None  # what the library makes of weights that are none of its own is its business
+    if not _fits(model, names, made):
+        return None
+    notes = list[str]()
+    for name in names:
+        before, after = given.get(name), made[name]
+        if before is not None and before.shape != after.shape:
+            if not any(part in name for part in PLACES):
+                return None  # patches of another size are another architecture
+            notes.append(_resampled(name, before, after, model.prefix))
+    spare = [name for name in made if name not in names]
+    return _Fitted({ours: made[name] for name, ours in names.items()}, spare, tuple(notes[:1]))
 
 
-def _state(found: object, origin: str) -> Mapping[str, Tensor]:
-    """Return the state dict in a checkpoint, from under whatever key the script put it."""
-    if isinstance(found, Mapping):
-        found = next((found[k] for k in WRAPPERS if isinstance(found.get(k), Mapping)), found)
-    if not isinstance(found, Mapping):
-        raise UserError(f"{origin}: expected a state dict, got a {type(found).__name__}")
-    for name, value in found.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor):
+def _resampled(name: str, before: Tensor, after: Tensor, prefix: int) -> str:
+    """Say from which grid to which a table of positions was brought."""
+    grids = []
+    for table in (before, after):
+        tokens = max(table.shape[:-1])
+        sides = {math.isqrt(n): n for n in (tokens, tokens - 1, tokens - prefix) if n > 0}
+        side = next((side for side, n in sides.items() if side * side == n), None)
+        grids.append(f"{side} x {side}" if side else f"{tokens}")
+    return f"{name} of a grid of {grids[0]} is resampled to {grids[1]}, as the library does"
+
+
+def _fits(model: VisionModel, names: Mapping[str, str], given: Mapping[str, Tensor]) -> bool:
+    own = model.state_dict()
+    return len(names) == len(own) and all(
+        name in given and given[name].shape == own[ours].shape for name, ours in names.items()
+    )
+
+
+def _fill(model: VisionModel, state: Mapping[str, Tensor], origin: str) -> None:
+    """Put tensors into a model, in its precision.
+
+    Raises:
+        UserError: one is of whole numbers where the model's is not, or is not finite.
+
+    """
+    for name, own in model.state_dict().items():
+        if state[name].dtype.is_floating_point != own.dtype.is_floating_point:
             raise UserError(
-                f"{origin}: expected a state dict, name by name a tensor, "
-                f"got {name!r:.60}: {type(value).__name__}"
+                f"{origin}: expected {name} in {str(own.dtype).removeprefix('torch.')}, got "
+                f"{str(state[name].dtype).removeprefix('torch.')}; save it as it was trained"
             )
-    return found
+    model.load_state_dict(dict(state))
+    refuse_infinite(model, origin)
 
 
-def renamed(state: Mapping[str, Tensor], model: VisionModel) -> Mapping[str, Tensor]:
-    """Match a library's names to ours, where a file has not ours: the layout that most fit."""
-    own, library = model.state_dict().keys(), LIBRARIES.get(model.architecture.library)
-    bare = _laid_out(state, {library.prefix: ""})
-    laid_out = [_laid_out(s, layout) for s in (state, bare) for layout in library.layouts]
-    found = max([state, *laid_out], key=lambda names: len(names.keys() & own))
-    surplus = library.surplus(model.architecture)
-    return {name: value for name, value in found.items() if not name.startswith(surplus)}
+def refuse_infinite(model: VisionModel, origin: str) -> None:
+    """Refuse weights that are not numbers: what they answer says nothing of anybody's model.
+
+    Raises:
+        UserError: a tensor holds a NaN or an infinity.
+
+    """
+    found = [name for name, value in model.state_dict().items() if not value.isfinite().all()]
+    if found:
+        raise UserError(
+            f"{origin}: expected finite weights, got NaN or infinity in {listed(found)}; the "
+            "training diverged or the file is damaged: take another"
+        )
 
 
-def _laid_out(state: Mapping[str, Tensor], layout: Mapping[str, str]) -> dict[str, Tensor]:
-    return {
-        f"{new}{name.removeprefix(old)}": value
-        for name, value in state.items()
-        for old, new in layout.items()
-        if name.startswith(old)
-    }
+def _described_head(whole: VisionModel, given: Mapping[str, Tensor]) -> str:
+    """Name a classifier in a file that is not the library's own; empty if there is none."""
+    heads = [name for name in given if _first(name) in HEADS and name.endswith("weight")]
+    if not heads:
+        return ""
+    name, classes = heads[-1], given[heads[-1]].shape[0]
+    return (
+        f"{name} has {classes} classes where {whole.architecture.name} has {whole.classes}: the "
+        "backbone is read without its head"
+    )
 
 
 def release(model: VisionModel, path: Path) -> None:
@@ -146,56 +230,60 @@ def release(model: VisionModel, path: Path) -> None:
     write_atomically(path, save(state, {"format": "pt"}))
 
 
-def load_suspect(file: Path, architecture: Architecture) -> Loaded:
-    """Load a suspect's backbone from a file that may hold any head, under any prefix.
-
-    A classifier comes along where the file's is the library's own, for the owner's classes.
-
-    Raises:
-        UserError: the file cannot be read, or holds another architecture.
-
-    """
-    state = read_weights(file)
-    model = build(architecture)
-    prefix = _prefix(state, _library_names(headless(model)))
-    given = {name.removeprefix(prefix): v for name, v in state.items() if name.startswith(prefix)}
-    if not _fits(model, given):
-        model = headless(model)
-    names, own = _library_names(model), model.state_dict()
-    for name, ours in names.items():
-        shape = tuple(given[name].shape) if name in given else "none"
-        if shape != tuple(own[ours].shape):
-            expected = f"{name} of shape {tuple(own[ours].shape)}"
-            raise _another_architecture(file, architecture, expected, str(shape))
-    spare = [name for name in given if name not in names]
-    for name in spare:
-        if _first(name) not in HEADS:
-            raise _another_architecture(file, architecture, "nothing beside it but a head", name)
-    model.load_state_dict({ours: given[name] for name, ours in names.items()})
-    outside = [name for name in state if not name.startswith(prefix)]
-    ignored = Counter(map(_first, [*outside, *spare]))
-    return Loaded(model, ignored, weights_digest(headless(model)))
+def _laid_out(model: VisionModel, layout: Mapping[str, str]) -> dict[str, str]:
+    """Map the names that a layout gives to a model's tensors to ours."""
+    return {
+        f"{theirs}{name.removeprefix(ours)}": name
+        for name in model.state_dict()
+        for theirs, ours in layout.items()
+        if name.startswith(ours)
+    }
 
 
 def _library_names(model: VisionModel) -> dict[str, str]:
     """Map the library's names of a model's tensors to ours; without its `prefix`."""
-
-    def laid_out(layout: Mapping[str, str]) -> dict[str, str]:
-        return {
-            f"{theirs}{name.removeprefix(ours)}": name
-            for name in model.state_dict()
-            for theirs, ours in layout.items()
-            if name.startswith(ours)
-        }
-
-    return max(map(laid_out, LIBRARIES.get(model.architecture.library).layouts), key=len)
+    layouts = LIBRARIES.get(model.architecture.library).layouts
+    return max((_laid_out(model, layout) for layout in layouts), key=len)
 
 
-def _prefix(state: Mapping[str, Tensor], names: Collection[str]) -> str:
-    """Find what stands before the backbone's names in a file, going by most names that fit."""
-    first = next(iter(names))
-    found = {name.removesuffix(first) for name in state if name.endswith(first)}
-    return max(sorted(found), key=lambda p: sum(p + name in state for name in names), default="")
+def _prefix(read: Checkpoint, model: VisionModel, origin: str) -> tuple[str, list[str]]:
+    """Find what stands before the backbone's names in a file, and say so if anything does.
+
+    It is the prefix under which most names fit; of several as good, that of an average.
+
+    Raises:
+        UserError: several fit as well, or none has the entry that was asked for.
+
+    """
+    names, state = _library_names(model), read.state
+    # A layer's names end alike, whatever the file lacks: a few are enough to find candidates.
+    ends = [*names][:: max(1, len(names) // 16)]
+    found = {n.removesuffix(end) for n in state for end in ends if n.endswith(end)}
+    found = {prefix for prefix in found if not prefix or prefix.endswith(".")}
+    if read.entry is not None:
+        found = {prefix for prefix in found if read.entry in prefix.split(".")}
+        if not found:
+            tops = list(dict.fromkeys(map(_first, state)))
+            raise UserError(
+                f"{origin}: expected weights under '{read.entry}', got {listed(tops)}; leave "
+                "`entry` out, or name one of these"
+            )
+    if not found:
+        return "", []
+    fits = {prefix: sum(prefix + name in state for name in names) for prefix in found}
+    most = sorted(prefix for prefix, count in fits.items() if count == max(fits.values()))
+    means = [p for p in most if any(part in AVERAGED for part in p.split("."))]
+    if len(most) == 1 or read.entry is not None:
+        usual = most[0] in ("", LIBRARIES.get(model.architecture.library).prefix)
+        return most[0], [] if usual else [f"names are read after {most[0]}"]
+    others = [p for p in most if p not in means]
+    if len(means) != 1:
+        raise UserError(
+            f"{origin}: expected one set of weights, got them under {listed(most)}; say which "
+            "with `entry`"
+        )
+    ways = " or ".join(f"`entry: {_first(other)}`" for other in others)
+    return means[0], [f"names are read after {means[0]}, the average; or say {ways}"]
 
 
 def _first(name: str) -> str:
@@ -203,19 +291,21 @@ def _first(name: str) -> str:
 
 
 def _another_architecture(
-    file: Path, architecture: Architecture, expected: str, got: str
+    origin: str, model: VisionModel, given: Mapping[str, Tensor]
 ) -> UserError:
+    """Say where a file differs: by the first names and by how many."""
+    names, own = _library_names(model), model.state_dict()
+    lacking = [name for name in names if name not in given]
+    unknown = [name for name in given if name not in names and _first(name) not in HEADS]
+    other = [n for n, ours in names.items() if n in given and given[n].shape != own[ours].shape]
+    parts = [f"lacks {listed(lacking)}"] if lacking else []
+    if other:
+        got, wanted = tuple(given[other[0]].shape), tuple(own[names[other[0]]].shape)
+        parts.append(f"shape {got} instead of {wanted} in {listed(other)}")
+    parts += [f"unknown {listed(unknown)}"] if unknown else []
     return UserError(
-        f"{file.name}: expected a {architecture.name} ({expected}), got another architecture's "
-        f"weights ({got}); name the suspect's with --model"
-    )
-
-
-def _fits(model: VisionModel, given: Mapping[str, Tensor]) -> bool:
-    own = model.state_dict()
-    return all(
-        name in given and given[name].shape == own[ours].shape
-        for name, ours in _library_names(model).items()
+        f"{origin}: expected weights of {model.architecture.name}, got another architecture's "
+        f"({'; '.join(parts)}); {WAY_OUT}"
     )
 
 

@@ -28,7 +28,7 @@ from bench.data.manifest import Manifest
 from bench.data.settings import DataSettings
 from bench.models.suspect import View
 from bench.models.vision import Architecture, VisionModel
-from bench.models.weights import Loaded, headless, load_suspect, release, weights_digest
+from bench.models.weights import Loaded, headless, load_weights, release, weights_digest
 from bench.records import nouns
 from bench.records.nouns import Access, Evidence, Incompatible, Spec, UserError
 from bench.registry import METHODS
@@ -279,7 +279,7 @@ def weight_files(folder: str | Path | None) -> list[Path]:
 
 def read_file(file: Path, keys: Sequence[Key], device: torch.device) -> Reading:
     """Read an innocent, of the owner's architecture, with every key."""
-    return read(file.name, load_suspect(file, keys[0].owner), keys, device)
+    return read(file.name, load_weights(file, keys[0].owner), keys, device)
 
 
 def read(name: str, loaded: Loaded, keys: Sequence[Key], device: torch.device) -> Reading:
@@ -302,7 +302,7 @@ def verify(
     device: torch.device,
 ) -> Verification:
     """Read a suspect and the innocents, strangers and descendants, with every key, and judge."""
-    loaded = load_suspect(file, architecture)
+    loaded = load_weights(file, architecture)
     suspect = read(file.name, loaded, keys, device)
     strangers, descendants = ([read_file(f, keys, device) for f in files] for files in innocents)
     findings = judge(keys, suspect, strangers, descendants, alpha)

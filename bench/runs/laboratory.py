@@ -135,7 +135,8 @@ class Laboratory:
     def _owner(self, stage: Stage) -> Made:
         owner = self.plan.owners[stage.key]
         file = weights_file(owner, self.data_dir) if owner.from_file else None
-        return Made.of(load_owner(owner, file))
+        made = load_owner(owner, file)
+        return Made.of(made, made.notes)
 
     def _classifier(self, stage: Stage) -> Made:
         with aside(self.device):

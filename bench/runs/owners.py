@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.models.building import blank, build, randomised
+from bench.models.building import build, randomised
 from bench.models.libraries import LIBRARIES, Place
 from bench.models.vision import Architecture, VisionModel
-from bench.models.weights import load_state, read_weights, renamed
+from bench.models.weights import Loaded, load_weights, refuse_infinite
 from bench.records.nouns import UserError, first_line
 
 if TYPE_CHECKING:
@@ -35,11 +35,21 @@ def load_owner(owner: OwnerSettings, file: Path | None) -> VisionModel:
     architecture = architecture_of(owner)
     file = owner.shipped or file
     if file is not None:
-        model = blank(architecture)
-        return load_state(model, renamed(read_weights(file), model), file.name)
+        loaded = load_weights(file, architecture, owner.entry)
+        if found := [*loaded.notes, *_left_out(loaded)]:
+            loaded.model.notes = {"weights": found}
+        return loaded.model
     if owner.weights == "random":
         return randomised(architecture, owner.seed)
-    return _from_hub(architecture, owner.revision)
+    model = _from_hub(architecture, owner.revision)
+    refuse_infinite(model, f"{owner.library} {owner.name}")
+    return model
+
+
+def _left_out(loaded: Loaded) -> list[str]:
+    """Say which tensors of a file are no part of the model."""
+    parts = ", ".join(f"{part} ({count} tensors)" for part, count in loaded.ignored.items())
+    return [f"left out, as no part of the backbone: {parts}"] if parts else []
 
 
 def refuse_others(owner: OwnerSettings, digest: str) -> None:

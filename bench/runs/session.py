@@ -6,7 +6,7 @@ import contextlib
 import functools
 import time
 import uuid
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -300,7 +300,7 @@ def _record(laboratory: Laboratory, question: Question, failure: Failure | None)
         evidence=Evidence(**{**found, "rule": Rule(**found["rule"])}),
         utility=Utility(**utility["utility"]),
         fidelity=Fidelity(**fidelity) if fidelity else None,
-        notes={name: stage["notes"] for name, stage in stages.items() if "notes" in stage},
+        notes=_notes(stages, owner),
         costs={name: Cost(**stage["cost"]) for name, stage in stages.items()},
         environment=extract["environment"],  # where it was read, which may be an earlier run
         elsewhere={
@@ -325,6 +325,12 @@ def _made_from(plan: Plan, store: Store, question: Question) -> dict[str, dict[s
         "data": {n: found.digest for n, found in plan.manifests.items() if found.digest in used},
         "code": {name: " and ".join(sorted(found)) for name, found in sorted(code.items())},
     }
+
+
+def _notes(stages: Mapping[str, Mapping[str, Json]], owner: Mapping[str, Json]) -> dict[str, Json]:
+    """Return what the stages of a cell report, and what was understood of the owner's weights."""
+    said = {"owner": owner["notes"]["weights"]} if "weights" in owner.get("notes", {}) else {}
+    return {name: stage["notes"] for name, stage in stages.items() if "notes" in stage} | said
 
 
 def _payload(store: Store, key: str) -> dict[str, Json]:

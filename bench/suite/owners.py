@@ -61,14 +61,16 @@ class OwnerSettings:
     `weights` is "hub" (what the library publishes, or what came with it), "random" (drawn from
     `seed`) or a file, relative to the data root or absolute. `revision` pins weights from the hub
     to one of its commits. `digest` is what the weights must be, as records name them
-    (`owner_digest`): others are refused. `classifier` gives a model without one of its own the
-    label space that methods asking for labels need.
+    (`owner_digest`): others are refused. `entry` says which of several sets of weights in a file
+    is meant, such as state_dict beside an average. `classifier` gives a model without one of its
+    own the label space that methods asking for labels need.
     """
 
     library: str
     name: str
     weights: str = "hub"
-    pretrained: str | None = None  # open_clip's tag, for weights from the hub
+    pretrained: str | None = None  # open_clip's tag: of the hub's weights, or of those in a file
+    entry: str | None = None
     revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = None
     digest: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")] | None = None
     image_size: Positive | None = None
@@ -79,6 +81,8 @@ class OwnerSettings:
         if self.from_file and PurePath(self.weights).suffix not in WEIGHT_FILES:
             known = f"hub, random or a file ending in {', '.join(WEIGHT_FILES)}"
             raise SettingError(f"weights: expected {known}, got '{self.weights}'", ("weights",))
+        if self.entry is not None and not self.from_file:
+            raise SettingError("entry: expected none unless weights is a file", ("entry",))
         if self.seed and self.weights != "random":
             raise SettingError("seed: expected none unless weights is random", ("seed",))
         self._check_library()
@@ -125,7 +129,7 @@ class OwnerSettings:
         """Return the owner as cells name it: without a path, which its weights' digest replaces."""
         args = dataclasses.asdict(self) | {"weights": "file" if self.from_file else self.weights}
         del args["name"], args["digest"]  # what is expected does not change what is there
-        for name in ("classifier", "revision"):
+        for name in ("classifier", "revision", "entry"):
             if args[name] is None:
                 del args[name]
         return Spec(self.name, args)

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 from bench.records.plugins import Values
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from bench.models.vision import Architecture, VisionModel
 
 EMBEDDED = "embedded"
@@ -48,8 +50,8 @@ def _nothing(architecture: Architecture) -> None:
     """Find nothing."""
 
 
-def _no_names(architecture: Architecture) -> tuple[str, ...]:
-    return ()
+def _unchanged(model: VisionModel, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    return state
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,10 +80,11 @@ class Library:
     version: int = 1  # rises when the same weights would look at other pixels
 
     # Files of weights: what stands before all names, and under which prefixes lies what is ours
-    # under others. Of several layouts the one counts that most names fit.
+    # under others. Of several layouts the one counts that most names fit. What fits none `convert`
+    # may bring into the first: other names, or positions of another grid.
     prefix: str = ""
     layouts: tuple[Mapping[str, str], ...] = ({"": "trunk."},)
-    surplus: Callable[[Architecture], tuple[str, ...]] = _no_names  # prefixes of ours to leave out
+    convert: Callable[[VisionModel, Mapping[str, Tensor]], Mapping[str, Tensor]] = _unchanged
 
 
 LIBRARIES = Values(

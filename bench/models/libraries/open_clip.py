@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal
 
 from bench.models.libraries import Library, Place
@@ -9,6 +11,8 @@ from bench.records.nouns import UserError
 from bench.records.settings import nearest
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from bench.models.backbones import Backbone
     from bench.models.vision import Architecture, VisionModel
 
@@ -84,6 +88,16 @@ def _trunk(visual: Any, name: str) -> Backbone:
     )
 
 
+def convert(model: VisionModel, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Resample a state dict's positions to a tower's grid, as open_clip does when it loads."""
+    import open_clip
+
+    tower = next(model.trunk.children())
+    whole = {f"visual.{name}": value for name, value in state.items()}
+    open_clip.model.resize_pos_embed(whole, SimpleNamespace(visual=tower))
+    return {name.removeprefix("visual."): value for name, value in whole.items()}
+
+
 def check(architecture: Architecture) -> None:
     """Refuse what open_clip does not know: a model, or weights of one."""
     import open_clip
@@ -125,4 +139,5 @@ OPEN_CLIP = Library(
         {"": "trunk.vit."},  # that tower alone
     ),
     version=2,  # integers of resizing and cutting are open_clip's own
+    convert=convert,
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from bench.models.libraries import Library, Place
@@ -9,6 +11,8 @@ from bench.records.nouns import UserError, first_line
 from bench.records.settings import nearest
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from bench.models.vision import Architecture, VisionModel
 
 WIDTHS = 64
@@ -88,10 +92,11 @@ def classifies(architecture: Architecture) -> bool:
     return config is None or (config.num_classes > 0 and not _projects(config))
 
 
-def surplus(architecture: Architecture) -> tuple[str, ...]:
-    """Name the projection of a CLIP tower, which leads into its space of texts."""
-    config = _config(architecture)
-    return ("trunk.vit.head.",) if config is not None and _projects(config) else ()
+def convert(model: VisionModel, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Bring a state dict to a model's names and grid as timm does when it loads such files."""
+    inner = next(model.trunk.children())
+    filtered = getattr(sys.modules[type(inner).__module__], "checkpoint_filter_fn", None)
+    return dict(filtered(dict(state), inner)) if filtered else state
 
 
 def place(architecture: Architecture) -> Place | None:
@@ -130,6 +135,6 @@ TIMM = Library(
     place=place,
     in_python=in_python,
     layouts=({"": "trunk.vit."}, {"": "trunk.net."}, {"visual.trunk.": "trunk.vit."}),
-    surplus=surplus,
     version=2,  # integers of resizing and cutting are timm's own
+    convert=convert,
 )

@@ -1,0 +1,366 @@
+"""Files of weights as users have them: which of several is read, under which names, and whether."""
+
+import json
+import math
+
+import open_clip
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch.nn import functional as F
+
+from bench.models.vision import Architecture
+from bench.models.weights import load_weights
+from bench.records.nouns import UserError
+from bench.runs.owners import load_owner
+from bench.suite.owners import OwnerSettings
+
+VIT = Architecture("timm", "test_vit", 64)
+
+OWN = Architecture("timm", "test_vit", 64, "own")
+
+
+def drawn(seed=0, **more):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return timm.create_model("test_vit", **{"img_size": 64, **more}).state_dict()
+
+
+@pytest.fixture(scope="module")
+def raw():
+    return drawn(0)
+
+
+@pytest.fixture(scope="module")
+def mean():
+    return drawn(1)
+
+
+def kept(loaded, state):
+    """Say whether a model has these weights, by timm's own names."""
+    own = loaded.model.trunk.vit.state_dict()
+    return all(torch.equal(value, state[name]) for name, value in own.items())
+
+
+def refused(file, words, architecture=OWN, entry=None):
+    with pytest.raises(UserError, match=words) as found:
+        load_weights(file, architecture, entry)
+    assert "\n" not in str(found.value)
+    assert str(file.parent) not in str(found.value)
+
+
+# Which of several sets of weights.
+
+
+@pytest.mark.parametrize("key", ["state_dict_ema", "model_ema", "ema", "ema_state_dict"])
+def test_of_an_average_and_what_it_averages_timms_choice_is_read_and_said(tmp_path, raw, mean, key):
+    plain = "model" if key == "model_ema" else "state_dict"
+    file = tmp_path / "last.pth"
+    momenta = {"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": []}
+    torch.save({"epoch": 9, plain: raw, key: mean, "optimizer": momenta}, file)
+    loaded = load_weights(file, OWN)
+    assert kept(loaded, mean)
+    both = " and ".join(sorted([plain, key]))
+    assert loaded.notes == (
+        f"of {both} it is {key}, the average, that is read; or say `entry: {plain}`",
+    )
+    if key in ("state_dict_ema", "model_ema"):  # the keys that timm's own reader knows
+        theirs = timm.models.load_state_dict(str(file))
+        assert all(torch.equal(value, theirs[name]) for name, value in mean.items())
+    asked = load_weights(file, OWN, plain)
+    assert kept(asked, raw)
+    assert asked.notes[0].startswith(f"of {both} it is {plain}, as asked, that is read")
+
+
+def test_an_average_nested_in_its_keepers_state_is_read(tmp_path, raw, mean):
+    kept_by = {"decay": 0.999, "module": {f"module.{k}": v for k, v in mean.items()}}
+    torch.save({"state_dict": raw, "ema": kept_by}, tmp_path / "last.pth")
+    loaded = load_weights(tmp_path / "last.pth", OWN)
+    assert kept(loaded, mean)
+    assert loaded.notes[-1] == "names are read after module."
+
+
+def test_mmengine_keeps_the_raw_weights_where_others_keep_the_average(tmp_path, raw, mean):
+    swapped = {"steps": torch.tensor(7), **{f"module.backbone.{k}": v for k, v in raw.items()}}
+    averaged = {f"backbone.{k}": v for k, v in mean.items()}
+    torch.save({"state_dict": averaged, "ema_state_dict": swapped}, tmp_path / "epoch.pth")
+    assert kept(load_weights(tmp_path / "epoch.pth", OWN), mean)
+    assert kept(load_weights(tmp_path / "epoch.pth", OWN, "ema_state_dict"), raw)
+
+
+@pytest.mark.parametrize("nested", [True, False])
+def test_of_a_student_and_its_teacher_the_teacher_is_read_and_said(tmp_path, raw, mean, nested):
+    both = {"student": raw, "teacher": mean}
+    flat = {f"{who}.backbone.{k}": v for who, state in both.items() for k, v in state.items()}
+    torch.save({"model": both if nested else flat}, tmp_path / "dino.pth")
+    loaded = load_weights(tmp_path / "dino.pth", OWN)
+    assert kept(loaded, mean)
+    assert "teacher" in loaded.notes[0]
+    assert "`entry: student`" in loaded.notes[0]
+    assert kept(load_weights(tmp_path / "dino.pth", OWN, "student"), raw)
+
+
+def test_two_sets_of_weights_of_which_none_is_an_average_are_asked_about(tmp_path, raw, mean):
+    state = {f"left.{k}": v for k, v in raw.items()} | {f"right.{k}": v for k, v in mean.items()}
+    file = tmp_path / "two.safetensors"
+    save_file(state, file)
+    refused(file, "expected one set of weights, got them under 'left.', 'right.'; say which with")
+    assert kept(load_weights(file, OWN, "right"), mean)
+    refused(file, "expected weights under 'middle', got 'left', 'right'", entry="middle")
+
+
+def test_an_owner_of_a_suite_says_which_entry_is_meant(tmp_path, raw, mean):
+    torch.save({"state_dict": raw, "state_dict_ema": mean}, tmp_path / "last.pth")
+    settings = {"library": "timm", "name": "test_vit", "weights": "last.pth", "image_size": 64}
+    for entry, state in ((None, mean), ("state_dict", raw)):
+        owner = OwnerSettings(**settings, entry=entry)
+        model = load_owner(owner, tmp_path / "last.pth")
+        assert torch.equal(model.trunk.vit.norm.weight, state["norm.weight"])
+        assert torch.equal(model.trunk.vit.pos_embed, state["pos_embed"])
+        assert "state_dict_ema" in model.notes["weights"][0]
+        assert ("entry" in owner.spec().args) == (entry is not None)
+    with pytest.raises(UserError, match="entry: expected none unless weights is a file"):
+        OwnerSettings("timm", "test_vit", entry="state_dict")
+
+
+# Under which names.
+
+PREFIXES = [
+    *("", "module.", "_orig_mod.", "_orig_mod.module.", "module._orig_mod.", "backbone."),
+    *("model.", "encoder.", "student.", "teacher.", "model.backbone.", "trunk.vit."),
+]
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_prefix_is_no_hindrance_to_an_owner_nor_to_a_suspect(tmp_path, raw, prefix, suffix):
+    file = tmp_path / f"prefixed{suffix}"
+    state = {f"{prefix}{name}": value for name, value in raw.items()}
+    save_file(state, file) if suffix == ".safetensors" else torch.save(state, file)
+    suspect = load_weights(file, OWN)
+    settings = OwnerSettings("timm", "test_vit", weights=file.name, image_size=64)
+    owner = load_owner(settings, file)
+    assert kept(suspect, raw)
+    assert torch.equal(owner.trunk.vit.pos_embed, raw["pos_embed"])
+    left = prefix.replace("_orig_mod.", "")
+    assert (f"names are read after {left}" in suspect.notes) == bool(left)
+    assert ("names are read without _orig_mod" in suspect.notes) == (left != prefix)
+    assert list(suspect.notes) == owner.notes.get("weights", [])
+
+
+def test_names_wrapped_block_by_block_are_read(tmp_path, raw):
+    net = timm.create_model("test_vit", img_size=64)
+    net.load_state_dict(raw)
+    net.blocks = torch.nn.ModuleList(torch.compile(block) for block in net.blocks)
+    assert any("_orig_mod" in name for name in net.state_dict())
+    torch.save(net.state_dict(), tmp_path / "compiled.pth")
+    assert kept(load_weights(tmp_path / "compiled.pth", OWN), raw)
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    own = {"width": 32, "layers": 2, "patch_size": 8, "head_width": 16, "image_size": 32}
+    text = {"context_length": 8, "vocab_size": 64, "width": 16, "heads": 2, "layers": 1}
+    config = {"embed_dim": 24, "vision_cfg": own, "text_cfg": text}
+    path = tmp_path_factory.mktemp("clip") / "tower-alone.json"
+    path.write_text(json.dumps(config))
+    open_clip.add_model_config(path)
+    return open_clip.create_model("tower-alone").eval()
+
+
+@pytest.mark.parametrize("form", ["whole", "tower", "wrapped"])
+def test_a_whole_clip_and_its_image_tower_alone_are_one_model(tmp_path, clip, form):
+    state = clip.visual.state_dict() if form == "tower" else clip.state_dict()
+    wrapped = {f"module.{k}": v for k, v in state.items()} if form == "wrapped" else state
+    torch.save(wrapped, tmp_path / "clip.pth")
+    loaded = load_weights(tmp_path / "clip.pth", Architecture("open_clip", "tower-alone"))
+    pixels = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = clip.encode_image(loaded.model.normalise(pixels))
+        assert torch.allclose(loaded.model.features(pixels), expected, atol=1e-5)
+    assert ("token_embedding" in loaded.ignored or "module" in loaded.ignored) == (form != "tower")
+
+
+# Heads.
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_a_head_of_other_classes_is_named_and_the_backbone_is_had(tmp_path, prefix):
+    state = drawn(2, num_classes=10)
+    save_file({f"{prefix}{k}": v for k, v in state.items()}, tmp_path / "ten.safetensors")
+    settings = OwnerSettings("timm", "test_vit", weights="ten.safetensors", image_size=64)
+    owner = load_owner(settings, tmp_path / "ten.safetensors")
+    assert (owner.architecture.head, owner.classes) == (None, 0)
+    assert torch.equal(owner.trunk.vit.norm.weight, state["norm.weight"])
+    assert (
+        "head.weight has 10 classes where test_vit has 1000: the backbone is read without its head"
+        in owner.notes["weights"]
+    )
+
+
+def test_a_distilled_model_keeps_both_heads_and_is_no_plain_one(tmp_path):
+    name = "deit_tiny_distilled_patch16_224"
+    net = timm.create_model(name).eval()
+    save_file(net.state_dict(), tmp_path / "distilled.safetensors")
+    loaded = load_weights(
+        tmp_path / "distilled.safetensors", Architecture("timm", name, None, "own")
+    )
+    pixels = torch.rand(1, 3, 224, 224)
+    with torch.no_grad():
+        assert torch.allclose(loaded.model(pixels), net(loaded.model.normalise(pixels)), atol=1e-5)
+        tokens = net.forward_features(loaded.model.normalise(pixels))
+        by_hand = torch.cat([tokens[:, 0], tokens[:, 2:].mean(1)], 1)  # CLS, distillation, patches
+        assert torch.allclose(
+            loaded.model.pooled(loaded.model.forward_features(pixels)), by_hand, atol=1e-5
+        )
+    plain = Architecture("timm", "deit_tiny_patch16_224", None, "own")
+    refused(tmp_path / "distilled.safetensors", "unknown 'dist_token'", plain)
+
+
+# Grids of positions.
+
+
+def test_positions_of_another_grid_are_resampled_as_timm_does_and_said(tmp_path):
+    large = drawn(3, img_size=112)  # 7 x 7 patches
+    save_file(large, tmp_path / "large.safetensors")
+    loaded = load_weights(tmp_path / "large.safetensors", OWN)
+    theirs = timm.create_model("test_vit", img_size=64)
+    theirs.load_state_dict(timm.models.vision_transformer.checkpoint_filter_fn(large, theirs))
+    assert torch.equal(loaded.model.trunk.vit.pos_embed, theirs.pos_embed)
+    table = large["pos_embed"]  # (1, 1 + 49, d): and by hand
+    grid = table[:, 1:].mT.reshape(1, -1, 7, 7)
+    small = F.interpolate(grid, (4, 4), mode="bicubic", antialias=True, align_corners=False)
+    by_hand = torch.cat([table[:, :1], small.flatten(2).mT], 1)
+    assert torch.allclose(loaded.model.trunk.vit.pos_embed, by_hand, atol=1e-6)
+    assert loaded.notes == (
+        "pos_embed of a grid of 7 x 7 is resampled to 4 x 4, as the library does",
+    )
+
+
+@pytest.mark.parametrize("registers", [0, 4])
+def test_a_dinov2_file_of_37_x_37_positions_fits_a_model_of_224_pixels(tmp_path, registers):
+    name = f"vit_small_patch14_{'reg4_' if registers else ''}dinov2"
+    full = timm.create_model(name, pretrained=False)
+    state = dict(full.state_dict())
+    # As its authors publish it: a mask token, and the position of CLS in the table.
+    state["mask_token"] = torch.zeros(1, state["cls_token"].shape[-1])
+    if registers:
+        state["register_tokens"] = state.pop("reg_token")
+        first = torch.zeros_like(state["cls_token"])
+        state["pos_embed"] = torch.cat([first, state["pos_embed"]], 1)
+    assert state["pos_embed"].shape[1] == 1 + 37 * 37
+    torch.save(state, tmp_path / "dinov2.pth")
+    loaded = load_weights(tmp_path / "dinov2.pth", Architecture("timm", name, 224))
+    assert loaded.model.trunk.grid == (16, 16)
+    assert "pos_embed of a grid of 37 x 37 is resampled to 16 x 16" in loaded.notes[0]
+    patches = loaded.model.trunk.vit.pos_embed[:, 0 if registers else 1 :]
+    grid = state["pos_embed"][:, 1:].mT.reshape(1, -1, 37, 37)
+    small = F.interpolate(grid, (16, 16), mode="bicubic", antialias=True, align_corners=False)
+    assert torch.allclose(patches, small.flatten(2).mT, atol=1e-6)
+
+
+def test_open_clips_positions_are_resampled_as_open_clip_does(tmp_path, clip):
+    torch.save(clip.state_dict(), tmp_path / "clip.pth")
+    loaded = load_weights(tmp_path / "clip.pth", Architecture("open_clip", "tower-alone", 48))
+    theirs = open_clip.create_model("tower-alone", force_image_size=48)
+    state = dict(clip.state_dict())
+    open_clip.model.resize_pos_embed(state, theirs)
+    expected = state["visual.positional_embedding"]
+    assert torch.equal(loaded.model.trunk.visual.positional_embedding, expected)
+    assert "positional_embedding of a grid of 4 x 4 is resampled to 6 x 6" in loaded.notes[0]
+
+
+def test_patches_of_another_size_are_another_architecture(tmp_path, raw):
+    other = dict(raw)
+    other["patch_embed.proj.weight"] = torch.zeros(64, 3, 14, 14)
+    save_file(other, tmp_path / "other.safetensors")
+    refused(tmp_path / "other.safetensors", r"shape \(64, 3, 14, 14\) instead of \(64, 3, 16, 16\)")
+
+
+# What is no weights.
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_value_that_is_no_number_is_refused_by_its_tensors_name(tmp_path, raw, value, dtype):
+    state = {name: tensor.to(dtype, copy=True) for name, tensor in raw.items()}
+    state["blocks.1.mlp.fc1.weight"][3, 4] = value
+    save_file(state, tmp_path / "broken.safetensors")
+    refused(
+        tmp_path / "broken.safetensors",
+        r"broken\.safetensors: expected finite weights, got NaN or infinity in "
+        r"'trunk\.vit\.blocks\.1\.mlp\.fc1\.weight'",
+    )
+    settings = OwnerSettings("timm", "test_vit", weights="broken.safetensors", image_size=64)
+    with pytest.raises(UserError, match="expected finite weights"):
+        load_owner(settings, tmp_path / "broken.safetensors")
+
+
+def test_a_value_too_large_for_the_models_precision_is_refused(tmp_path, raw):
+    state = {name: value.double() for name, value in raw.items()}
+    state["norm.weight"][0] = 1e300
+    torch.save(state, tmp_path / "double.pth")
+    refused(tmp_path / "double.pth", r"infinity in 'trunk\.vit\.norm\.weight'")
+
+
+def test_a_nan_in_a_part_that_is_not_read_hinders_nobody(tmp_path, raw):
+    state = {f"backbone.{k}": v for k, v in raw.items()} | {"decoder.w": torch.tensor([math.nan])}
+    torch.save(state, tmp_path / "part.pth")
+    assert kept(load_weights(tmp_path / "part.pth", OWN), raw)
+
+
+def test_whole_numbers_in_the_place_of_weights_are_refused(tmp_path, raw):
+    state = {**raw, "norm.weight": torch.ones(64, dtype=torch.int8)}
+    save_file(state, tmp_path / "int8.safetensors")
+    refused(tmp_path / "int8.safetensors", r"norm\.weight in float32, got int8")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_weights_of_another_precision_are_read_in_the_models(tmp_path, raw, dtype):
+    torch.save({name: value.to(dtype) for name, value in raw.items()}, tmp_path / "some.bin")
+    loaded = load_weights(tmp_path / "some.bin", OWN)
+    assert kept(loaded, {name: value.to(dtype).float() for name, value in raw.items()})
+
+
+def test_what_is_no_file_of_weights_says_what_it_is(tmp_path, raw):
+    (tmp_path / "folder").mkdir()
+    refused(tmp_path / "folder", "expected a file of weights, got a folder; name one")
+    save_file(raw, tmp_path / "folder" / "model.safetensors")
+    refused(tmp_path / "folder", r"got a folder, which holds 'model\.safetensors'; name one")
+    (tmp_path / "pointer.pth").write_text("version https://git-lfs.github.com/spec/v1\noid sha2\n")
+    refused(tmp_path / "pointer.pth", "got Git LFS's pointer to them")
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {}}')
+    refused(tmp_path / "model.safetensors.index.json", "got an index of several")
+    save_file({}, tmp_path / "none.safetensors")
+    refused(tmp_path / "none.safetensors", "expected a state dict, got an empty one")
+    (tmp_path / "zero.safetensors").write_bytes(b"")
+    refused(tmp_path / "zero.safetensors", "expected a safetensors file, got a damaged one")
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_a_torchscript_program_is_not_run(tmp_path):
+    torch.jit.trace(torch.nn.Linear(2, 2), torch.ones(1, 2)).save(tmp_path / "clip.pt")
+    refused(tmp_path / "clip.pt", "got a TorchScript program, which is not run")
+
+
+def test_safetensors_under_another_name_are_read(tmp_path, raw):
+    save_file(raw, tmp_path / "pytorch_model.bin")
+    assert kept(load_weights(tmp_path / "pytorch_model.bin", OWN), raw)
+
+
+def test_sparse_tensors_are_refused(tmp_path, raw):
+    state = {**raw, "norm.weight": raw["norm.weight"].to_sparse()}
+    torch.save(state, tmp_path / "sparse.pth")
+    refused(tmp_path / "sparse.pth", r"expected dense tensors, got 'norm\.weight'")
+
+
+def test_what_differs_is_listed_in_short(tmp_path, raw):
+    lacking = {k: v for k, v in raw.items() if "fc1" not in k} | {"adapter.weight": torch.ones(1)}
+    save_file(lacking, tmp_path / "short.safetensors")
+    count = sum("fc1" in name for name in raw)
+    refused(
+        tmp_path / "short.safetensors",
+        rf"expected weights of test_vit, got another architecture's \(lacks "
+        rf"'blocks\.0\.mlp\.fc1\.weight', .*, .* and {count - 3} more; unknown 'adapter\.weight'\)",
+    )
