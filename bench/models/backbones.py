@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from bench.records.nouns import UserError
+from bench.records.nouns import Incompatible, UserError
 
 
 class Backbone(nn.Module):
@@ -29,6 +29,11 @@ class Backbone(nn.Module):
         @property
         def blocks(self) -> nn.Module | None:
             """The transformer blocks, in order; None where there is no plain sequence of them."""
+
+    @property
+    def has_class_token(self) -> bool:
+        """Say whether the first of the prefix tokens is CLS; a register is no summary."""
+        return self.prefix > 0
 
     def embed(self, x: Tensor) -> Tensor:
         """Map normalised images (b, 3, h, w) to the residual stream (b, n, d)."""
@@ -109,6 +114,11 @@ class TimmViT(Backbone):
     def blocks(self) -> nn.Module:
         """The transformer blocks, in order."""
         return cast(nn.Module, self.vit.blocks)
+
+    @property
+    def has_class_token(self) -> bool:
+        """Say whether the first of the prefix tokens is CLS."""
+        return _has_class_token(self.vit)
 
     def embed(self, x: Tensor) -> Tensor:
         """Map normalised images to the residual stream (b, n, d)."""
@@ -192,8 +202,18 @@ def _token_first(_: nn.Module, asked: tuple[Tensor, ...]) -> tuple[Tensor, ...] 
     return (tokens.transpose(0, 1).contiguous().transpose(0, 1),) * len(asked)
 
 
+def _has_class_token(net: nn.Module) -> bool:
+    """Say whether a model of timm's has a class token, as it says itself where it can."""
+    own = getattr(net, "cls_token", None) is not None
+    return bool(getattr(net, "has_class_token", own))
+
+
 class OtherTrunk(Backbone):
-    """Any other timm backbone: features, but no residual stream of transformer blocks."""
+    """Any other timm backbone: features, but no residual stream of transformer blocks.
+
+    Class and register tokens come first where the library says how many there are; where it counts
+    none (VOLO, PiT) they are those of `cls_token`.
+    """
 
     blocks = None
 
@@ -202,10 +222,29 @@ class OtherTrunk(Backbone):
         self.net = net
         self.patch = _patch(net)
         self.width = int(net.num_features)  # type: ignore[arg-type]
+        first = getattr(net, "cls_token", None)
+        own = first.shape[1] if isinstance(first, Tensor) else 0
+        self.prefix = int(getattr(net, "num_prefix_tokens", own))
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Map normalised images to the library's own features, by token or as a map."""
-        return cast(Tensor, self.net.forward_features(x))  # type: ignore[operator]
+        """Map normalised images to the library's own features, by token or as a map.
+
+        Raises:
+            Incompatible: the features are several sequences, with no one patch beside another.
+
+        """
+        found = self.net.forward_features(x)  # type: ignore[operator]
+        if not isinstance(found, Tensor):
+            raise Incompatible(
+                f"expected one sequence or map of features, got {len(found)} of them from a "
+                f"{type(self.net).__name__}; choose a model with one"
+            )
+        return found
+
+    @property
+    def has_class_token(self) -> bool:
+        """Say whether the first of the prefix tokens is CLS."""
+        return _has_class_token(self.net)
 
     def positions(self, found: Tensor) -> Tensor:
         """List features by position (b, n, d)."""
@@ -234,3 +273,16 @@ class OtherTrunk(Backbone):
     def reset_classifier(self) -> None:
         """Leave timm's own classifier out, in place."""
         cast(Any, self.net).reset_classifier(0)
+
+
+class PitTrunk(OtherTrunk):
+    """timm's PiT, which hands out its class tokens alone: the patches are laid behind them.
+
+    They are those of the last stage, through the norm that the class tokens go through.
+    """
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Map normalised images to class tokens and patches (b, n, d)."""
+        net = cast(Any, self.net)
+        first, (patches,) = net.forward_intermediates(x, indices=1)
+        return torch.cat([first, net.norm(patches.flatten(2).mT)], dim=1)

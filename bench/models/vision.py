@@ -210,10 +210,10 @@ class VisionModel(nn.Module):
         return self.trunk.embedding(tokens)
 
     def pooled(self, tokens: Tensor) -> Tensor:
-        """Map final tokens (b, n, d) to [CLS; mean patch], (b, 2 d)."""
+        """Map final tokens (b, n, d) to [CLS; mean patch], (b, 2 d); without CLS the mean twice."""
         tokens = self.trunk.positions(tokens)
         patches = tokens[:, self.prefix :].mean(1)  # (b, d)
-        first = tokens[:, 0] if self.prefix else patches
+        first = tokens[:, 0] if self.trunk.has_class_token else patches
         return torch.cat([first, patches], dim=1)
 
     def features(self, images: Tensor) -> Tensor:

@@ -36,10 +36,11 @@ def published(architecture: Architecture, revision: str | None) -> VisionModel:
 
 def _model(architecture: Architecture, **extra: Any) -> VisionModel:
     import timm
+    from timm.models.pit import PoolingVisionTransformer
     from timm.models.vision_transformer import VisionTransformer
 
     from bench.data.images import Preprocess
-    from bench.models.backbones import OtherTrunk, TimmViT, refuse_rest
+    from bench.models.backbones import OtherTrunk, PitTrunk, TimmViT, refuse_rest
     from bench.models.vision import VisionModel
 
     size = architecture.image_size
@@ -55,7 +56,9 @@ def _model(architecture: Architecture, **extra: Any) -> VisionModel:
             raise
         why = first_line(error) if str(error) else f"cannot be made for images of {size} pixels"
         raise UserError(f"timm model {architecture.name}: {why}") from error
-    trunk = TimmViT(net) if isinstance(net, VisionTransformer) else OtherTrunk(net)
+    kinds = {VisionTransformer: TimmViT, PoolingVisionTransformer: PitTrunk}
+    kind = next((kinds[base] for base in kinds if isinstance(net, base)), OtherTrunk)
+    trunk = kind(net)
     config = timm.data.resolve_model_data_config(net)  # type: ignore[attr-defined, no-untyped-call]
     own = (int(config["input_size"][-2]), int(config["input_size"][-1]))
     side = own if size is None else (size, size)
