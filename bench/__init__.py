@@ -165,17 +165,21 @@ def protect(
     labels: Literal["none", "sorted"] = "none",
     weights: str = "hub",
     pretrained: str | None = None,
+    entry: str | None = None,
     image_size: int | None = None,
     data: str | Path | None = None,
     seed: int | None = None,
     device: str = "auto",
+    note: Callable[[str], object] = print,
     watch: Callable[[Claim], object] = lambda made: None,
 ) -> tuple[Claim, ...]:
     """Mark or fingerprint a model of yours; write a key, and for a mark a copy, for every user.
 
-    `model` is mini or LIBRARY:NAME, `weights` hub, random or a file. `images` is a folder of yours,
+    `model` is mini or LIBRARY:NAME, `weights` hub, random or a file; of several sets of weights in
+    it `entry` names one. `images` is a folder of yours,
     or the embedded photos or digits. Files go to `output`, or to a folder there for each user that
-    has a name. `watch` is told of every copy as it is made.
+    has a name. `note` is told what was understood of a file of weights, `watch` of every copy as
+    it is made.
 
     Raises:
         UserError: there is no such model, method or image, or a key lies there already.
@@ -192,9 +196,11 @@ def protect(
 
     spec = METHODS.spec(method, settings or {})
     root, there = _root(data) or Path(), find_device(device)
-    named = owner_of(model, weights, pretrained, image_size)
+    named = owner_of(model, weights, pretrained, image_size, entry)
     homes = claim.homes(Path(output), [users] if isinstance(users, str) else users)
     owner = load_owner(named, weights_file(named, root) if named.from_file else None)
+    for told in owner.notes.get("weights", []):
+        note(f"{named.name}: {told}")
     listed = manifest.read("images", claim.described(images, labels), root)
     pools = claim.owners_images(listed, owner.preprocess)
     return claim.protect_copies(owner, spec, pools, homes, seed, there, watch)
@@ -208,6 +214,8 @@ def verify(
     strangers: str | Path | None = None,
     descendants: str | Path | None = None,
     model: str | None = None,
+    pretrained: str | None = None,
+    entry: str | None = None,
     image_size: int | None = None,
     alpha: float = 0.05,
     device: str = "auto",
@@ -216,8 +224,9 @@ def verify(
 
     Without innocents the verdict stays undecided: `strangers` is a folder of models that never met
     the owner's, `descendants`, for a mark, one of finetuned copies of the clean owner. `model` is
-    the suspect's architecture, by default the owner's; `commitments` what was published of the
-    keys.
+    the suspect's architecture, by default the owner's, `pretrained` the tag its weights started
+    from, `entry` the set of weights meant where its file has several; `commitments` what was
+    published of the keys.
 
     Raises:
         UserError: a file is missing, damaged or not what it should be.
@@ -225,6 +234,7 @@ def verify(
     """
     import dataclasses
 
+    from bench.models.libraries import LIBRARIES
     from bench.runs import claim
     from bench.runs.key import Key, read_all
     from bench.runs.machine import find_device
@@ -237,11 +247,14 @@ def verify(
     known = read_all([k if isinstance(k, Key) else Path(k) for k in given], commitments)
     there, architecture = find_device(device), known[0].owner
     if model is not None:
-        architecture = architecture_of(owner_of(model, str(suspect), None))
+        architecture = architecture_of(owner_of(model, str(suspect), pretrained))
+    elif pretrained is not None:
+        architecture = dataclasses.replace(architecture, tag=pretrained)
+        LIBRARIES.get(architecture.library).check(architecture)
     if image_size is not None:
         architecture = dataclasses.replace(architecture, image_size=image_size)
     innocents = claim.weight_files(strangers), claim.weight_files(descendants)
-    return claim.verify(Path(suspect), architecture, known, innocents, alpha, there)
+    return claim.verify(Path(suspect), architecture, known, innocents, alpha, there, entry)
 
 
 def _root(data: str | Path | None) -> Path | None:

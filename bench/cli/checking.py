@@ -62,6 +62,8 @@ def check_suite(arguments: argparse.Namespace) -> int:
             if arguments.download and place and not place.cached:
                 owners.fetch(place)
         line(f"{role} {who}", *_weights_line(model, arguments.data))
+        for told in _understood(model, arguments.data):
+            line(f"{role} {who}", told, "ok" if isinstance(told, UserError) else "note")
     for name, settings in loaded.data.items():
         download = LOADERS.get(settings.loader).download
         if arguments.download and download is not None:
@@ -107,6 +109,26 @@ def _weights_line(owner: OwnerSettings, data_dir: Path | None) -> tuple[str | Us
         return f"weights of {place.repository}{pin}, in the hub's cache", "ok"
     size = budget.shape(owners.architecture_of(owner)).bytes / 1e9
     return f"about {size:.1f} GB from the hub on the first run, or now: {place.command}", "fetch"
+
+
+def _understood(owner: OwnerSettings, data_dir: Path | None) -> list[str | UserError]:
+    """Read an owner's file as a run would: say what was understood of it, or what is wrong."""
+    from bench.models.weights import weights_digest
+    from bench.runs import owners
+    from bench.suite import plan
+
+    if not owner.from_file:
+        return []
+    try:
+        file = plan.weights_file(owner, data_dir)
+    except UserError:
+        return []  # that it is missing was said
+    try:
+        model = owners.load_owner(owner, file)
+        owners.refuse_others(owner, weights_digest(model))
+    except UserError as error:
+        return [error]
+    return list(model.notes.get("weights", []))
 
 
 def _print_source(console: Console, settings: DataSettings) -> None:

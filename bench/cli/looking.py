@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bench.cli import reporting
-from bench.cli.parser import OK, Command, a_device, data_root
+from bench.cli.parser import OK, Command, a_device, data_root, which_weights
 from bench.records.nouns import UserError
 from bench.records.table import Table, markdown, print_table, wide_console, write_tables
 
@@ -186,7 +186,7 @@ def _known_models() -> Table:
 def _profile_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("model", help="mini or LIBRARY:NAME, see `bench list models`")
     command.add_argument("--weights", default="hub", help="hub (default), random or a file")
-    command.add_argument("--pretrained", help="open_clip's tag, for weights from the hub")
+    which_weights(command)
     command.add_argument("--images", default="photos", help="photos (default) or a folder")
     command.add_argument(
         "--count", type=int, default=100, help="images (default 100, as the paper)"
@@ -215,7 +215,8 @@ def profile_model(arguments: argparse.Namespace) -> int:
         raise UserError(f"--count: expected at least 1, got {arguments.count}")
     pin_threads(usable_cores())
     device = find_device(arguments.device)
-    owner = owner_of(arguments.model, arguments.weights, arguments.pretrained)
+    given = arguments.model, arguments.weights, arguments.pretrained
+    owner = owner_of(*given, entry=arguments.entry)
     file = weights_file(owner, arguments.data) if owner.from_file else None
     model = load_owner(owner, file)
     if arguments.images == "photos":

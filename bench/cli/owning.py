@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import bench
-from bench.cli.parser import OK, Command, a_device, a_model, data_root, positive
+from bench.cli.parser import OK, Command, a_device, a_model, data_root, positive, which_weights
 from bench.models.libraries import LIBRARIES
 from bench.records.nouns import UserError
 from bench.verdicts.verdict import innocents_needed
@@ -72,6 +72,7 @@ def protect_model(arguments: argparse.Namespace) -> int:
         labels=arguments.labels,
         weights=arguments.weights,
         pretrained=arguments.pretrained,
+        entry=arguments.entry,
         image_size=arguments.image_size,
         data=arguments.data,
         seed=arguments.seed,
@@ -122,6 +123,7 @@ def _verify_arguments(command: argparse.ArgumentParser) -> None:
         "--commitment", nargs="+", metavar="HEX", help="what was published, of every key"
     )
     command.add_argument("--model", help="the suspect's architecture (default: the owner's)")
+    which_weights(command)
     command.add_argument("--image-size", type=positive, help="its side, where not the library's")
     command.add_argument(
         "--strangers", type=Path, metavar="DIR", help="models that never met the owner's"
@@ -145,11 +147,13 @@ def verify_suspect(arguments: argparse.Namespace) -> int:
         strangers=arguments.strangers,
         descendants=arguments.descendants,
         model=arguments.model,
+        pretrained=arguments.pretrained,
+        entry=arguments.entry,
         image_size=arguments.image_size,
         alpha=arguments.alpha,
         device=arguments.device,
     )
-    _print_lines([("suspect", description(found))])
+    _print_lines([("suspect", description(found)), *(("note", note) for note in found.notes)])
     if arguments.commitment is None:
         late = "without --commitment nothing shows that a key is older than the suspect"
         _print_lines([("note", late)])

@@ -50,8 +50,16 @@ def a_model(parser: argparse.ArgumentParser) -> None:
     """Take a model and its weights."""
     parser.add_argument("model", help="mini or LIBRARY:NAME, see `bench list models`")
     parser.add_argument("--weights", default="hub", help="hub (default), random or a file")
-    parser.add_argument("--pretrained", help="open_clip's tag, for weights from the hub")
+    which_weights(parser)
     parser.add_argument("--image-size", type=positive, help="its side, where not the library's")
+
+
+def which_weights(parser: argparse.ArgumentParser) -> None:
+    """Take what says more of weights than where they lie."""
+    parser.add_argument("--pretrained", help="open_clip's tag, of a file's weights, too")
+    parser.add_argument(
+        "--entry", help="which of several sets of weights in a file, such as state_dict"
+    )
 
 
 def data_root(parser: argparse.ArgumentParser) -> None:

@@ -107,7 +107,8 @@ def load_weights(file: Path, architecture: Architecture, entry: str | None = Non
             f"{file.name}: expected a {architecture.name} (nothing beside it but a head), got "
             f"another architecture's weights (unknown {listed(spare)}); {WAY_OUT}"
         )
-    notes = [*read.notes, *chosen, *fitted.notes]
+    taken = LIBRARIES.get(architecture.library).assumed(architecture)
+    notes = [*read.notes, *chosen, *fitted.notes, *([taken] if taken else [])]
     if architecture.head and model is bare and (head := _described_head(whole, given)):
         notes.append(head)
     ignored = Counter(map(_first, [*outside, *fitted.spare]))

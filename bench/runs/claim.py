@@ -116,6 +116,7 @@ class Verification:
     ignored: Mapping[str, int]  # tensors that are no part of the backbone, by part
     alpha: float
     findings: tuple[Finding, ...]
+    notes: tuple[str, ...] = ()  # what was understood of the suspect's file
 
     @property
     def outcome(self) -> str:
@@ -270,7 +271,9 @@ def weight_files(folder: str | Path | None) -> list[Path]:
     if folder is None:
         return []
     folder = Path(folder)
-    found = [p for p in sorted(folder.rglob("*")) if p.suffix in WEIGHT_FILES and not is_key(p)]
+    found = [
+        p for p in sorted(folder.rglob("*")) if p.name.endswith(WEIGHT_FILES) and not is_key(p)
+    ]
     if not found:
         what = "none in it" if folder.is_dir() else "no such folder"
         raise UserError(f"expected files of weights in {folder}, found {what}")
@@ -300,14 +303,15 @@ def verify(
     innocents: tuple[Sequence[Path], Sequence[Path]],
     alpha: float,
     device: torch.device,
+    entry: str | None = None,
 ) -> Verification:
     """Read a suspect and the innocents, strangers and descendants, with every key, and judge."""
-    loaded = load_weights(file, architecture)
+    loaded = load_weights(file, architecture, entry)
     suspect = read(file.name, loaded, keys, device)
     strangers, descendants = ([read_file(f, keys, device) for f in files] for files in innocents)
     findings = judge(keys, suspect, strangers, descendants, alpha)
     name = loaded.model.architecture.name
-    return Verification(file.name, name, loaded.ignored, alpha, tuple(findings))
+    return Verification(file.name, name, loaded.ignored, alpha, tuple(findings), loaded.notes)
 
 
 def judge(

@@ -136,6 +136,8 @@ class Laboratory:
         owner = self.plan.owners[stage.key]
         file = weights_file(owner, self.data_dir) if owner.from_file else None
         made = load_owner(owner, file)
+        for told in made.notes.get("weights", []):
+            self.note(f"{owner.name}: {told}")
         return Made.of(made, made.notes)
 
     def _classifier(self, stage: Stage) -> Made:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, PlainValidator
@@ -22,7 +22,8 @@ from bench.records.settings import (
     suggestion,
 )
 
-WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin")
+WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".pth.tar")
+"""How the names of files of weights end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,8 @@ class OwnerSettings:
     """A model somebody owns: which library builds it, and where its weights come from.
 
     `weights` is "hub" (what the library publishes, or what came with it), "random" (drawn from
-    `seed`) or a file, relative to the data root or absolute. `revision` pins weights from the hub
+    `seed`) or a file, relative to the data root or absolute. Preprocessing and activation follow
+    the tag `pretrained`, wherever the weights come from. `revision` pins weights from the hub
     to one of its commits. `digest` is what the weights must be, as records name them
     (`owner_digest`): others are refused. `entry` says which of several sets of weights in a file
     is meant, such as state_dict beside an average. `classifier` gives a model without one of its
@@ -69,7 +71,7 @@ class OwnerSettings:
     library: str
     name: str
     weights: str = "hub"
-    pretrained: str | None = None  # open_clip's tag: of the hub's weights, or of those in a file
+    pretrained: str | None = None  # open_clip's tag
     entry: str | None = None
     revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = None
     digest: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")] | None = None
@@ -78,7 +80,7 @@ class OwnerSettings:
     classifier: Classifier = None
 
     def __post_init__(self) -> None:
-        if self.from_file and PurePath(self.weights).suffix not in WEIGHT_FILES:
+        if self.from_file and not self.weights.endswith(WEIGHT_FILES):
             known = f"hub, random or a file ending in {', '.join(WEIGHT_FILES)}"
             raise SettingError(f"weights: expected {known}, got '{self.weights}'", ("weights",))
         if self.entry is not None and not self.from_file:
@@ -104,10 +106,9 @@ class OwnerSettings:
         if self.from_hub and library.tag and self.pretrained is None:
             hint = f"expected {who}'s tag of the weights, such as {library.tag}"
             raise SettingError(f"pretrained: {hint}, got none")
-        if self.pretrained is not None and not (self.from_hub and library.tag):
-            why = f" unless {who} takes its weights from the hub" if library.tag else ""
-            way_out = why or f", {who} has no tags of weights"
-            raise SettingError(f"pretrained: expected none{way_out}", ("pretrained",))
+        if self.pretrained is not None and not library.tag:
+            way_out = f"{who} has no tags of weights, a model's name has it all"
+            raise SettingError(f"pretrained: expected none, {way_out}", ("pretrained",))
 
     @property
     def from_file(self) -> bool:
@@ -143,12 +144,16 @@ def mapping_of(value: Json, example: str) -> Mapping[str, Json]:
 
 
 def owner_of(
-    text: str, weights: str, pretrained: str | None, image_size: int | None = None
+    text: str,
+    weights: str,
+    pretrained: str | None,
+    image_size: int | None = None,
+    entry: str | None = None,
 ) -> OwnerSettings:
     """Return the model that LIBRARY:NAME names, as a suite would have it."""
     library, _, name = text.rpartition(":")
     value = {"library": library or EMBEDDED, "name": name, "weights": weights}
-    given = {"pretrained": pretrained, "image_size": image_size}
+    given = {"pretrained": pretrained, "image_size": image_size, "entry": entry}
     return settings(OwnerSettings, value | {k: v for k, v in given.items() if v is not None})
 
 

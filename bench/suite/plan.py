@@ -144,8 +144,9 @@ def weights_file(owner: OwnerSettings, data_dir: Path | None) -> Path:
     path = Path(owner.weights).expanduser()
     found = path if data_dir is None else data_dir / path
     if not found.is_file():
+        what = "got a folder; name a file in it" if found.is_dir() else "found no such file"
         raise UserError(
-            f"owner '{owner.name}': expected weights at {found}, found no such file; "
+            f"owner '{owner.name}': expected weights at {found}, {what}; "
             "--data DIR or BENCH_DATA sets where relative paths start"
         )
     return found

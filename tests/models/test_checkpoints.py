@@ -10,6 +10,8 @@ import torch
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
+from bench.models.building import build
+from bench.models.libraries import LIBRARIES
 from bench.models.vision import Architecture
 from bench.models.weights import load_weights
 from bench.records.nouns import UserError
@@ -364,3 +366,84 @@ def test_what_differs_is_listed_in_short(tmp_path, raw):
         rf"expected weights of test_vit, got another architecture's \(lacks "
         rf"'blocks\.0\.mlp\.fc1\.weight', .*, .* and {count - 3} more; unknown 'adapter\.weight'\)",
     )
+
+
+# Tags: what a library would choose by them.
+
+
+@pytest.fixture
+def tags(clip, monkeypatch):
+    """A model of two tags, of which one wants QuickGELU, and another model with SigLIP's alone."""
+    config = open_clip.get_model_config("tower-alone")
+    for name in ("two-tags", "siglip-like"):
+        monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, name, config)
+    published = open_clip.get_pretrained_cfg
+    two = {"openai": published("ViT-B-32", "openai"), "laion": published("ViT-B-32", "laion2b_e16")}
+    one = {"webli": published("ViT-B-16-SigLIP", "webli")}
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "two-tags", two)
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "siglip-like", one)
+
+
+def of_open_clip(name, tag, file):
+    return load_owner(OwnerSettings("open_clip", name, weights=file.name, pretrained=tag), file)
+
+
+@pytest.mark.parametrize("tag", [None, "openai", "laion"])
+def test_a_tag_beside_a_file_chooses_the_activation_open_clip_would(tmp_path, clip, tags, tag):
+    torch.save(clip.state_dict(), tmp_path / "clip.pth")
+    model = of_open_clip("two-tags", tag, tmp_path / "clip.pth")
+    theirs = open_clip.create_model("two-tags", force_quick_gelu=tag == "openai").eval()
+    theirs.load_state_dict(clip.state_dict())
+    pixels = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = theirs.encode_image(model.normalise(pixels))
+        assert torch.allclose(model.features(pixels), expected, atol=1e-5)
+        other = clip.encode_image(model.normalise(pixels))  # GELU
+        assert torch.allclose(expected, other, atol=1e-5) == (tag != "openai")
+    said = [note for note in model.notes["weights"] if "no tag" in note]
+    assert len(said) == (tag is None)
+    assert all("open_clip's own quick_gelu is assumed for two-tags" in note for note in said)
+
+
+@pytest.mark.parametrize("tag", [None, "webli"])
+def test_siglips_files_are_prepared_as_siglip_is(tmp_path, clip, tags, tag):
+    torch.save(clip.state_dict(), tmp_path / "clip.pth")
+    model = of_open_clip("siglip-like", tag, tmp_path / "clip.pth")
+    assert model.mean.flatten().tolist() == [0.5, 0.5, 0.5]
+    assert model.std.flatten().tolist() == [0.5, 0.5, 0.5]
+    assert model.preprocess.mode == "squash"
+    said = "no tag: images are prepared as for all published weights of siglip-like"
+    assert (said in model.notes["weights"]) == (tag is None)
+
+
+def test_timms_tag_is_part_of_the_name_and_what_is_assumed_without_one_is_said(tmp_path):
+    name = "vit_tiny_patch16_224"
+    save_file(timm.create_model(name).state_dict(), tmp_path / "tiny.safetensors")
+    plain = load_weights(tmp_path / "tiny.safetensors", Architecture("timm", name, None, "own"))
+    default = timm.get_pretrained_cfg(name)
+    assert plain.model.mean.flatten().tolist() == pytest.approx(default.mean)
+    assert plain.notes == ()  # all tags of this one are prepared alike
+    name = "vit_base_patch16_224"
+    said = LIBRARIES.get("timm").assumed(Architecture("timm", name))
+    assert said.startswith(
+        f"no tag: mean, std, crop_pct of {name}.{timm.get_pretrained_cfg(name).tag}"
+    )
+    assert LIBRARIES.get("timm").assumed(Architecture("timm", f"{name}.dino")) == ""
+    dino = build(Architecture("timm", f"{name}.dino"))
+    assert dino.mean.flatten().tolist() == pytest.approx([0.485, 0.456, 0.406])
+
+
+def test_a_tag_that_the_library_has_not_is_refused(tmp_path, clip, tags):
+    torch.save(clip.state_dict(), tmp_path / "clip.pth")
+    with pytest.raises(UserError, match="open_clip has no weights 'opnai' of two-tags; did you"):
+        of_open_clip("two-tags", "opnai", tmp_path / "clip.pth")
+    with pytest.raises(UserError, match="pretrained: expected none, timm has no tags of weights"):
+        OwnerSettings("timm", "test_vit", weights="a.pth", pretrained="openai")
+
+
+def test_files_of_weights_end_as_training_scripts_have_them_end():
+    for ending in (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".pth.tar"):
+        assert OwnerSettings("timm", "test_vit", weights=f"last{ending}").from_file
+    for other in ("last.tar", "last.onnx", "last"):
+        with pytest.raises(UserError, match="expected hub, random or a file ending in"):
+            OwnerSettings("timm", "test_vit", weights=other)

@@ -50,6 +50,10 @@ def _nothing(architecture: Architecture) -> None:
     """Find nothing."""
 
 
+def _nothing_assumed(architecture: Architecture) -> str:
+    return ""
+
+
 def _unchanged(model: VisionModel, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     return state
 
@@ -63,7 +67,8 @@ class Library:
     does not list all; `classifies` says whether weights come with a classifier of their own, which
     is then kept; `published` builds a model with the weights it publishes, at a commit if one is
     asked for, and `place` says where on the hub these lie; `in_python` is the line that makes the
-    model a released file loads into.
+    model a released file loads into; `assumed` says in a line what was taken for granted of weights
+    in a file that have no tag.
     """
 
     summary: str  # for `bench list models`
@@ -76,6 +81,7 @@ class Library:
     in_python: Callable[[Architecture], str | None] = _nothing
     shipped: Path | None = None  # the folder of NAME.safetensors, where weights came with it
     tag: str = ""  # such as this one; none: a model's name says which weights are meant
+    assumed: Callable[[Architecture], str] = _nothing_assumed
     resizes: bool = True  # models can be made for images of another size
     version: int = 1  # rises when the same weights would look at other pixels
 

@@ -43,7 +43,7 @@ def _model(architecture: Architecture, weights: str | None) -> VisionModel:
     from bench.models.backbones import refuse_rest
     from bench.models.vision import VisionModel
 
-    known = _published(architecture)
+    known = _settings(architecture)
     model = open_clip.create_model(
         architecture.name,
         pretrained=weights,
@@ -125,6 +125,47 @@ def _published(architecture: Architecture) -> dict[str, Any]:
     return open_clip.get_pretrained_cfg(architecture.name, tag) if tag else {}
 
 
+CHOSEN = ("mean", "std", "interpolation", "resize_mode", "quick_gelu")
+"""What open_clip lets a tag choose: how images are prepared, and the activation function."""
+
+
+def _choices(name: str) -> dict[str, list[Any]]:
+    """List what the published weights of a model choose, tag by tag."""
+    import open_clip
+
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    found = [open_clip.get_pretrained_cfg(name, tag) for tag in tags]
+    return {key: [one.get(key) for one in found] for key in CHOSEN if found}
+
+
+def _settings(architecture: Architecture) -> dict[str, Any]:
+    """Return what a tag chooses; without one, what all published weights of the model agree on."""
+    if architecture.tag:
+        return _published(architecture)
+    return {
+        key: values[0]
+        for key, values in _choices(architecture.name).items()
+        if values[0] is not None and all(value == values[0] for value in values)
+    }
+
+
+def assumed(architecture: Architecture) -> str:
+    """Say what was taken for the tag of weights in a file, where none was given."""
+    import open_clip
+
+    name, choices = architecture.name, _choices(architecture.name)
+    if architecture.tag or not choices:
+        return ""
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    split = [key for key, values in choices.items() if any(v != values[0] for v in values)]
+    if not split:
+        return f"no tag: images are prepared as for all published weights of {name}"
+    return (
+        f"no tag: open_clip's own {' and '.join(split)} is assumed for {name}, of which its "
+        f"published weights differ; `pretrained`, such as {tags[0]}, says it"
+    )
+
+
 OPEN_CLIP = Library(
     summary="any open_clip image tower; see open_clip.list_models()",
     make=make,
@@ -140,4 +181,5 @@ OPEN_CLIP = Library(
     ),
     version=2,  # integers of resizing and cutting are open_clip's own
     convert=convert,
+    assumed=assumed,
 )

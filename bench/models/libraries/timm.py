@@ -102,6 +102,28 @@ def convert(model: VisionModel, state: Mapping[str, Tensor]) -> Mapping[str, Ten
     return dict(filtered(dict(state), inner)) if filtered else state
 
 
+def assumed(architecture: Architecture) -> str:
+    """Say whose preprocessing was taken, where tags of a model differ and none was given."""
+    import timm
+
+    name = architecture.name
+    tagged = [] if "." in name else timm.list_models(f"{name}.*", pretrained=True)
+    found = [timm.get_pretrained_cfg(tag) for tag in tagged]
+    keys = [k for k in CHOSEN if len({str(getattr(config, k)) for config in found}) > 1]
+    if not keys:
+        return ""
+    own = _config(architecture).tag
+    other = next(tag for tag in tagged if not tag.endswith(f".{own}"))
+    return (
+        f"no tag: {', '.join(keys)} of {name}.{own} assumed, its published weights differ; name "
+        f"them as in {other}"
+    )
+
+
+CHOSEN = ("mean", "std", "interpolation", "crop_pct", "crop_mode", "input_size")
+"""What timm lets a tag choose: how images are prepared."""
+
+
 def place(architecture: Architecture) -> Place | None:
     """Find where timm keeps these weights."""
     config = _config(architecture)
@@ -140,4 +162,5 @@ TIMM = Library(
     layouts=({"": "trunk.vit."}, {"": "trunk.net."}, {"visual.trunk.": "trunk.vit."}),
     version=2,  # integers of resizing and cutting are timm's own
     convert=convert,
+    assumed=assumed,
 )
