@@ -1,15 +1,15 @@
 """Say which suspects a claim is tried on: marked copies, their twins, and strangers of every kind.
 
-This is where the innocents come from: for every attacked copy of a marked model its twin, the same
-attack with the same seed on the unmarked owner; strangers, plain and attacked alike; copies marked
-with another key; models that never met the owner.
+This is where the innocents come from. For every attacked copy of a marked model its twin, the same
+attack with the same seed on the unmarked owner; strangers, and for a fingerprint those attacked
+alike; copies marked with another key, attacked alike; models that never met the owner.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
@@ -18,6 +18,7 @@ from bench.records.nouns import UNTOUCHED, Cell, Json, Lineage, Shape, Spec
 from bench.registry import ATTACKS, METHODS
 from bench.suite.graph import STRANGER
 from bench.suite.grid import Suite
+from bench.suite.innocents import descends, untouched
 from bench.types import UsesBase
 
 
@@ -37,47 +38,79 @@ class Peers:
 
 def cells(suite: Suite, peers: Peers, method: Spec, seed: int) -> Iterator[Cell]:
     """Yield the cells of one claim: per attack the marked copy, its twins and strangers."""
-    marks = METHODS.get(method.name).marks
-    innocents = suite.innocents
+    marks, innocents = METHODS.get(method.name).marks, suite.innocents
+    ask = functools.partial(Cell, peers.owner, method, seed)
     for chain in suite.attacks:
-        random = any(ATTACKS.get(step.name).random for step in chain)
+        random = _random(chain)
         own = seed if random else 0
-        ask = functools.partial(Cell, peers.owner, method, seed)
-        if not derived(chain):
+        if not descends(chain):
             yield ask("owner", chain, own, "stranger")
             continue
         yield ask("released", chain, own, "released")
         seeds = sorted({*range(innocents.twin_seeds), own}) if random else [0]
         if marks:
             yield from (ask("owner", chain, one, "owner") for one in seeds)
-        plain = untouched(chain)
-        count = peers.strangers
-        if not plain:
-            count = min(innocents.attacked_strangers, peers.strangers)
-        if any(uses_base(step) for step in chain):
-            count = 0  # mixed with the owner's base, a stranger is none
-        for i in range(count):
-            start = ATTACKS.spec(STRANGER, {"index": i})
-            yield ask("owner", (start,) if plain else (start, *chain), own, "stranger")
-    yield from _as_they_are(suite, peers, method, seed, marks)
+        if untouched(chain):
+            for i in range(peers.strangers):
+                yield ask("owner", (_stranger(i),), 0, "stranger")
+        elif not marks:
+            yield from _attacked_strangers(suite, peers, chain, ask)
+    if marks:
+        yield from (ask("owner", chain, 0, "owner") for chain in innocents.descendants)
+        yield from _other_keys(suite, seed, ask)
+    yield from _as_they_are(suite, peers, marks, ask)
+
+
+def _random(chain: Iterable[Spec]) -> bool:
+    return any(ATTACKS.get(step.name).random for step in chain)
+
+
+def _stranger(index: int, **args: Json) -> Spec:
+    return ATTACKS.spec(STRANGER, {"index": index, **args})
+
+
+def _attacked_strangers(
+    suite: Suite, peers: Peers, chain: tuple[Spec, ...], ask: Callable[..., Cell]
+) -> Iterator[Cell]:
+    """Yield the strangers that went through an attack, for a fingerprint to be ranked among.
+
+    Each is its own draw of everything, of the attack's randomness too: of one seed they would share
+    its luck. The claim's seed has no part in it, so that one attacked stranger serves every claim.
+    """
+    if any(uses_base(step) for step in chain):
+        return  # mixed with the owner's base, a stranger is none
+    random, count = _random(chain), suite.innocents.attacked_strangers
+    for i in range(min(count, peers.strangers)):
+        yield ask("owner", (_stranger(i), *chain), i if random else 0, "stranger")
+    done = (ATTACKS.spec(UNTOUCHED, {}), *chain)
+    for i, model in enumerate(peers.others[: max(0, count - peers.strangers)], peers.strangers):
+        yield ask("other model", done, i if random else 0, "stranger", other_model=model)
+
+
+def _other_keys(suite: Suite, seed: int, ask: Callable[..., Cell]) -> Iterator[Cell]:
+    """Yield other keys' marks, untouched and attacked as their own copies are.
+
+    Those of the suite's other seeds cost readings alone: the copies are there.
+    """
+    known = [other for other in suite.seeds if other != seed]
+    seeds = itertools.chain(known, itertools.count(max(suite.seeds) + 1))
+    tried = [chain for chain in suite.attacks if descends(chain) and not untouched(chain)]
+    chains = [(ATTACKS.spec(UNTOUCHED, {}),), *tried]
+    for other in itertools.islice(seeds, max(len(known), suite.innocents.other_keys)):
+        for chain in chains:
+            own = other if _random(chain) else 0
+            yield ask("other key", chain, own, "owner", other_seed=other)
 
 
 def _as_they_are(
-    suite: Suite, peers: Peers, method: Spec, seed: int, marks: bool
+    suite: Suite, peers: Peers, marks: bool, ask: Callable[..., Cell]
 ) -> Iterator[Cell]:
-    """Yield the innocents nothing is done to: other keys' marks, other models, other shapes.
+    """Yield the innocents nothing is done to: other models, strangers of other shapes.
 
     The public model that an owner finetuned its own from is innocent of the mark as the clean
     owner is; to a fingerprint of the finetuned model it is a stranger.
     """
-    innocents, owner = suite.innocents, peers.owner
-    ask = functools.partial(Cell, owner, method, seed)
-    as_it_is = (ATTACKS.spec(UNTOUCHED, {}),)
-    # The suite's other seeds cost nothing: their marks are there.
-    known = [other for other in suite.seeds if other != seed]
-    seeds = itertools.chain(known, itertools.count(max(suite.seeds) + 1))
-    for other in itertools.islice(seeds, innocents.other_keys if marks else 0):
-        yield ask("other key", as_it_is, 0, "owner", other_seed=other)
+    owner, as_it_is = peers.owner, (ATTACKS.spec(UNTOUCHED, {}),)
     for model in peers.others:
         yield ask("other model", as_it_is, 0, "stranger", other_model=model)
     if peers.public is not None:
@@ -85,9 +118,8 @@ def _as_they_are(
         yield ask("other model", as_it_is, 0, lineage, other_model=peers.public)
     embedded = owner.args["library"] == EMBEDDED
     others = [shape for shape in get_args(Shape) if shape != owner.name] if embedded else []
-    for shape, i in itertools.product(others, range(innocents.other_shapes)):
-        start = ATTACKS.spec(STRANGER, {"index": i, "shape": shape})
-        yield ask("owner", (start,), 0, "stranger")
+    for shape, i in itertools.product(others, range(suite.innocents.other_shapes)):
+        yield ask("owner", (_stranger(i, shape=shape),), 0, "stranger")
 
 
 def strange_to(owner: Spec, models: Sequence[Spec]) -> tuple[Spec, ...]:
@@ -98,16 +130,6 @@ def strange_to(owner: Spec, models: Sequence[Spec]) -> tuple[Spec, ...]:
         return by_name if spec.args["digest"] == "hub" else spec.args["digest"]
 
     return tuple(model for model in models if weights(model) != weights(owner))
-
-
-def derived(chain: Iterable[Spec]) -> bool:
-    """Say whether what a chain makes descends from the model it starts from."""
-    return all(ATTACKS.get(step.name).derived for step in chain)
-
-
-def untouched(chain: Iterable[Spec]) -> bool:
-    """Say whether a chain does nothing."""
-    return all(step.name == UNTOUCHED for step in chain)
 
 
 def uses_base(step: Spec) -> bool:

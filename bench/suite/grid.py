@@ -3,33 +3,19 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 from pydantic import BeforeValidator, Field, PlainValidator
 
 from bench.data.settings import DataSettings
 from bench.records.nouns import Json, Spec
 from bench.records.settings import Count, OpenShare, SettingError, settings, suggestion
-from bench.registry import ATTACKS, METHODS, Registry
-from bench.suite.innocents import RECIPE, InnocentSettings
+from bench.registry import ATTACKS, METHODS
+from bench.suite.innocents import RECIPE, Chain, InnocentSettings, descends, named_spec, untouched
 from bench.suite.owners import Owner, mapping_of
 from bench.verdicts.verdict import innocents_needed
-
-T = TypeVar("T")
-
-
-def _spec(registry: Registry[T], value: Json) -> Spec:
-    args = dict(mapping_of(value, "name: ..."))
-    name = args.pop("name", None)
-    if not isinstance(name, str):
-        raise SettingError(f"expected the name of a {registry.kind}, got {name!r}", ("name",))
-    return registry.spec(name, args)
-
-
-def _chain(value: Json) -> Json:
-    return tuple(value) if isinstance(value, list) else (value,)
 
 
 def _named_loaders(value: Json) -> Json:
@@ -44,11 +30,7 @@ def _no_parts(value: Json) -> tuple[Suite, ...]:
     return ()
 
 
-Method = Annotated[Spec, PlainValidator(lambda value: _spec(METHODS, value))]
-
-Step = Annotated[Spec, PlainValidator(lambda value: _spec(ATTACKS, value))]
-
-Chain = Annotated[tuple[Step, ...], Field(min_length=1), BeforeValidator(_chain)]
+Method = Annotated[Spec, PlainValidator(lambda value: named_spec(METHODS, value))]
 
 Data = Annotated[DataSettings, PlainValidator(functools.partial(settings, DataSettings))]
 
@@ -89,11 +71,19 @@ class Suite:
         for i, owner in enumerate(self.owners):
             if owner.classifier is not None:
                 self._require_labels(owner.classifier.data, ("owners", i, "classifier", "data"))
-        for i, chain in enumerate(self.attacks):
+        self._require_data(self.attacks, ("attacks",))
+        self._require_data(self.innocents.descendants, ("innocents", "descendants"))
+        for i, chain in enumerate(self.innocents.descendants):
+            for step in chain:
+                if not ATTACKS.get(step.name).derived:
+                    message = f"expected attacks on the owner's model, got the control {step.name}"
+                    raise SettingError(f"descendants: {message}", ("innocents", "descendants", i))
+
+    def _require_data(self, chains: tuple[Chain, ...], where: tuple[str, ...]) -> None:
+        for i, chain in enumerate(chains):
             for j, step in enumerate(chain):
-                if step.args.get("data"):
-                    where = ("attacks", i, j, "data")
-                    self._require(f"attack '{step.name}': data", step.args["data"], where)
+                if name := step.args.get("data"):
+                    self._require(f"attack '{step.name}': data", name, (*where, i, j, "data"))
 
     def _require(self, reader: str, name: str, where: tuple[str | int, ...]) -> None:
         if name not in self.data:
@@ -119,6 +109,7 @@ class Suite:
                 f"alpha = {self.alpha:g} needs {needed} strangers, the suite asks for {asked}: "
                 "verdicts will be undecided"
             )
+        found += self._short(needed)
         steps = self.innocents.pretraining_steps
         if asked and steps != RECIPE.steps:
             found.append(
@@ -126,6 +117,31 @@ class Suite:
                 "they are weaker models than the owner's peers would be"
             )
         return tuple(found)
+
+    def _short(self, needed: int) -> Iterator[str]:
+        """Say after which attacks the innocents asked for are too few to decide anything."""
+        innocents, marks = self.innocents, {METHODS.get(m.name).marks for m in self.methods}
+        tried = [chain for chain in self.attacks if descends(chain) and not untouched(chain)]
+        attacked = min(innocents.attacked_strangers, innocents.strangers + len(innocents.models))
+        if False in marks and tried and attacked < needed:
+            yield (
+                f"alpha = {self.alpha:g} needs {needed} strangers that went through an attack, the "
+                f"suite asks for {attacked}: fingerprints will be undecided after any"
+            )
+        others = [chain for chain in innocents.descendants if not untouched(chain)]
+        recipes = {tuple(step.text for step in chain) for chain in (*tried, *others)}
+        if True in marks and len(recipes) + 1 < needed:
+            enough = innocents.twin_seeds >= needed
+            but = (
+                f", but after random attacks, of {innocents.twin_seeds} twins each"
+                if enough
+                else ""
+            )
+            yield (
+                f"alpha = {self.alpha:g} needs {needed} recipes of descendants, the suite has "
+                f"{len(recipes) + 1} with the clean owner (`innocents: descendants` adds some): "
+                f"marks will be undecided{but}"
+            )
 
 
 @dataclass(frozen=True, slots=True)

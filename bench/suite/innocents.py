@@ -1,17 +1,24 @@
-"""Say how the embedded models are trained, in numbers a key can carry."""
+"""Say which innocents a suite asks for, and how the embedded ones are trained."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import get_args
+from typing import Annotated, TypeVar, get_args
+
+from pydantic import BeforeValidator, Field, PlainValidator
 
 from bench.data import manifest
 from bench.data.manifest import Manifest
 from bench.data.settings import DataSettings
-from bench.records.nouns import Json, Shape, digest
-from bench.records.settings import Count, Positive
-from bench.suite.owners import Model
+from bench.records.nouns import UNTOUCHED, Json, Shape, Spec, digest
+from bench.records.settings import Count, Positive, SettingError
+from bench.registry import ATTACKS, Registry
+from bench.suite.owners import Model, OwnerSettings, mapping_of
+from bench.verdicts.innocents import family
+
+T = TypeVar("T")
 
 VERSION = 1
 """Rises when the same recipe would train other weights: new code, or shapes of other sizes."""
@@ -56,15 +63,56 @@ def numbers(recipe: Recipe) -> dict[str, Json]:
     return {k: v for k, v in dataclasses.asdict(recipe).items() if k not in ("digits", "photos")}
 
 
+def named_spec(registry: Registry[T], value: Json) -> Spec:
+    """Read a plug-in with its settings, as a suite names it."""
+    args = dict(mapping_of(value, "name: ..."))
+    name = args.pop("name", None)
+    if not isinstance(name, str):
+        raise SettingError(f"expected the name of a {registry.kind}, got {name!r}", ("name",))
+    return registry.spec(name, args)
+
+
+def _chain(value: Json) -> Json:
+    return tuple(value) if isinstance(value, list) else (value,)
+
+
+Step = Annotated[Spec, PlainValidator(lambda value: named_spec(ATTACKS, value))]
+
+Chain = Annotated[tuple[Step, ...], Field(min_length=1), BeforeValidator(_chain)]
+
+
+def descends(chain: Iterable[Spec]) -> bool:
+    """Say whether what a chain makes descends from the model it starts from."""
+    return all(ATTACKS.get(step.name).derived for step in chain)
+
+
+def untouched(chain: Iterable[Spec]) -> bool:
+    """Say whether a chain does nothing."""
+    return all(step.name == UNTOUCHED for step in chain)
+
+
+def kin(model: OwnerSettings) -> Spec:
+    """Return an innocent model as its cells name it: with the family that a suite gives it."""
+    spec = model.spec()
+    return spec if model.family is None else Spec(spec.name, {**spec.args, "family": model.family})
+
+
+def families(models: Iterable[Spec]) -> int:
+    """Count the models that are draws of their own: those of one family are one."""
+    return len({family(model) or model.text for model in models})
+
+
 @dataclass(frozen=True, slots=True)
 class InnocentSettings:
     """How many innocent models calibrate a verdict.
 
-    `twin_seeds` counts attack seeds per attack; of the `strangers`, the first `attacked_strangers`
-    also go through the attacks. `pretraining_steps` below the owner's own makes weaker strangers.
-    `other_shapes` counts strangers of each embedded shape but the owner's. `other_keys` counts,
-    per claim on a mark, copies of the owner marked with another key: the suite's other seeds first,
-    then seeds beyond them. `models` never met the owner: each is read as it comes.
+    `twin_seeds` counts attack seeds per attack. `descendants` are attacks on the clean owner alone,
+    with one seed: each makes a cluster for a mark to be ranked among. Of the `strangers`, and then
+    of the `models`, the first `attacked_strangers` also go through the attacks, for a fingerprint.
+    `pretraining_steps` below the owner's own makes weaker strangers. `other_shapes` counts
+    strangers of each embedded shape but the owner's. `other_keys` counts, per claim on a mark,
+    copies of the owner marked with another key and attacked alike: all of the suite's other seeds,
+    and as many beyond them as are wanting. `models` never met the owner.
     """
 
     strangers: Count = 19
@@ -74,9 +122,10 @@ class InnocentSettings:
     other_shapes: Count = 0
     other_keys: Count = 0
     models: tuple[Model, ...] = ()
+    descendants: tuple[Chain, ...] = ()
 
     @property
     def independent(self) -> int:
-        """Count the models that owe the owner nothing, if all of them can be read."""
+        """Count the models, or families, that owe the owner nothing, if all can be read."""
         others = len(get_args(Shape)) - 1
-        return self.strangers + self.other_shapes * others + len(self.models)
+        return self.strangers + self.other_shapes * others + families(map(kin, self.models))

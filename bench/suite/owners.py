@@ -64,8 +64,9 @@ class OwnerSettings:
     the tag `pretrained`, wherever the weights come from. `revision` pins weights from the hub
     to one of its commits. `digest` is what the weights must be, as records name them
     (`owner_digest`): others are refused. `entry` says which of several sets of weights in a file
-    is meant, such as state_dict beside an average. `classifier` gives a model without one of its
-    own the label space that methods asking for labels need.
+    is meant, such as state_dict beside an average. `family` is for innocents: of one family, models
+    count as one. `classifier` gives a model without one of its own the label space that methods
+    asking for labels need.
     """
 
     library: str
@@ -78,6 +79,7 @@ class OwnerSettings:
     image_size: Positive | None = None
     seed: Count = 0
     classifier: Classifier = None
+    family: str | None = None
 
     def __post_init__(self) -> None:
         if self.from_file and not self.weights.endswith(WEIGHT_FILES):
@@ -129,7 +131,8 @@ class OwnerSettings:
     def spec(self) -> Spec:
         """Return the owner as cells name it: without a path, which its weights' digest replaces."""
         args = dataclasses.asdict(self) | {"weights": "file" if self.from_file else self.weights}
-        del args["name"], args["digest"]  # what is expected does not change what is there
+        # What is expected of weights, or counted with them, does not change what is there.
+        del args["name"], args["digest"], args["family"]
         for name in ("classifier", "revision", "entry"):
             if args[name] is None:
                 del args[name]
@@ -189,6 +192,15 @@ def model_from(value: Json) -> OwnerSettings:
     return model
 
 
-Owner = Annotated[OwnerSettings, PlainValidator(owner_from)]
+def owned_from(value: Json) -> OwnerSettings:
+    """Read a model somebody owns, which is no innocent of any family."""
+    owner = owner_from(value)
+    if owner.family is not None:
+        hint = "expected none, it is models listed as innocents that may count as one"
+        raise SettingError(f"family: {hint}", ("family",))
+    return owner
+
+
+Owner = Annotated[OwnerSettings, PlainValidator(owned_from)]
 
 Model = Annotated[OwnerSettings, PlainValidator(model_from)]

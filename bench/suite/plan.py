@@ -1,8 +1,6 @@
 """Lay out a suite as a graph of stages, each named by its recipe and made at most once.
 
-The plan makes the innocents: for every attacked copy of a marked model its twin, the same attack
-with the same seed on the unmarked owner; the strangers, plain and attacked alike, of the owner's
-shape and of others; copies of the owner marked with another key; models that never met the owner.
+The plan makes the innocents that `bench.suite.cells` lists.
 """
 
 from __future__ import annotations
@@ -11,7 +9,7 @@ import dataclasses
 import functools
 import itertools
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from bench.data import manifest
@@ -29,11 +27,12 @@ from bench.records.nouns import (
     UserError,
 )
 from bench.registry import ATTACKS, METHODS
-from bench.suite.cells import Peers, cells, strange_to, untouched, uses_base
+from bench.suite.cells import Peers, cells, strange_to, uses_base
 from bench.suite.graph import READ_WITH, Kind, Plan, Question, Stage
 from bench.suite.grid import Suite
-from bench.suite.innocents import RECIPE, recipe_digest
+from bench.suite.innocents import RECIPE, families, kin, recipe_digest, untouched
 from bench.suite.owners import ClassifierSettings, OwnerSettings
+from bench.verdicts.innocents import family
 from bench.verdicts.verdict import innocents_needed
 
 COHORT = 10
@@ -59,6 +58,7 @@ def make(suite: Suite, data_dir: Path | None, assume: bool = False) -> Plan:
         builder.begin(part)
         for model in part.innocents.models:
             builder.add_model(model, weights_identity(model, data_dir, assume))
+        builder.warnings += _families(builder.models)
         for owner in part.owners:
             builder.add_owner(owner, weights_identity(owner, data_dir, assume))
     _refuse_unlabelled_probe(suite, manifests)
@@ -120,6 +120,20 @@ def _shared(manifests: Mapping[str, Manifest]) -> Iterator[str]:
             )
 
 
+def _families(models: Sequence[Spec]) -> Iterator[str]:
+    """Say which models count as one stranger though the suite does not."""
+    found: dict[str, list[str]] = {}
+    for model in models:
+        if "family" not in model.args:
+            found.setdefault(family(model), []).append(model.name)
+    for name, alike in found.items():
+        if name and len(alike) > 1:
+            yield (
+                f"innocents: models: {', '.join(alike)} count as one stranger, '{name}', by their "
+                "library and architecture; `family: NAME` beside a model says otherwise"
+            )
+
+
 def weights_identity(owner: OwnerSettings, data_dir: Path | None, assume: bool = False) -> str:
     """Name an owner's weights by content: a file by its bytes, a draw by its seed.
 
@@ -170,12 +184,13 @@ class _Builder:
         self.suite, self.models = part, []
 
     def add_model(self, model: OwnerSettings, weights: str) -> None:
-        self.models.append(self._loaded(model, weights)[0])
+        self._loaded(model, weights)
+        self.models.append(Spec(model.name, {**kin(model).args, "digest": weights}))
 
     def add_owner(self, owner: OwnerSettings, weights: str) -> None:
         clean, key = self._loaded(dataclasses.replace(owner, classifier=None), weights)
         others = strange_to(clean, self.models)
-        strangers = self._strangers(owner, len(others))
+        strangers = self._strangers(owner, families(others))
         claimed, public = clean, None
         if owner.classifier is not None:
             public = clean if owner.classifier.backbone == "finetuned" else None
@@ -257,7 +272,7 @@ class _Builder:
         if cell.other_seed is not None:
             start = self._add("protect", {**recipe, "seed": cell.other_seed}, (owner,), how)
         if cell.other_model is not None:
-            start = self._add("owner", _owner_recipe(cell.other_model))  # loaded before
+            start = self._add("owner", _owner_recipe(_alone(cell.other_model)))  # loaded before
         suspect, data = self._attacked(cell, owner, start)
         extract = self._add("extract", how, (protect, suspect, owner))
         probe = self.manifests[self.suite.probe].digest
@@ -330,6 +345,11 @@ def _owner_recipe(owner: Spec) -> dict[str, Json]:
 
 
 _recipe_digest = functools.cache(recipe_digest)
+
+
+def _alone(model: Spec) -> Spec:
+    """Return what a model is loaded as, whatever family it counts as."""
+    return Spec(model.name, {k: v for k, v in model.args.items() if k != "family"})
 
 
 def _asks_only(method: Spec) -> bool:

@@ -40,6 +40,9 @@ def _load(path: Path, above: tuple[Path, ...]) -> Suite:
         methods=_distinct(suite.methods),
         attacks=_distinct(suite.attacks),
         seeds=_distinct(suite.seeds),
+        innocents=dataclasses.replace(
+            suite.innocents, descendants=_distinct(suite.innocents.descendants)
+        ),
         reductions=_distinct(suite.reductions),
     )
 

@@ -19,7 +19,7 @@ from bench.runs import engines
 from bench.runs.laboratory import Laboratory, load_owners
 from bench.runs.session import answer
 from bench.suite import plan, reader
-from bench.verdicts.innocents import innocents
+from bench.verdicts.innocents import WHOLE, innocents
 
 MODELS = [
     "{embedded: mini}",
@@ -87,9 +87,10 @@ def test_another_owners_mark_is_its_released_model_and_no_other(records):
 
 def test_innocents_that_could_be_read_count_and_the_incompatible_do_not(records):
     (null,) = innocents(records).values()
-    assert len(null.strangers) == 3
-    assert null.descendants == (null.clean,)
-    assert len(null.other_keys) == 1
+    strangers, descendants, other_keys = null.against(WHOLE, 0.05)
+    assert len(strangers.scores) == 3
+    assert descendants.scores == (null.clean,)
+    assert len(other_keys.scores) == 1
 
 
 def test_their_records_read_back_as_written_and_those_before_them_too(planned, records):

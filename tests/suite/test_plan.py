@@ -82,12 +82,97 @@ def test_twin_seeds_and_strangers_are_as_many_as_were_asked_for(make):
         ("prune.l1", "finetune.classify"): 3,
     }
     strangers = Counter(chain(c) for c in cells(made, lineage="stranger"))
-    assert strangers == {
-        ("control.stranger",): 2,
-        ("control.stranger", "finetune.classify"): 1,
-        ("control.stranger", "prune.l1", "finetune.classify"): 1,
-    }
+    assert strangers == {("control.stranger",): 2}  # a mark's twins answer for the attack
     assert all(c.base == "owner" for c in cells(made, lineage="stranger"))
+
+
+PRINTS = ("{name: activemark, steps: 2, batch: 4, images: 4}", "{name: prints.some}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Prints:
+    """A fingerprint of weights that nobody carries out."""
+
+    needs: ClassVar[Access] = Access.WEIGHTS
+    marks: ClassVar[bool] = False
+
+    def protect(self, owner, ctx): ...
+    def extract(self, secret, suspect, ctx): ...
+
+
+@pytest.fixture
+def prints(monkeypatch):
+    monkeypatch.setitem(METHODS._plugins, "prints.some", (Prints, 1))
+
+
+def test_strangers_of_a_fingerprint_are_attacked_each_with_a_seed_of_its_own(make, prints):
+    made = make(
+        SUITE,
+        PRINTS,
+        ("seeds: [0]", "seeds: [4, 7]"),
+        ("{strangers: 2, ", "{strangers: 3, "),
+        ("attacked_strangers: 1", "attacked_strangers: 2"),
+    )
+    asked = [q for q in made.questions if q.cell.lineage == "stranger"]
+    assert Counter(chain(q.cell) for q in asked) == {  # for each of two claims
+        ("control.stranger",): 6,
+        ("control.stranger", "finetune.classify"): 4,
+        ("control.stranger", "prune.l1", "finetune.classify"): 4,
+    }
+    attacked = [q for q in asked if len(q.cell.attack) > 1]
+    assert all(q.cell.attack_seed == q.cell.attack[0].args["index"] for q in attacked)
+    assert len({q.suspect for q in attacked}) == 4  # made once, and read by both claims
+    assert len({q.extract for q in attacked}) == 8
+
+
+def test_an_attack_that_is_not_random_is_done_to_strangers_with_no_seed(make, prints):
+    pruned = (f"[{PRUNE}, {TUNE}]", PRUNE)
+    made = make(SUITE, PRINTS, pruned, ("attacked_strangers: 1", "attacked_strangers: 2"))
+    found = [c for c in cells(made, lineage="stranger") if chain(c)[-1] == "prune.l1"]
+    assert [(c.attack[0].args["index"], c.attack_seed) for c in found] == [(0, 0), (1, 0)]
+
+
+def test_models_go_through_the_attacks_after_the_strangers(make, prints, tmp_path):
+    save_file({"w": np.array([1])}, tmp_path / "a.safetensors")
+    models = asking("models: [{timm: a, weights: a.safetensors, family: apart}]")
+    made = make(
+        SUITE, PRINTS, ("attacked_strangers: 1", "attacked_strangers: 9"), models, data=tmp_path
+    )
+    found = [c for c in cells(made, base="other model") if len(c.attack) > 1]
+    assert [(chain(c), c.attack_seed) for c in found] == [
+        (("control.identity", "finetune.classify"), 2),
+        (("control.identity", "prune.l1", "finetune.classify"), 2),
+    ]
+    assert {c.other_model.args["family"] for c in found} == {"apart"}
+    loaded = [s for s in made.stages.values() if s.kind == "owner"]
+    assert not any("family" in s.recipe["owner"]["args"] for s in loaded)
+
+
+def test_models_that_count_as_one_though_nobody_said_so_are_told(make, tmp_path):
+    for i, name in enumerate(("vit_a", "vit_b", "vit_c")):
+        save_file({"w": np.array([i])}, tmp_path / f"{name}.safetensors")
+    listed = [f"{{timm: vit_{n}, weights: vit_{n}.safetensors" for n in "abc"]
+    three = asking(f"models: [{', '.join(f'{entry}}}' for entry in listed)}]")
+    told = [w for w in make(SUITE, three, data=tmp_path).warnings if "count as one" in w]
+    (said,) = told
+    assert said.startswith(
+        "innocents: models: vit_a, vit_b, vit_c count as one stranger, 'timm vit'"
+    )
+    named = asking(f"models: [{', '.join(f'{e}, family: {i}x}}' for i, e in enumerate(listed))}]")
+    assert not [w for w in make(SUITE, named, data=tmp_path).warnings if "count as one" in w]
+
+
+def test_recipes_of_descendants_are_run_on_the_clean_owner_alone_and_for_marks(make, prints):
+    recipes = asking(
+        f"descendants: [{{name: prune.l1, amount: 0.7}}, [{PRUNE}, {{name: prune.l1}}]]"
+    )
+    made = make(SUITE, recipes)
+    found = [c for c in cells(made) if chain(c)[-1] == "prune.l1"]
+    assert [(c.base, c.lineage, c.attack_seed, len(c.attack)) for c in found] == [
+        ("owner", "owner", 0, 1),
+        ("owner", "owner", 0, 2),
+    ]
+    assert not [c for c in cells(make(SUITE, PRINTS, recipes)) if chain(c)[-1] == "prune.l1"]
 
 
 def test_twins_of_none_asked_for_still_answer_each_marked_copy(make):
@@ -130,7 +215,7 @@ def test_a_chain_shares_its_beginning(make):
     assert sum(s.recipe["step"]["name"] == "prune.l1" for s in steps) == 2  # marked, twin
     middles = {s.parents[0] for s in alone.stages.values() if s.recipe.get("position") == 1}
     pruned = {k for k, s in alone.stages.items() if s in steps}
-    assert len(middles & pruned) == 3  # marked, twin, and the stranger before it is pruned
+    assert len(middles & pruned) == 2  # marked, twin
 
 
 def test_parents_come_before_their_children(make):
@@ -282,13 +367,17 @@ def attacks_of(made):
 def test_no_attack_is_trained_twice_for_a_mark_and_two_fingerprints(make, labels):
     alone = make(CLASSIFIED)
     both = make(CLASSIFIED, with_prints("{name: labels.some}", "{name: labels.other}"))
-    assert attacks_of(both) == attacks_of(alone)
+    one = make(CLASSIFIED, with_prints("{name: labels.some}"))
+    assert attacks_of(both) == attacks_of(one)
     twins = {q.suspect for q in alone.questions if q.cell.lineage != "released"}
     asked = [q for q in both.questions if q.cell.method.name != "activemark"]
-    assert {q.suspect for q in asked} <= twins
+    # Of what it reads the mark needs all but strangers that went through the attacks.
+    new = {q.suspect for q in asked} - twins
+    assert attacks_of(both) - attacks_of(alone) >= new
+    assert {q.cell.lineage for q in asked if q.suspect in new} == {"stranger"}
     assert len({q.suspect for q in asked if q.cell.lineage == "released"}) == 3
     # Utility is measured once as well: what is tested depends on the suspect alone.
-    assert {q.utility for q in asked} <= {q.utility for q in alone.questions}
+    assert len({q.utility for q in asked}) == len({q.suspect for q in asked})
 
 
 def test_a_readout_is_no_part_of_making_the_fingerprint(make, labels):
@@ -560,21 +649,29 @@ def test_another_key_is_first_one_the_suite_has_anyway(make):
     def others(seeds, count):
         made = make(SUITE, ("seeds: [0]", f"seeds: {seeds}"), asking(f"other_keys: {count}"))
         found = [(c.method_seed, c.other_seed) for c in cells(made, base="other key")]
-        return found, sum(s.kind == "protect" for s in made.stages.values())
+        assert Counter(found) == dict.fromkeys(found, 3)  # untouched, and after either attack
+        return list(dict.fromkeys(found)), sum(s.kind == "protect" for s in made.stages.values())
 
     assert others([0], 2) == ([(0, 1), (0, 2)], 3)
-    assert others([4, 2], 1) == ([(4, 2), (2, 4)], 2)  # nothing more to mark
+    assert others([4, 2], 0) == ([(4, 2), (2, 4)], 2)  # nothing more to mark
+    assert others([4, 2], 1) == ([(4, 2), (2, 4)], 2)
     assert others([4, 2], 2) == ([(4, 2), (4, 5), (2, 4), (2, 5)], 3)
     assert others([0], 0) == ([], 1)
 
 
 def test_another_owners_mark_is_innocent_and_the_very_suspect_the_other_claim_is_about(make):
-    made = make(SUITE, ("seeds: [0]", "seeds: [0, 1]"), asking("other_keys: 1"))
-    (other,) = (q for q in made.questions if (q.cell.method_seed, q.cell.other_seed) == (0, 1))
-    own = next(q for q in made.questions if q.cell.method_seed == 1 and not q.cell.other_seed)
-    assert (own.cell.lineage, chain(own.cell)) == ("released", ("control.identity",))
-    assert (other.suspect, other.cell.lineage, other.fidelity) == (own.suspect, "owner", None)
-    assert other.protect != own.protect
+    made = make(SUITE, ("seeds: [0]", "seeds: [0, 1]"))
+    others = [q for q in made.questions if (q.cell.method_seed, q.cell.other_seed) == (0, 1)]
+    own = [q for q in made.questions if q.cell.method_seed == 1 and q.cell.lineage == "released"]
+    assert [chain(q.cell) for q in others] == [chain(q.cell) for q in own]
+    for other, copy in zip(others, own, strict=True):  # untouched, and attacked with its own seed
+        assert (other.suspect, other.cell.lineage, other.fidelity) == (copy.suspect, "owner", None)
+        assert other.protect != copy.protect
+    alone = make(SUITE, ("seeds: [0]", "seeds: [1]"))
+    trained = {
+        k for k, s in made.stages.items() if s.kind == "attack" and s.parents[0] == own[0].protect
+    }
+    assert trained <= set(alone.stages)  # it costs nothing but readings
 
 
 def test_a_fingerprint_has_no_other_key(make, monkeypatch):
@@ -649,7 +746,7 @@ def test_an_owner_without_peers_is_told_how_many_models_stand_in(make, alpha, to
 def test_strangers_of_other_shapes_are_trained_in_cohorts_of_their_own(make):
     made = make(SUITE, asking("other_shapes: 3"))
     shapes = [c.attack[0].args["shape"] for c in cells(made, lineage="stranger")]
-    assert Counter(shapes) == {"mini": 4, "mini-deep": 3, "mini-wide": 3}
+    assert Counter(shapes) == {"mini": 2, "mini-deep": 3, "mini-wide": 3}
     cohorts = [s.recipe for s in made.stages.values() if s.kind == "cohort"]
     assert Counter((c.get("shape"), c["size"]) for c in cohorts) == {
         (None, 10): 1,

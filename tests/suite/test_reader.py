@@ -8,7 +8,7 @@ import yaml
 
 from bench.records.nouns import Access, Spec, UserError
 from bench.registry import Registry
-from bench.suite import grid
+from bench.suite import grid, innocents
 from bench.suite.innocents import InnocentSettings
 from bench.suite.owners import OwnerSettings
 from bench.suite.reader import load
@@ -86,8 +86,16 @@ def plugins(monkeypatch):
         data: str = "digits"
         schedule: Literal["cosine", "linear"] = "linear"
 
+    @attacks.register("control.other")
+    @dataclass(frozen=True)
+    class Other(Base):
+        """Another model altogether."""
+
+        derived: ClassVar[bool] = False
+
     monkeypatch.setattr(grid, "METHODS", methods)
-    monkeypatch.setattr(grid, "ATTACKS", attacks)
+    for asked in (grid, innocents):
+        monkeypatch.setattr(asked, "ATTACKS", attacks)
 
 
 @pytest.fixture
@@ -115,6 +123,34 @@ def test_a_suite_holds_its_specs_with_every_default_spelled_out(write):
     assert found.data["digits"].loader == "digits"
     assert found.data["clothing"].path == "clothing"
     assert (found.seeds, found.alpha, found.innocents) == ((0,), 0.05, InnocentSettings(19, 6, 0))
+
+
+def test_recipes_of_descendants_are_attacks_like_any_and_included_ones_are_not_asked_twice(write):
+    own = (
+        "innocents:\n  descendants:\n    - {name: tune}\n    - [{name: prune.some}, {name: tune}]\n"
+    )
+    write(SUITE + own, "base.yaml")
+    found = load(
+        write("name: more\ninclude: [base.yaml]\ninnocents: {descendants: [{name: tune}]}\n")
+    )
+    named = [[step.name for step in chain] for chain in found.innocents.descendants]
+    assert named == [["tune"], ["prune.some", "tune"]]
+    assert found.innocents.descendants[0][0].args == {"data": "digits", "schedule": "linear"}
+
+
+@pytest.mark.parametrize(
+    ("twin_seeds", "recipes", "said"),
+    [
+        (6, 16, ""),  # two attacks, 16 more, and the clean owner
+        (6, 15, "needs 19 recipes of descendants, the suite has 18 with the clean owner"),
+        (19, 15, "marks will be undecided, but after random attacks, of 19 twins each"),
+    ],
+)
+def test_a_suite_says_when_its_attacks_are_too_few_to_be_a_null(write, twin_seeds, recipes, said):
+    more = ", ".join(f"{{name: prune.some, rounds: {2 + i}}}" for i in range(recipes))
+    own = f"innocents: {{twin_seeds: {twin_seeds}, descendants: [{more}]}}\n"
+    warnings = "\n".join(load(write(SUITE + own)).warnings)
+    assert said in warnings if said else "descendants" not in warnings
 
 
 def test_an_owner_is_named_without_the_path_of_its_weights(write):
@@ -169,6 +205,23 @@ UNDER_THE_NAME = [
     ("innocents:\n  other_keys: -1", 3, "other_keys: expected a number"),
     ("innocents:\n  other_shapes: -1", 3, "expected a number greater th"),
     ("innocents:\n  models: mini", 3, "models: expected a list, got 'mi"),
+    ("innocents:\n  descendants: tune", 3, "descendants: expected a list, got 'tune'"),
+    (
+        "innocents:\n  descendants:\n    - {name: tune}\n    - {name: tuen}",
+        5,
+        "no attack named 'tuen'; did you mean 'tune'?",
+    ),
+    (
+        "innocents:\n  descendants:\n    - - {name: prune.some}\n"
+        "      - {name: tune,\n         data: digit}",
+        6,
+        "attack 'tune': data: no data set 'digit'; did you mean 'digits'?",
+    ),
+    (
+        "innocents:\n  descendants:\n    - {name: tune}\n    - {name: control.other}",
+        5,
+        "descendants: expected attacks on the owner's model, got the control control.other",
+    ),
     (
         "innocents:\n  models:\n    - embedded: mini\n    - embedded: mimi",
         5,
@@ -189,6 +242,7 @@ UNDER_THE_NAME = [
 UNDER_AN_OWNER = [
     # what it says of the first owner, from line 4 on
     ("    image_size: 64", 4, "image_size: expected none"),
+    ("    family: clip", 4, "family: expected none, it is models listed as innocents that may"),
     (
         "    classifier: {epochs: 5,\n      data: digit}",
         5,
@@ -367,9 +421,13 @@ def test_anchors_and_merge_keys_keep_their_lines(write):
 def test_a_suite_says_when_its_alpha_is_out_of_reach(write, alpha, strangers, needed):
     text = f"{SUITE}alpha: {alpha}\ninnocents: {{strangers: {strangers}}}\n"
     expected = f"alpha = {alpha} needs {needed} strangers, the suite asks for {strangers}: "
-    assert load(write(text)).warnings == (
-        (expected + "verdicts will be undecided",) if needed else ()
+    assert of_strangers(load(write(text))) == (
+        [expected + "verdicts will be undecided"] if needed else []
     )
+
+
+def of_strangers(suite):
+    return [said for said in suite.warnings if "descendants" not in said]
 
 
 def test_models_and_other_shapes_count_towards_the_strangers_that_alpha_needs(write):
@@ -377,10 +435,12 @@ def test_models_and_other_shapes_count_towards_the_strangers_that_alpha_needs(wr
     text = f"{SUITE}innocents: {{strangers: 14, other_shapes: 1, models: {models}}}\n"
     found = load(write(text))
     assert [model.name for model in found.innocents.models] == ["a", "ViT-B-32"]
-    assert [w.split(": ")[0] for w in found.warnings] == [
+    assert [w.split(": ")[0] for w in of_strangers(found)] == [
         "alpha = 0.05 needs 19 strangers, the suite asks for 18"
     ]
-    assert load(write(text.replace("shapes: 1", "shapes: 2"))).warnings == ()
+    assert of_strangers(load(write(text.replace("shapes: 1", "shapes: 2")))) == []
+    kin = text.replace("{timm: a}", "{timm: a}, {timm: a2}")  # of one family: they count once
+    assert (found.innocents.independent, load(write(kin)).innocents.independent) == (18, 18)
 
 
 def test_a_suite_is_its_content_not_its_spelling(write):
