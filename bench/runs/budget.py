@@ -278,10 +278,10 @@ class _Estimates:
         return Passes(self.count(probe, "owner_images", "owner_held_out"))
 
     def _fidelity(self, stage: Stage) -> Passes:
-        own, owner, probe = (stage.recipe[name] for name in ("own", "owner", "probe"))
+        task, owner, probe = (stage.recipe[name] for name in ("task", "owner", "probe"))
         looked = self.count(owner, "owner_held_out")
-        if self._answers(stage, own):
-            looked += self.count(own, "owner_held_out")
+        if self._answers(stage, task):
+            looked += self.count(task, "owner_held_out")
         return Passes(2 * (looked + self.count(probe, "owner_images", "owner_held_out")))
 
     def _answers(self, stage: Stage, data: str) -> bool:
@@ -352,6 +352,8 @@ class _Estimates:
         if stage.kind in ("utility", "fidelity"):
             yield from ((recipe["probe"], pool) for pool in owners)
             yield recipe["owner"], "owner_held_out"
+        if stage.kind == "fidelity" and self._answers(stage, recipe["task"]):
+            yield recipe["task"], "owner_held_out"
         if recipe.get("own"):
             yield recipe["own"], "thief_held_out"
 

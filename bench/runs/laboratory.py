@@ -276,7 +276,7 @@ class Laboratory:
             owner_probe_right=packed(before.tolist()),
             released_probe_right=packed(after.tolist()),
         )
-        own, task = self._owners_test(stage.recipe["own"], owner)
+        own, task = self._owners_test(stage.recipe["task"], owner)
         if own is not None and released.classes == owner.classes:
             before, after = (
                 probe.head_right(model, own, self.device) for model in (owner, released)

@@ -280,7 +280,7 @@ class _Builder:
         utility = self._add("utility", tests, (suspect,))
         fidelity = None
         if method.marks and cell.lineage == "released" and untouched(cell.attack):
-            tests = {"own": task.digest, "owner": owner_data, "probe": probe}
+            tests = {"task": task.digest, "owner": owner_data, "probe": probe}
             fidelity = self._add("fidelity", tests, (owner, protect))
         question = Question(
             cell, access, method.marks, owner, protect, suspect, extract, utility, fidelity
