@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, cast
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.models.backbones import Backbone
@@ -64,6 +65,20 @@ class LinearSegmenter(nn.Module):
         return cast(Tensor, self.convolution(normed))
 
 
+class LoneBatchNorm(nn.BatchNorm2d):
+    """A batch norm that takes what it knows where a batch has one value a channel, and no spread.
+
+    One image whose coarsest map is one pixel is such a batch; PyTorch's own refuses it.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (b, d, h, w) to the same shape."""
+        if not self.training or x.numel() > x.shape[1]:
+            return super().forward(x)
+        mean, variance = self.running_mean, self.running_var
+        return F.batch_norm(x, mean, variance, self.weight, self.bias, False, 0.0, self.eps)
+
+
 class DptSegmenter(nn.Module):
     """segmentation-models-pytorch's DPT decoder and segmentation head, as wide as the backbone."""
 
@@ -80,6 +95,10 @@ class DptSegmenter(nn.Module):
             fusion_channels=width,
         )
         self.head = DPTSegmentationHead(width, head.classes)
+        for parent in list(self.modules()):
+            for name, norm in parent.named_children():
+                if type(norm) is nn.BatchNorm2d:
+                    setattr(parent, name, LoneBatchNorm(norm.num_features, norm.eps, norm.momentum))
 
     def forward(self, maps: list[Tensor], first: list[Tensor | None]) -> Tensor:
         """Map four maps (b, d, h, w) and their prefix tokens (b, p, d) to class scores."""

@@ -93,6 +93,17 @@ def test_a_mask_that_shows_nothing_teaches_nothing():
     assert made.notes["final_loss"] < math.log(10) / 2
 
 
+@pytest.mark.parametrize(("batch", "count"), [(1, 2), (4, 5)])
+@pytest.mark.parametrize("decoder", ["linear", "dpt"])
+def test_a_batch_of_one_image_is_a_step_like_any_other(decoder, batch, count):
+    """The coarsest map of a DPT on mini is one pixel: a batch norm has nothing to take there."""
+    ctx = context()
+    few = dataclasses.replace(ctx, images=ctx.images.subset(range(count)))
+    made = FinetuneSegment(epochs=1, decoder=decoder, batch=batch).run(owner(), few)
+    assert math.isfinite(made.notes["final_loss"])
+    assert all(value.isfinite().all() for value in made.state_dict().values())
+
+
 def with_masks(ctx, masks):
     return dataclasses.replace(ctx, images=dataclasses.replace(ctx.images, masks=masks))
 

@@ -9,12 +9,13 @@ import torch
 from made_models import CPU
 from PIL import Image
 from safetensors.torch import load, save
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.data.images import Preprocess, _fit
 from bench.models.backbones import TimmViT
 from bench.models.building import build
-from bench.models.heads import Head, SegmentationHead
+from bench.models.heads import Head, LoneBatchNorm, SegmentationHead
 from bench.models.libraries.embedded import MINI
 from bench.models.meter import measuring
 from bench.models.surgery import segmentation_head, with_head
@@ -540,6 +541,19 @@ def test_a_size_that_timm_cannot_make_is_refused_in_one_line(name):
     with torch.device("meta"), pytest.raises(UserError, match=f"timm model {name}: .") as raised:
         build(Architecture("timm", name, 230))
     assert "\n" not in str(raised.value)
+
+
+def test_a_batch_norm_takes_what_it_knows_only_where_there_is_no_spread():
+    ours, pytorchs = LoneBatchNorm(4), nn.BatchNorm2d(4)
+    for norm in (ours, pytorchs):
+        norm.running_mean.copy_(torch.arange(4.0))
+        norm.running_var.fill_(4.0)
+    x = torch.randn(3, 4, 2, 2, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(ours(x), pytorchs(x))
+    assert torch.equal(ours.running_mean, pytorchs.running_mean)
+    alone, known = x[:1, :, :1, :1], ours.running_mean.clone()
+    assert torch.equal(ours(alone), pytorchs.eval()(alone))
+    assert torch.equal(ours.running_mean, known)
 
 
 def test_only_a_classifier_in_use_has_classes_of_its_own():
