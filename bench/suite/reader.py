@@ -11,6 +11,7 @@ from typing import TypeVar
 import yaml
 from yaml import MappingNode, Mark, Node, ScalarNode, SequenceNode
 
+from bench.models.libraries import LIBRARIES
 from bench.records.nouns import UserError
 from bench.records.settings import SettingError, settings, suggestion
 from bench.suite.grid import Composed, Suite
@@ -101,19 +102,50 @@ def _distinct(values: tuple[T, ...]) -> tuple[T, ...]:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which 1e-3 is a number, as everybody expects, and a date is text."""
+    """YAML in which 1e-3 is a number, as everybody expects; no, off, 01, 1:30 and dates are text.
+
+    These are the numbers and truth values of YAML 1.2, and underscores in numbers.
+    """
 
     yaml_implicit_resolvers = {  # noqa: RUF012 - the shape PyYAML wants
-        first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
+        first: [(tag, pattern) for tag, pattern in resolvers if tag.endswith((":null", ":merge"))]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
+for _kind, _pattern, _first in (
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("int", r"[-+]?(0|[1-9][\d_]*)", "-+0123456789"),
+    ("float", r"[-+]?(0|[1-9][\d_]*)?\.\d[\d_]*([eE][-+]?\d+)?", "-+.0123456789"),
+    ("float", r"[-+]?(0|[1-9][\d_]*)\.?([eE][-+]?\d+)?", "-+0123456789"),
+    ("float", r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", "-+."),
+):
+    _tag = f"tag:yaml.org,2002:{_kind}"
+    _Loader.add_implicit_resolver(_tag, re.compile(f"^(?:{_pattern})$"), list(_first))
+
+TEXTS = frozenset(
+    {"name", "title", "path", "weights", "pretrained", "revision", "digest", "loader", "dataset"}
+    | {"data", "probe", "owner_images", "reductions", "parts"}
 )
+"""Settings that are text whatever it looks like, as are names of models and of data sets."""
+
+
+def _as_written(node: Node, text: bool, named: frozenset[str]) -> Node:
+    """Have every key, and every value that is a name, be the text that stands there."""
+    if isinstance(node, SequenceNode):
+        items = [_as_written(item, text, named) for item in node.value]
+        return SequenceNode(node.tag, items, node.start_mark, node.end_mark)
+    if isinstance(node, MappingNode):
+        pairs = list[tuple[Node, Node]]()
+        for key, value in node.value:
+            # What else a plug-in calls its settings is its own affair.
+            inner = named & {"name", "data"} if key.value in ("methods", "attacks") else named
+            known = _as_written(key, True, named), _as_written(value, key.value in named, inner)
+            pairs.append(known)
+        return MappingNode(node.tag, pairs, node.start_mark, node.end_mark)
+    if text and node.tag.endswith((":bool", ":int", ":float")):
+        return ScalarNode("tag:yaml.org,2002:str", node.value, node.start_mark, node.end_mark)
+    return node
 
 
 def _read(path: Path, stack: tuple[Path, ...]) -> Node:
@@ -128,6 +160,7 @@ def _read(path: Path, stack: tuple[Path, ...]) -> Node:
     if not isinstance(node, MappingNode):
         raise UserError(f"{path}:1: expected a mapping that begins like 'name: demo'")
     _check(node)
+    node = _as_written(node, False, TEXTS | set(LIBRARIES.names()))
     known = [f.name for f in dataclasses.fields(Suite)] + ["include"]
     for key, _ in node.value:
         if key.value not in known:

@@ -272,7 +272,9 @@ IN_PLACE_OF = [
     (OWNER, "  - {embedded: a, timm: b}", 3, "got embedded and timm"),
     (OWNER, "  - mini", 3, "expected a mapping such as {timm: "),
     (OWNER, "  - embedded: mimi", 3, "no embedded model 'mimi'; did you mean 'mini'"),
-    (OWNER, "  - embedded: 5", 3, "name: expected text, got 5"),
+    (OWNER, "  - embedded: 5", 3, "no embedded model '5'"),
+    (OWNER, "  - embedded: null", 3, "name: expected text, got nothing"),
+    ("steps: 400}", "\n     steps: 0400}", 8, "steps: expected a whole number, got '0400'"),
     (OWNER, "  - open_clip: ViT-B-32", 3, "pretrained: expected open_clip's tag"),
     ("weights/deit.safetensors", "hbu", 5, "weights: expected hub, random or a file ending in"),
     ("weights/deit.safetensors", "hub\n    seed: 4", 6, "seed: expected none unless weights is"),
@@ -342,6 +344,45 @@ def test_an_error_is_one_line_that_names_the_line_and_the_way_out(write, old, ne
     assert text.startswith(f"x.yaml:{line}: ")
     assert message in text
     assert "\n" not in text
+
+
+LIKE_NUMBERS = [
+    "01",
+    "1e3",
+    "no",
+    "off",
+    "yes",
+    "1:30",
+    "0x1F",
+    "2024-01-02",
+    "1_000",
+    "true",
+    "12",
+]
+
+
+@pytest.mark.parametrize("text", LIKE_NUMBERS)
+def test_a_name_is_the_text_that_stands_there_whatever_it_looks_like(write, text):
+    renamed = SUITE.replace("photos: {crops: 8}", f"{text}: {{loader: folder, path: {text}}}")
+    renamed = renamed.replace("owner_images: photos", f"owner_images: {text}")
+    found = load(write(renamed.replace("name: demo", f"name: {text.replace(':', '.')}")))
+    assert found.name == text.replace(":", ".")
+    assert (found.owner_images, found.data[text].path) == (text, text)
+
+
+@pytest.mark.parametrize("text", ["0123456789012345", "12345678901234e5", "1234567890123456"])
+def test_a_digest_of_digits_alone_is_no_number(write, text):
+    found = load(write(SUITE.replace(OWNER, f"{OWNER}\n    digest: {text}")))
+    assert found.owners[0].digest == text
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("0.5", 0.5), (".5", 0.5), ("5.", 5.0), ("5", 5.0), ("1e-3", 1e-3), ("+1.5E+1", 15.0)],
+)
+def test_numbers_are_read_as_they_always_were(write, text, value):
+    found = load(write(SUITE.replace("steps: 400", f"rate: {text}")))
+    assert found.methods[0].args["rate"] == value
 
 
 @pytest.mark.parametrize("text", ["", "- a\n", "just words\n"])
