@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 LISTED = 12
 """Classes that are named one by one, with how many images each has."""
+
+LOOKED_AT = 64
+"""Files of a data set that are decoded, and the side in pixels at which."""
 
 
 def _check_arguments(command: argparse.ArgumentParser) -> None:
@@ -71,7 +75,7 @@ def check_suite(arguments: argparse.Namespace) -> int:
         try:
             made = manifest.read(name, settings, arguments.data)
             manifest.split(made)
-            line(f"data {name}", _size(made))
+            line(f"data {name}", f"{_size(made)}{_looked_at(made)}")
         except UserError as error:
             line(f"data {name}", error)
             _print_source(console, settings)
@@ -153,6 +157,22 @@ def _size(made: Manifest) -> str:
     least, most = min(counts.values()), max(counts.values())
     each = f"{least}" if least == most else f"{least} to {most}"
     return f"{total}: {made.classes[0]} .. {made.classes[-1]}, {each} images each"
+
+
+def _looked_at(made: Manifest) -> str:
+    """Decode some files of a data set: what no run could read is said now, and what masks show."""
+    from bench.data.images import Preprocess, load
+    from bench.data.item import IGNORE
+
+    if made.root is None:
+        return ""
+    some = range(0, len(made.items), math.ceil(len(made.items) / LOOKED_AT))
+    masks = load(made, some, Preprocess((LOOKED_AT, LOOKED_AT))).masks
+    if masks is None:
+        return ""
+    ignored = float((masks == IGNORE).double().mean())
+    shown = len(set(masks[masks != IGNORE].tolist()))
+    return f"; masks of {len(some)} looked at show {shown} of them, {ignored:.0%} of pixels ignored"
 
 
 def _unlike_published(made: Manifest) -> Iterator[str]:

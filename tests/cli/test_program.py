@@ -244,7 +244,7 @@ def test_a_check_says_once_what_was_understood_of_folders_and_heads(tmp_path):
     for i in range(24):
         path = tmp_path / "set" / ("2", "10")[i % 2] / f"{i}.gif"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(str(i).encode())
+        Image.new("RGB", (8, 8), (9 * i, 0, 0)).save(path)
     (tmp_path / "set" / ".cache").mkdir()
     (tmp_path / "set" / "list.csv").write_text("a")
     suite = write(
@@ -267,6 +267,44 @@ def test_a_check_says_once_what_was_understood_of_folders_and_heads(tmp_path):
         assert notes.count(note) == 1
 
 
+@pytest.mark.parametrize(
+    ("extra", "status", "expected"),
+    [
+        ("", 2, "missing  data photos: data 'photos': masks/0.png: expected ids 0..1, got 255;"),
+        (
+            ", ignore_index: 255",
+            0,
+            "ok       data photos: 12 images, 2 classes; masks of 12 looked at show 1 of them, "
+            "25% of pixels ignored",
+        ),
+    ],
+)
+def test_a_check_looks_into_masks(extra, status, expected, tmp_path):
+    ids = np.zeros((64, 64), np.uint8)
+    ids[:, :16] = 255
+    for i in range(12):
+        for part, pixels in (("images", ids // 255 * i), ("masks", ids)):
+            (tmp_path / part).mkdir(exist_ok=True)
+            Image.fromarray(pixels).save(tmp_path / part / f"{i}.png")
+    masks = f"photos: {{loader: masks, path: ., classes: 2{extra}}}"
+    suite = write(tmp_path, ("photos: {max_images: 24}", masks))
+    said = bench("check", suite, "--data", tmp_path)
+    assert said.status == status
+    assert expected in said.out
+
+
+def test_a_check_names_the_file_that_cannot_be_decoded(tmp_path):
+    for i in range(12):
+        path = tmp_path / f"{'ab'[i % 2]}/{i}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.new("L", (8, 8), i).save(path)
+    (tmp_path / "a/4.png").write_bytes(b"<html>404</html>")
+    edit = ("photos: {max_images: 24}", "photos: {loader: folder, path: .}")
+    said = bench("check", write(tmp_path, edit), "--data", tmp_path)
+    assert said.status == 2
+    assert "missing  data photos: data 'photos': a/4.png: expected an image" in said.out
+
+
 def test_a_check_names_a_size_of_which_pixels_would_be_lost(tmp_path):
     timms = "{timm: test_vit, weights: random, image_size: 125}"
     said = bench("check", write(tmp_path, ("{embedded: mini}", timms)), "--data", tmp_path)
@@ -278,7 +316,7 @@ def test_a_check_refuses_to_probe_on_one_class(tmp_path):
     for i in range(12):
         path = tmp_path / "set" / "only" / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(str(i).encode())
+        Image.new("L", (8, 8), i).save(path)
     suite = write(
         tmp_path,
         ("probe: digits", "probe: few"),
