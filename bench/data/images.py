@@ -19,7 +19,7 @@ from typing import Literal, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, TiffImagePlugin
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -219,8 +219,8 @@ def _rgb(image: Image.Image, name: str) -> Image.Image:
     # What Pillow calls I is 16 bits in these two formats; in others nobody knows what white is.
     deep = image.mode in ("I;16", "I;16L", "I;16B", "I;16N")
     if deep or (image.mode == "I" and image.format in ("PNG", "PPM")):
-        levels = np.asarray(image).astype(np.int64)
-        return Image.fromarray((levels >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
+        levels = np.asarray(image).astype(np.int64) >> _bits(image) - 8
+        return Image.fromarray(levels.clip(0, 255).astype(np.uint8)).convert("RGB")
     if image.mode[0] in "IF":
         raise UserError(
             f"{name}: expected 8 or 16 bits a channel, got mode {image.mode}, which does not say "
@@ -228,6 +228,13 @@ def _rgb(image: Image.Image, name: str) -> Image.Image:
         )
     # Transparent palettes need the detour: Pillow warns when it is left out.
     return (image.convert("RGBA") if image.mode == "P" else image).convert("RGB")
+
+
+def _bits(image: Image.Image) -> int:
+    """Return the bits of a grey level: 16, or what a TIFF says, whose 12 Pillow does not spread."""
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return 16
+    return int(image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (16,))[0])
 
 
 @contextmanager

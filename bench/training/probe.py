@@ -57,7 +57,10 @@ def mean_iou(model: VisionModel, test: Images, device: torch.device, batch: int 
         return model.segment(images).argmax(1).to(torch.uint8).cpu()  # (b, h, w)
 
     predicted = _over(test, device, batch, model, ask)
-    return float(class_iou(predicted, test.masks, test.classes).nanmean())
+    found = class_iou(predicted, test.masks, test.classes)
+    if found.isnan().all():
+        raise UserError("expected masks with pixels that count to measure mIoU, got none")
+    return float(found.nanmean())
 
 
 def class_iou(predicted: Tensor, masks: Tensor, classes: int) -> Tensor:

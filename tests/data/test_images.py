@@ -1,3 +1,5 @@
+import struct
+
 import numpy as np
 import pytest
 import torch
@@ -347,6 +349,26 @@ def test_sixteen_bits_of_the_other_byte_order_are_read_alike(tmp_path):
     with Image.open(tmp_path / "x.tif") as image:
         assert image.mode == "I;16B"
     assert np.array_equal(shown(tmp_path)[..., 1], LEVELS // 257)
+
+
+def test_of_twelve_bits_in_a_tiff_the_upper_eight_stay(tmp_path):
+    """Two levels, 0x123 and 0xFED, in three bytes: TIFF 6.0, sections 2 to 4."""
+    tags = [
+        (256, 2),
+        (257, 1),
+        (258, 12),
+        (259, 1),
+        (262, 1),
+        (273, 8),
+        (277, 1),
+        (278, 1),
+        (279, 3),
+    ]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    pixels = b"\x12\x3f\xed\x00"
+    directory = struct.pack("<H", len(tags)) + entries + struct.pack("<I", 0)
+    (tmp_path / "x.tif").write_bytes(b"II*\x00" + struct.pack("<I", 12) + pixels + directory)
+    assert shown(tmp_path)[0, :, 0].tolist() == [0x12, 0xFE]
 
 
 @pytest.mark.parametrize("values", [np.int32([[0, 70000]]), np.float32([[0.0, 0.5]])])

@@ -151,6 +151,14 @@ def test_images_without_masks_have_no_iou(parties):
         probe.mean_iou(headed, dataclasses.replace(test, masks=None), CPU)
 
 
+def test_masks_of_which_nothing_counts_have_no_iou(parties):
+    model, _, test = parties
+    nothing = dataclasses.replace(test, masks=torch.full_like(test.masks, IGNORE))
+    headed = with_head(model, LINEAR, torch.Generator())
+    with pytest.raises(UserError, match="with pixels that count to measure mIoU, got none"):
+        probe.mean_iou(headed, nothing, CPU)
+
+
 def test_images_without_labels_cannot_be_probed(parties):
     model, train, test = parties
     with pytest.raises(UserError, match="expected labelled images"):
