@@ -19,7 +19,7 @@ from bench.models.checkpoints import Checkpoint, listed, read_weights
 from bench.models.libraries import LIBRARIES
 from bench.models.vision import Architecture, VisionModel
 from bench.records.files import write_atomically
-from bench.records.nouns import UserError
+from bench.records.nouns import UserError, digest
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,6 +64,31 @@ def weights_digest(model: VisionModel) -> str:
         found.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
         found.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return found.hexdigest()[:16]
+
+
+SKETCH = 64
+"""Numbers in a sketch: enough for distances to a fifth."""
+
+
+def sketch(model: VisionModel) -> tuple[float, ...]:
+    """Project a backbone's matrices at random on a few numbers, whatever head sits on it.
+
+    Every weight is added to or taken from one of the numbers, drawn by its tensor's name and shape:
+    sketches of one architecture are as far apart as the weights (M. Charikar, K. Chen, M.
+    Farach-Colton, "Finding frequent items in data streams", 2002). Norms, biases and counters are
+    left out: they are much alike in all models. See `bench.verdicts.copies` for what it is for.
+    """
+    found = torch.zeros(SKETCH, dtype=torch.float64)
+    for name, value in sorted(headless(model).trunk.state_dict().items()):
+        if value.ndim < 2 or not value.is_floating_point():
+            continue
+        seed = int(digest("sketch", name, list(value.shape)), 16) >> 1
+        drawn = torch.randint(
+            2 * SKETCH, (value.numel(),), generator=torch.Generator().manual_seed(seed)
+        )
+        signed = value.detach().cpu().flatten().double() * (1 - 2 * (drawn % 2))
+        found += torch.bincount(drawn // 2, signed, minlength=SKETCH)
+    return tuple(float(f"{number:.9g}") for number in found.tolist())
 
 
 HEADS = ("head", "heads", "head_dist", "classifier", "fc", "linear", "decode_head", "segmentation")

@@ -28,13 +28,14 @@ from bench.data.manifest import Manifest
 from bench.data.settings import DataSettings
 from bench.models.suspect import View
 from bench.models.vision import Architecture, VisionModel
-from bench.models.weights import Loaded, headless, load_weights, release, weights_digest
+from bench.models.weights import Loaded, headless, load_weights, release, sketch, weights_digest
 from bench.records import nouns
 from bench.records.nouns import Access, Evidence, Incompatible, Spec, UserError
 from bench.registry import METHODS
 from bench.runs.key import Key, is_key, refuse_to_replace, write
 from bench.suite.owners import WEIGHT_FILES
 from bench.types import Context, Method
+from bench.verdicts import copies
 from bench.verdicts.verdict import Null, Verdict, decide
 
 HELD_OUT = 0.3
@@ -80,6 +81,11 @@ class Reading:
     name: str
     digest: str
     found: Mapping[Key, Evidence | str]
+    sketch: tuple[float, ...]  # of its weights, to know it again where it was rounded
+
+
+Model = Sequence[Reading]
+"""The readings of one model, which may lie in several files."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -250,6 +256,8 @@ def protect(
         clean_score=clean.score,
         released_score=released.score,
         user=user,
+        clean_sketch=sketch(owner),
+        released_sketch=sketch(made.model),
     )
     return ProtectedCopy(made.model, key, released, clean)
 
@@ -287,13 +295,13 @@ def read_file(file: Path, keys: Sequence[Key], device: torch.device) -> Reading:
 
 def read(name: str, loaded: Loaded, keys: Sequence[Key], device: torch.device) -> Reading:
     """Read one model with every key."""
-    found: dict[Key, Evidence | str] = {}
+    found, taken = dict[Key, Evidence | str](), sketch(loaded.model)
     for key in keys:
         try:
             found[key] = _extract(key.reader, key.secret, loaded.model, device)
         except Incompatible as error:
             found[key] = str(error)
-    return Reading(name, loaded.digest, found)
+    return Reading(name, loaded.digest, found, taken)
 
 
 def verify(
@@ -310,8 +318,12 @@ def verify(
     suspect = read(file.name, loaded, keys, device)
     strangers, descendants = ([read_file(f, keys, device) for f in files] for files in innocents)
     findings = judge(keys, suspect, strangers, descendants, alpha)
-    name = loaded.model.architecture.name
-    return Verification(file.name, name, loaded.ignored, alpha, tuple(findings), loaded.notes)
+    name, said = (
+        loaded.model.architecture.name,
+        _said_of_copies(keys, suspect, strangers, descendants),
+    )
+    notes = *loaded.notes, *said
+    return Verification(file.name, name, loaded.ignored, alpha, tuple(findings), notes)
 
 
 def judge(
@@ -323,20 +335,19 @@ def judge(
 ) -> list[Finding]:
     """Return what every key says of the suspect, each at alpha over the number of keys.
 
-    Innocents count as models: equal weights count once. A key's own released copy among the
-    descendants is left out for this key, and stays one for the others. The clean owner and other
-    users' copies are known models, of which chance decides nothing: a suspect must score above
-    them whatever its rank (see `bench.verdicts`).
+    Innocents count as models: equal weights count once, in whatever precision, and so do strangers
+    that are nearly equal (see `bench.verdicts.copies`), with their highest score. A key's own
+    released copy among the descendants is left out for this key, and stays one for the others. The
+    clean owner and other users' copies are known models, of which chance decides nothing: a suspect
+    must score above them whatever its rank (see `bench.verdicts`).
 
     Raises:
         UserError: a stranger is the owner's model, or a fingerprint was given descendants.
 
     """
     _refuse_the_owners_own(keys, strangers)
-    return [
-        _finding(key, keys, suspect, _distinct(strangers), _distinct(descendants), alpha)
-        for key in keys
-    ]
+    models = _models(strangers, copies.NEAR), _models(descendants, copies.ROUNDED)
+    return [_finding(key, keys, suspect, *models, alpha) for key in keys]
 
 
 def _score(found: Finding) -> float:
@@ -347,8 +358,8 @@ def _finding(
     key: Key,
     keys: Sequence[Key],
     suspect: Reading,
-    strangers: Sequence[Reading],
-    descendants: Sequence[Reading],
+    strangers: Sequence[Model],
+    descendants: Sequence[Model],
     alpha: float,
 ) -> Finding:
     evidence, marks = suspect.found[key], key.reader.marks
@@ -357,10 +368,10 @@ def _finding(
             f"--descendants: expected none with the fingerprint {key.method.name}, for which "
             "descendants of the owner's model are guilty; give --strangers alone"
         )
-    innocent = [r for r in descendants if r.digest != key.released]
+    innocent = [model for model in descendants if not any(_is_released(r, key) for r in model)]
     ours = {digest for k in keys for digest in (k.clean, k.released)}
     recorded = [key.clean_score, *([] if key.others_score is None else [key.others_score])]
-    known = max(recorded + _scores([r for r in innocent if r.digest in ours], key))
+    known = max(recorded + _scores([m for m in innocent if any(r.digest in ours for r in m)], key))
     if isinstance(evidence, str):
         return Finding(key, evidence, None, known, len(keys))
     nulls = [Null("strangers", _scores(strangers, key), "one by one")]
@@ -374,23 +385,74 @@ def _finding(
     return Finding(key, evidence, verdict, known, len(keys))
 
 
-def _scores(readings: Sequence[Reading], key: Key) -> list[float]:
-    """Return the scores of the models that this key can read: the others are no innocents."""
-    found = [reading.found[key] for reading in readings]
-    return [evidence.score for evidence in found if isinstance(evidence, Evidence)]
+def _scores(models: Sequence[Model], key: Key) -> list[float]:
+    """Return one score per model that this key can read: the others are no innocents."""
+    found = [[r.found[key] for r in model] for model in models]
+    read = [[e.score for e in model if isinstance(e, Evidence)] for model in found]
+    return [max(scores) for scores in read if scores]
 
 
-def _distinct(readings: Sequence[Reading]) -> list[Reading]:
-    return list({reading.digest: reading for reading in readings}.values())
+def _models(readings: Sequence[Reading], least: float) -> list[Model]:
+    """Put readings of one model together, nearer to each other than a cosine of `least`."""
+    first = copies.one_model([reading.sketch for reading in readings], least)
+    return [
+        [r for r, name in zip(readings, first, strict=True) if name == model]
+        for model in dict.fromkeys(first)
+    ]
+
+
+def _is_released(reading: Reading, key: Key) -> bool:
+    """Say whether a model is the key's released copy, rounded or not, and not the clean owner."""
+    if key.clean_sketch is None or key.released_sketch is None or reading.digest == key.clean:
+        return reading.digest == key.released
+    to_clean, to_released = (
+        copies.cosine(reading.sketch, known) for known in (key.clean_sketch, key.released_sketch)
+    )
+    return to_released > max(copies.ROUNDED, to_clean)
+
+
+def _near(reading: Reading, other: Sequence[float] | None, least: float) -> bool:
+    return other is not None and copies.cosine(reading.sketch, other) > least
+
+
+def _said_of_copies(
+    keys: Sequence[Key],
+    suspect: Reading,
+    strangers: Sequence[Reading],
+    descendants: Sequence[Reading],
+) -> list[str]:
+    """Say which innocents were one model, and which are nearly the suspect or the owner."""
+    said = []
+    for who, given, least in (
+        ("strangers", strangers, copies.NEAR),
+        ("descendants", descendants, copies.ROUNDED),
+    ):
+        models = _models(given, least)
+        for names in ([r.name for r in model] for model in models if len(model) > 1):
+            said.append(f"{' and '.join(names)} are one model among the {who}, and count once")
+        for reading in given:
+            if _near(reading, suspect.sketch, least):
+                said.append(f"{reading.name}, among the {who}, is nearly or wholly the suspect")
+    for reading in strangers:
+        if any(_near(reading, key.clean_sketch, copies.NEAR) for key in keys):
+            said.append(
+                f"{reading.name}, among the strangers, is nearly the owner's model: if it was made "
+                "from it, it is none"
+            )
+    return said
 
 
 def _refuse_the_owners_own(keys: Sequence[Key], strangers: Sequence[Reading]) -> None:
     own = {key.clean: "the owner's unmarked model" for key in keys}
     own |= {key.released: "a released copy" for key in keys}
+    sketches = [(own[k.clean], k.clean_sketch) for k in keys]
+    sketches += [(own[k.released], k.released_sketch) for k in keys]
     for reading in strangers:
-        if reading.digest in own:
+        rounded = (what for what, known in sketches if _near(reading, known, copies.ROUNDED))
+        what = own.get(reading.digest) or next(rounded, None)
+        if what is not None:
             raise UserError(
-                f"{reading.name}: expected a stranger, got {own[reading.digest]}; "
+                f"{reading.name}: expected a stranger, got {what}; "
                 "strangers never met the owner's weights"
             )
 

@@ -36,7 +36,8 @@ class Key:
     `owner` describes the unmarked model; `clean` and `released` name the weights of the unmarked
     and of the released backbone. `clean_score` and `released_score` are the agreement read off each
     when the key was made. `user` is whom this copy was released to, "" where there is one for all;
-    `others_score` is the highest agreement read off a copy of another user's.
+    `others_score` is the highest agreement read off a copy of another user's. The sketches are of
+    the two models' weights, to know copies of them that were rounded; old keys have none.
     """
 
     secret: Mapping[str, Tensor]
@@ -48,6 +49,8 @@ class Key:
     released_score: float
     user: str = ""
     others_score: float | None = None
+    clean_sketch: Sequence[float] | None = None
+    released_sketch: Sequence[float] | None = None
 
     def facts(self) -> Json:
         """Return all but the secret, as it is stored; no path and no seed is in it."""
@@ -61,7 +64,14 @@ class Key:
             "released_score": self.released_score,
             "user": self.user,
             "others_score": self.others_score,
+            # Left out where there are none: the commitment of an old key was made without.
+            **{name: list(value) for name, value in self._sketches.items()},
         }
+
+    @property
+    def _sketches(self) -> dict[str, Sequence[float]]:
+        both = {"clean_sketch": self.clean_sketch, "released_sketch": self.released_sketch}
+        return {name: value for name, value in both.items() if value is not None}
 
     @property
     def commitment(self) -> str:

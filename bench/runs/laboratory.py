@@ -20,7 +20,7 @@ from bench.models.libraries import EMBEDDED
 from bench.models.meter import Meter, aside, measuring, timed
 from bench.models.suspect import View
 from bench.models.vision import Architecture, VisionModel, compiling
-from bench.models.weights import load_state, weights_digest
+from bench.models.weights import load_state, sketch, weights_digest
 from bench.records.leases import Leases
 from bench.records.nouns import (
     UNTOUCHED,
@@ -43,6 +43,7 @@ from bench.runs.machine import device_name, environment
 from bench.runs.owners import load_owner, refuse_others
 from bench.suite import sources
 from bench.suite.graph import Kind, Plan, Stage
+from bench.suite.near import near_models
 from bench.suite.owners import ClassifierSettings, OwnerSettings
 from bench.suite.plan import weights_file
 from bench.training import pretraining, probe, readout
@@ -138,7 +139,9 @@ class Laboratory:
         made = load_owner(owner, file)
         for told in made.notes.get("weights", []):
             self.note(f"{owner.name}: {told}")
-        return Made.of(made, made.notes)
+        kept = Made.of(made, made.notes)
+        payload = {**kept.payload, "sketch": list(sketch(made))}
+        return dataclasses.replace(kept, payload=payload)
 
     def _classifier(self, stage: Stage) -> Made:
         with aside(self.device):
@@ -405,9 +408,18 @@ def load_owners(laboratory: Laboratory) -> None:
         loaded = laboratory.store.find(key)
         assert loaded is not None, "it was just loaded"
         refuse_others(owner, loaded.payload["digest"])
+    for group in near_models(laboratory.plan, laboratory.store):
+        if len(group) > 1:
+            listed = " and ".join(_called(laboratory.plan.owners[key]) for key in group)
+            laboratory.note(f"{listed} are one model, or nearly: as innocents they count once")
     for stage in laboratory.plan.stages.values():
         if stage.kind == "classifier":
             _refuse_two_heads(laboratory.plan.owners[stage.parents[0]], laboratory.store, stage)
+
+
+def _called(owner: OwnerSettings) -> str:
+    """Name a model and, where it lies in a file, the file."""
+    return f"{owner.name} ({Path(owner.weights).name})" if owner.from_file else owner.name
 
 
 def _refuse_two_heads(owner: OwnerSettings, store: Store, stage: Stage) -> None:

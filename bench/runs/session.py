@@ -28,6 +28,7 @@ from bench.records.nouns import (
 from bench.records.store import Artefact, Store
 from bench.suite import sources
 from bench.suite.graph import Plan, Question
+from bench.suite.near import near_notes
 from bench.suite.plan import departures
 from bench.suite.sources import UNKNOWN
 from bench.suite.todo import spare_copies
@@ -300,7 +301,7 @@ def _record(laboratory: Laboratory, question: Question, failure: Failure | None)
         evidence=Evidence(**{**found, "rule": Rule(**found["rule"])}),
         utility=Utility(**utility["utility"]),
         fidelity=Fidelity(**fidelity) if fidelity else None,
-        notes=_notes(stages, owner),
+        notes=_notes(stages, owner) | near_notes(plan, store, question),
         costs={name: Cost(**stage["cost"]) for name, stage in stages.items()},
         environment=extract["environment"],  # where it was read, which may be an earlier run
         elsewhere={

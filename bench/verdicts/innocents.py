@@ -196,8 +196,16 @@ def is_other_key(record: Record) -> bool:
 
 
 def trained_strangers(records: Iterable[Record]) -> dict[str, str]:
-    """Map what makes a stranger to the weights it was trained to, where these are written down."""
-    return {_stranger(r.cell): r.suspect_digest for r in records if _is_whole_stranger(r)}
+    """Map what makes a stranger to the weights it was trained to, where these are written down.
+
+    Models whose weights are nearly equal have those of the first (see `bench.verdicts.copies`).
+    """
+    return {_stranger(r.cell): _weights(r) for r in records if _is_whole_stranger(r)}
+
+
+def _weights(record: Record) -> str:
+    first: str = record.notes.get("copies", {}).get("one_model", record.suspect_digest)
+    return first
 
 
 def innocent_name(record: Record, trained: Mapping[str, str]) -> str:

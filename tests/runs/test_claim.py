@@ -172,7 +172,7 @@ def test_a_key_holds_neither_paths_nor_the_seed_and_is_its_owners_alone(story):
         facts = json.loads(opened.metadata()["claim"])
     assert set(facts) == {
         "format", "method", "owner", "clean", "released", "clean_score", "released_score",
-        "user", "others_score",
+        "user", "others_score", "clean_sketch", "released_sketch",
     }  # fmt: skip
     assert str(story).encode() not in file.read_bytes()
     assert b"/" not in json.dumps(facts).encode()
