@@ -234,7 +234,6 @@ def verify(
     """
     import dataclasses
 
-    from bench.models.libraries import LIBRARIES
     from bench.runs import claim
     from bench.runs.key import Key, read_all
     from bench.runs.machine import find_device
@@ -249,8 +248,9 @@ def verify(
     if model is not None:
         architecture = architecture_of(owner_of(model, str(suspect), pretrained))
     elif pretrained is not None:
-        architecture = dataclasses.replace(architecture, tag=pretrained)
-        LIBRARIES.get(architecture.library).check(architecture)
+        named = f"{architecture.library}:{architecture.name}"
+        tagged = architecture_of(owner_of(named, str(suspect), pretrained))
+        architecture = dataclasses.replace(architecture, tag=tagged.tag)
     if image_size is not None:
         architecture = dataclasses.replace(architecture, image_size=image_size)
     innocents = claim.weight_files(strangers), claim.weight_files(descendants)

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from bench.models.building import blank, build
+from bench.models.building import blank
 from bench.models.checkpoints import Checkpoint, listed, read_weights
 from bench.models.libraries import LIBRARIES
 from bench.models.vision import Architecture, VisionModel
@@ -92,7 +92,7 @@ def sketch(model: VisionModel) -> tuple[float, ...]:
 
 
 HEADS = ("head", "heads", "head_dist", "classifier", "fc", "linear", "decode_head", "segmentation")
-"""What libraries call a head: the only tensors beside the backbone's that may go unread."""
+"""What libraries call a head: beside a backbone its tensors, and a decoder's, may go unread."""
 
 AVERAGED = ("teacher", "ema", "model_ema", "ema_model")
 """Parts of names under which training keeps the average of the weights beside them."""
@@ -126,8 +126,7 @@ def load_weights(file: Path, architecture: Architecture, entry: str | None = Non
         raise _another_architecture(file.name, bare, given)
     _fill(model, fitted.ours, file.name)
     outside = [name for name in read.state if not name.startswith(prefix)]
-    spare = [name for name in fitted.spare if _first(name) not in HEADS]
-    if spare:
+    if spare := _unknown(fitted):
         raise UserError(
             f"{file.name}: expected a {architecture.name} (nothing beside it but a head), got "
             f"another architecture's weights (unknown {listed(spare)}); {WAY_OUT}"
@@ -155,14 +154,26 @@ class _Fitted:
 def _fitted(model: VisionModel, given: Mapping[str, Tensor]) -> _Fitted | None:
     """Match tensors to a model's by the layouts of its library, else as the library converts them.
 
-    None where neither fits in every shape.
+    It also knows what pretraining leaves beside an encoder. None where neither fits in every shape.
     """
+    plain = None
     for layout in LIBRARIES.get(model.architecture.library).layouts:
         names = _laid_out(model, layout)
-        if _fits(model, names, given):
+        if plain is None and _fits(model, names, given):
             spare = [name for name in given if name not in names]
-            return _Fitted({ours: given[name] for name, ours in names.items()}, spare)
-    return _converted(model, given)
+            plain = _Fitted({ours: given[name] for name, ours in names.items()}, spare)
+    if plain is not None and not _unknown(plain):
+        return plain
+    return _converted(model, given) or plain
+
+
+def _unknown(fitted: _Fitted) -> list[str]:
+    """List the tensors beside a backbone that are neither of a head nor of a decoder."""
+    return [
+        name
+        for name in fitted.spare
+        if _first(name) not in HEADS and not name.startswith("decoder")
+    ]
 
 
 def _converted(model: VisionModel, given: Mapping[str, Tensor]) -> _Fitted | None:
@@ -300,7 +311,9 @@ def _prefix(read: Checkpoint, model: VisionModel, origin: str) -> tuple[str, lis
     most = sorted(prefix for prefix, count in fits.items() if count == max(fits.values()))
     means = [p for p in most if any(part in AVERAGED for part in p.split("."))]
     if len(most) == 1 or read.entry is not None:
-        usual = most[0] in ("", LIBRARIES.get(model.architecture.library).prefix)
+        library = LIBRARIES.get(model.architecture.library)
+        ours = [own for layout in library.layouts for own in layout.values()]
+        usual = most[0] in ("", library.prefix, *ours)
         return most[0], [] if usual else [f"names are read after {most[0]}"]
     others = [p for p in most if p not in means]
     if len(means) != 1:
@@ -339,7 +352,7 @@ def headless(model: VisionModel) -> VisionModel:
     """Return a model without its library's classifier: what names and digests are made of."""
     if model.architecture.head is None:
         return model
-    bare = build(dataclasses.replace(model.architecture, head=None)).to(model.mean.device)
+    bare = blank(dataclasses.replace(model.architecture, head=None)).to(model.mean.device)
     kept = bare.state_dict().keys()
     bare.load_state_dict({k: v for k, v in model.state_dict().items() if k in kept})
     return bare

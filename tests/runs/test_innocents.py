@@ -54,7 +54,8 @@ def records(planned):
     laboratory = Laboratory(made, Store(folder / "store"), folder, torch.device("cpu"), told.append)
     load_owners(laboratory)
     found = list(answer(laboratory, made.questions, engines.serial, folder / "r.jsonl"))
-    assert told == []
+    one = "mini and mini (copy.safetensors) are one model, or nearly: as innocents they count once"
+    assert told == [one]
     return found
 
 

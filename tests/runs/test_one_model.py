@@ -126,6 +126,12 @@ def test_four_models_in_four_formats_are_four_innocents_and_stay_undecided(claim
     assert finding.verdict.n_strangers == 4
 
 
+def test_a_suspects_tag_is_refused_where_its_library_has_none(claimed):
+    said = verify(claimed, "--pretrained", "openai")
+    assert (said.status, said.err.count("\n")) == (2, 1)
+    assert "pretrained: expected none, timm has no tags of weights" in said.err
+
+
 def test_a_nearly_equal_stranger_counts_once_and_a_slightly_nearer_one_twice(claimed, tmp_path):
     one = randomised(TIMM, 1)
     save_file(one.trunk.vit.state_dict(), tmp_path / "one.safetensors")
