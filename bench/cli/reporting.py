@@ -157,8 +157,12 @@ def compare_results(arguments: argparse.Namespace) -> int:
     given = {name: getattr(arguments, name) for name in ("rate", "score", "utility")}
     tolerance = compare.Tolerance(**{k: v for k, v in given.items() if v is not None})
     found = compare.compare(base, head, tolerance)
-    print_table(compare.table(found, head, tolerance), wide_console())
-    return {"same": OK, "regressed": WORSE, "not measured": UNMEASURED}[found.outcome]
+    console = wide_console()
+    for made in (compare.table(found, head, tolerance), compare.by_method(found)):
+        print_table(made, console)
+    if found.outcome == "regressed":
+        return WORSE
+    return UNMEASURED if found.outcome == "not measured" else OK
 
 
 def _verify_results_arguments(command: argparse.ArgumentParser) -> None:

@@ -12,6 +12,15 @@ import torch
 
 from bench.records.nouns import UserError
 
+CPU_INFO = Path("/proc/cpuinfo")
+"""Where Linux says what a processor is."""
+
+VECTORS = (
+    *("avx", "avx2", "fma", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "avx512_fp16"),
+    *("amx_tile", "amx_int8", "amx_bf16", "asimd", "bf16", "i8mm", "sve", "sve2"),
+)
+"""Instructions by which processors round differently, by Linux's names."""
+
 
 def pin_threads(threads: int) -> None:
     """Let this process's stages use so many threads, and no less than float32 unless they ask.
@@ -60,7 +69,31 @@ def environment(device: torch.device) -> Mapping[str, str]:
         "threads": str(torch.get_num_threads()),
         "python": platform.python_version(),
         "machine": platform.machine(),
+        "cpu": cpu_model(),
+        "instructions": instructions(),
     }
+
+
+def cpu_model() -> str:
+    """Name the processor as it names itself, as far as the system says."""
+    found = _cpu_says("model name")
+    return found or platform.processor() or platform.machine()
+
+
+def instructions() -> str:
+    """Say which vector instructions PyTorch's own loops use here, and which the processor knows."""
+    known = {*_cpu_says("flags").split(), *_cpu_says("Features").split()}
+    there = " ".join(name for name in VECTORS if name in known)
+    used = torch.backends.cpu.get_cpu_capability().lower()
+    return f"{used} of {there}" if there else used
+
+
+def _cpu_says(what: str) -> str:
+    """Return what Linux says of the first processor under a name; nothing on other systems."""
+    if not CPU_INFO.exists():
+        return ""
+    lines = (line.partition(":") for line in CPU_INFO.read_text().splitlines())
+    return next((value.strip() for name, _, value in lines if name.strip() == what), "")
 
 
 def _cuda() -> dict[str, str]:

@@ -1,4 +1,5 @@
 import dataclasses
+import random
 
 import made
 import pytest
@@ -174,6 +175,108 @@ def test_the_table_names_every_cell_that_moved_the_worst_first():
     assert shown[0]["cell"] == answer(TWIN).key
     assert any("1 within tolerance, 1 improved, 1 regressed" in note for note in made.notes)
     assert any("rate 0.02, score 0.01, utility 0.02" in note for note in made.notes)
+
+
+HERE, THERE = {"cpu": "Xeon", "torch": "2.14"}, {"cpu": "EPYC", "torch": "2.14"}
+
+
+def tuned(number, score, environment, **parts):
+    """One of many marked copies, with its score where it was read."""
+    asked = cell(epochs=number)
+    return answer(asked, score=score, environment=environment, **parts)
+
+
+def moved_by(*steps, here=HERE, there=THERE):
+    """Two results whose copies' scores lie these steps apart."""
+    base = results(*(tuned(i, 0.6, here) for i in range(len(steps))))
+    head = results(*(tuned(i, 0.6 + step, there) for i, step in enumerate(steps)))
+    return base, head
+
+
+def test_noise_between_two_machines_is_said_to_be_noise(tmp_path, capsys):
+    rng = random.Random(0)
+    steps = [rng.uniform(-0.008, 0.008) if i % 2 else 0.0 for i in range(120)]
+    base, head = moved_by(*steps)
+    found = compare.compare(base, head, Tolerance())
+    assert (found.outcome, found.compared, found.equal) == ("same within noise", 120, 60)
+    assert main(["compare", write(tmp_path / "a", base), write(tmp_path / "b", head)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "HEAD against BASE: same within noise" in said
+    assert "machine: cpu Xeon in BASE, EPYC in HEAD" in said
+    assert "torch" not in said
+
+
+@pytest.mark.parametrize(
+    ("steps", "elsewhere", "here"),
+    [
+        ([-0.05] + [0.0] * 9, "same within noise", "regressed"),  # one cell alone
+        ([-0.002] * 12, "same within noise", "same"),  # all one way, by next to nothing
+        ([-0.05, 0.05] * 6, "same within noise", "regressed"),  # far, and either way
+        ([-0.05] * 12, "regressed", "regressed"),
+        ([-0.05] * 6, "same within noise", "regressed"),  # 2 / 2^6, twice by Holm, is above 0.05
+        ([0.05] * 12, "same", "same"),  # better: as ever, that is no regression
+        ([0.0] * 12, "same", "same"),
+    ],
+)
+def test_another_machine_is_judged_over_all_cells_and_the_same_one_by_each(steps, elsewhere, here):
+    assert outcome(*moved_by(*steps)) == elsewhere
+    assert outcome(*moved_by(*steps, there=HERE)) == here
+    assert outcome(*moved_by(*steps, here={}, there={})) == here  # as records said nothing of it
+
+
+def test_a_verdict_lost_on_another_machine_is_a_regression():
+    def claimed(score, environment):
+        print_ = Spec("print")
+        parts = {"environment": environment, "marks": False}
+        copy = answer(made.cell(print_), score=score, suspect_digest="copy", **parts)
+        strangers = [
+            answer(made.cell(print_, "owner", made.stranger(i)), score=0.3 + i / 100, **parts)
+            for i in range(19)
+        ]
+        named = [dataclasses.replace(r, suspect_digest=r.key) for r in strangers]
+        return results(copy, *named)
+
+    base = claimed(0.9, HERE)
+    assert outcome(base, claimed(0.6, THERE)) == "same within noise"
+    found = compare.compare(base, claimed(0.4, THERE), Tolerance())
+    assert found.outcome == "regressed"
+    assert [m.lost for m in found.movements if m.what == "score"] == [1]
+    assert outcome(claimed(0.4, HERE), claimed(0.9, THERE)) == "same"
+
+
+def test_other_data_and_other_code_are_named():
+    base = results(answer(MARKED, data={"scenes": "one", "digits": "d"}, code={"mark": "x"}))
+    head = answer(MARKED, score=0.48, data={"scenes": "two", "digits": "d"}, code={"mark": "y"})
+    found = compare.compare(base, results(head), Tolerance())
+    assert found.outcome == "same within noise"
+    assert found.apart == ("data: scenes one in BASE, two in HEAD",)
+    notes = compare.table(found, results(head), Tolerance()).notes
+    assert any(note == "made by other code: mark." for note in notes)
+    older = results(answer(MARKED, 90, key="before"))  # other data by its key alone
+    found = compare.compare(older, results(answer(MARKED, 80, key="after")), Tolerance())
+    assert found.outcome == "same within noise"
+    assert found.apart == ("data or weights: 1 equal cells have other keys",)
+    older = results(answer(MARKED))  # which says nothing of either
+    assert compare.compare(older, results(head), Tolerance()).apart == ()
+
+
+def test_where_a_copy_was_protected_and_attacked_counts_as_well():
+    base = results(answer(MARKED, environment=HERE))
+    head = answer(MARKED, environment=HERE, elsewhere={"attack": THERE})
+    found = compare.compare(base, results(head), Tolerance())
+    assert found.apart == ("machine: cpu Xeon in BASE, EPYC in HEAD",)
+
+
+def test_signs_are_tested_exactly_and_many_tests_adjusted_as_others_do():
+    from scipy.stats import binomtest
+    from statsmodels.stats.multitest import multipletests
+
+    for better, worse in ((0, 0), (1, 0), (3, 9), (9, 3), (5, 5), (170, 158)):
+        expected = binomtest(better, better + worse).pvalue if better + worse else 1.0
+        assert compare.sign_test(better, worse) == pytest.approx(expected)
+    p_values = [0.04, 0.001, 0.03, 0.9, 0.03]
+    expected = multipletests(p_values, method="holm")[1]
+    assert compare._holm(p_values) == pytest.approx(list(expected))
 
 
 def write(folder, made):
