@@ -126,6 +126,7 @@ def show_plan(arguments: argparse.Namespace) -> int:
     """Print cells, stages and what the store has, and price the rest, here or elsewhere."""
     from rich.table import Table as Grid
 
+    from bench.records import ledger
     from bench.records.store import Store
     from bench.runs import budget, session
     from bench.suite import sources
@@ -155,8 +156,8 @@ def show_plan(arguments: argparse.Namespace) -> int:
     for line in (budget.basis(arguments.device), *found.notes):
         console.print(line, markup=False, highlight=False)
     _print_warnings(made, console)
-    others, answers = session.other_code(made, store, arguments.results / made.suite.name)
-    for line in sources.told(others, len(answers)):
+    answers = ledger.answers(arguments.results / made.suite.name)
+    for line in sources.told(sources.other_code(made, store, answers)):
         console.print(f"note: {line}", markup=False, highlight=False)
     return OK
 

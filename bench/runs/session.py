@@ -114,12 +114,6 @@ def run(session: Session) -> Results:
     return ledger.read_results(session.home)
 
 
-def other_code(plan: Plan, store: Store, home: Path) -> tuple[dict[str, list[str]], list[str]]:
-    """Return what lies in the store made by other code, and the answers that follow from such."""
-    found = sources.made_by_others(plan, store)
-    return found, sources.answered_by_others(plan, ledger.answers(home))
-
-
 def _see_to_other_code(session: Session) -> None:
     """Tell of what was made by other code, or forget it and what follows from it.
 
@@ -128,15 +122,13 @@ def _see_to_other_code(session: Session) -> None:
 
     """
     plan, store = session.plan, session.store
-    found, answers = other_code(plan, store, session.home)
-    if session.stale == "warn":
-        for line in sources.told(found, len(answers)):
+    found = sources.other_code(plan, store, ledger.answers(session.home))
+    if session.stale == "warn" or not found:
+        for line in sources.told(found):
             session.note(f"note: {line}")
         return
-    gone = sources.with_descendants(plan, (key for keys in found.values() for key in keys))
-    again = {q.key for q in plan.questions if not gone.isdisjoint(q.stages)} | set(answers)
-    if not again and not gone:
-        return
+    gone = sources.to_remake(plan, store, found)
+    again = {q.key for q in plan.questions if not gone.isdisjoint(q.stages)} | set(found.answers)
     with Leases(store.leases) as leases, leases.behind_the_door() as alone:
         if not alone:
             raise UserError(
@@ -145,7 +137,10 @@ def _see_to_other_code(session: Session) -> None:
         ledger.withdraw(session.home, again)
         for key in gone:
             store.remove(key)
-    session.note(f"note: other code: {len(gone)} artefacts and {len(again)} answers are made again")
+    session.note(
+        f"note: other code: {len(gone)} artefacts removed and {len(again)} answers withdrawn, to be "
+        "made again"
+    )
 
 
 def unanswered(plan: Plan, home: Path) -> list[Question]:

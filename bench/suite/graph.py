@@ -93,15 +93,15 @@ class Plan:
     recipe: Recipe  # of the strangers
     warnings: tuple[str, ...]
 
-    def lineage(self, keys: Iterable[str]) -> tuple[str, ...]:
-        """Return these stages and all they follow from, in the order of the plan."""
+    def lineage(self, keys: Iterable[str]) -> set[str]:
+        """Return these stages and all they follow from."""
         found, left = set[str](), list(keys)
         while left:
             key = left.pop()
             if key not in found:
                 found.add(key)
                 left += self.stages[key].parents
-        return tuple(key for key in self.stages if key in found)
+        return found
 
     def manifest(self, key: str) -> Manifest:
         """Return the data set whose digest a recipe names."""

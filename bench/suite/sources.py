@@ -11,7 +11,9 @@ import ast
 import functools
 import hashlib
 import importlib.util
-from collections.abc import Collection, Iterable, Iterator, Mapping
+import itertools
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from bench.records.nouns import Json, Record, canonical
@@ -86,14 +88,35 @@ def code_of(stage: Stage, known: Mapping[str, Stage]) -> dict[str, str]:
     return {**plugin, stage.kind: stage_digest(stage.kind)}
 
 
-def made_by_others(plan: Plan, store: Store) -> dict[str, list[str]]:
-    """List what of a plan lies in the store, made by other code: keys by plug-in and by stage.
+@dataclass(frozen=True, slots=True)
+class OtherCode:
+    """What of a plan was made by other code than is here now.
 
-    Under "" are those that do not say by what code they were made.
+    `artefacts` are keys by plug-in and by stage, those under "" that do not say by what code they
+    were made; `answers` are keys of questions.
     """
+
+    artefacts: Mapping[str, Sequence[str]]
+    answers: Sequence[str]
+
+    def __bool__(self) -> bool:
+        return bool(self.artefacts or self.answers)
+
+
+def other_code(plan: Plan, store: Store, records: Mapping[str, Record]) -> OtherCode:
+    """Find what was made by other code; what an answer of today's follows from is not looked at."""
+    answers = answered_by_others(plan, records)
+    behind = set(answers)
+    fresh = [q.stages for q in plan.questions if q.key in records and q.key not in behind]
+    seen = plan.lineage(itertools.chain(*fresh))
+    return OtherCode(made_by_others(plan, store, plan.stages.keys() - seen), answers)
+
+
+def made_by_others(plan: Plan, store: Store, keys: Collection[str]) -> dict[str, list[str]]:
+    """List which of these stages lie in the store, made by other code, by plug-in and by stage."""
     found: dict[str, list[str]] = {}
     for key, stage in plan.stages.items():
-        made = store.find(key)
+        made = store.find(key) if key in keys else None
         if made is None:
             continue
         before = made.payload.get("code")
@@ -116,9 +139,9 @@ def answered_by_others(plan: Plan, records: Mapping[str, Record]) -> list[str]:
     ]
 
 
-def told(found: Mapping[str, Collection[str]], answers: int = 0) -> Iterator[str]:
+def told(found: OtherCode) -> Iterator[str]:
     """Say in a line each what was made by other code, and the way out."""
-    for name, keys in sorted(found.items(), key=lambda one: (one[0] in WORK, one[0])):
+    for name, keys in sorted(found.artefacts.items(), key=lambda one: (one[0] in WORK, one[0])):
         count = len(keys)
         what = "1 artefact" if count == 1 else f"{count} artefacts"
         if name:
@@ -126,18 +149,24 @@ def told(found: Mapping[str, Collection[str]], answers: int = 0) -> Iterator[str
             yield f"{what} in the store made by other code of {by}: {WAY_OUT}"
         else:
             yield f"{what} in the store that do not say by what code they were made: {WAY_OUT}"
-    if answers:
-        what = "1 answer follows" if answers == 1 else f"{answers} answers follow"
+    if count := len(found.answers):
+        what = "1 answer follows" if count == 1 else f"{count} answers follow"
         yield f"{what} from other code than today's, or from nobody knows which: {WAY_OUT}"
 
 
-def with_descendants(plan: Plan, keys: Iterable[str]) -> set[str]:
-    """Return stages and all that follows from them; parents come first in a plan."""
-    found = set(keys)
-    for key, stage in plan.stages.items():
-        if not found.isdisjoint(stage.parents):
-            found.add(key)
-    return found
+def to_remake(plan: Plan, store: Store, found: OtherCode) -> set[str]:
+    """Return what was made by other code and all that follows from it, of other suites too."""
+    children: dict[str, list[str]] = {}
+    for artefact in (*store, *plan.stages.values()):
+        for parent in artefact.parents:
+            children.setdefault(parent, []).append(artefact.key)
+    gone, left = set[str](), [key for keys in found.artefacts.values() for key in keys]
+    while left:
+        key = left.pop()
+        if key not in gone:
+            gone.add(key)
+            left += children.get(key, [])
+    return gone
 
 
 def _apart(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:

@@ -114,8 +114,8 @@ def tiny(tmp_path, stand_ins):
 
 def test_what_was_made_by_todays_code_is_not_told_of(tiny):
     made, store, _ = tiny
-    assert sources.made_by_others(made, store) == {}
-    assert list(sources.told({})) == []
+    assert sources.other_code(made, store, {}).artefacts == {}
+    assert list(sources.told(sources.other_code(made, store, {}))) == []
 
 
 def test_what_other_code_made_is_counted_by_plug_in_and_by_stage(tiny, monkeypatch):
@@ -123,7 +123,7 @@ def test_what_other_code_made_is_counted_by_plug_in_and_by_stage(tiny, monkeypat
     kinds = [stage.kind for stage in made.stages.values()]
     known = {kind: sources.stage_digest(kind) for kind in get_args(Kind)} | {"utility": "new"}
     monkeypatch.setattr(sources, "stage_digest", known.get)
-    lines = list(sources.told(sources.made_by_others(made, store)))
+    lines = list(sources.told(sources.other_code(made, store, {})))
     assert [line.split(":")[0] for line in lines] == [
         f"{kinds.count('utility')} artefacts in the store made by other code of the stage utility"
     ]
@@ -133,7 +133,7 @@ def test_what_other_code_made_is_counted_by_plug_in_and_by_stage(tiny, monkeypat
 def test_a_plug_ins_new_code_is_told_of_where_it_protects_attacks_and_reads(tiny, monkeypatch):
     made, store, _ = tiny
     monkeypatch.setattr(sources, "plugin_digest", lambda place: f"new {place.partition(':')[2]}")
-    found = sources.made_by_others(made, store)
+    found = sources.other_code(made, store, {}).artefacts
     asked = {name: {made.stages[key].kind for key in keys} for name, keys in found.items()}
     assert asked == {
         "activemark": {"protect", "extract"},
@@ -141,9 +141,37 @@ def test_a_plug_ins_new_code_is_told_of_where_it_protects_attacks_and_reads(tiny
         "control.identity": {"attack"},
         "control.stranger": {"attack"},
     }
-    assert sources.with_descendants(made, found["activemark"]) >= {
-        q.extract for q in made.questions
-    }
+
+
+def test_what_follows_from_other_code_is_made_again_in_other_suites_too(tiny):
+    made, store, _ = tiny
+    stages = made.stages
+    protect = next(key for key, stage in stages.items() if stage.kind == "protect")
+    prune = next(
+        q.suspect
+        for q in made.questions
+        if q.protect == protect
+        and q.cell.base == "released"
+        and q.cell.attack[0].name != "control.identity"
+    )
+    store.put("ab" * 8, "attack", {"step": {"name": "theirs"}}, (prune,), {})
+    store.put("cd" * 8, "utility", {}, ("ab" * 8,), {})
+    store.put("ef" * 8, "attack", {"step": {"name": "theirs"}}, ("nowhere",), {})
+    gone = sources.to_remake(made, store, sources.OtherCode({"prune.l1": [prune]}, ()))
+    assert {"ab" * 8, "cd" * 8} < gone
+    assert "ef" * 8 not in gone
+    assert {stages[key].kind for key in gone & stages.keys()} == {"attack", "extract", "utility"}
+    assert protect not in gone
+
+
+def test_what_answers_of_today_follow_from_is_not_looked_at(tiny, monkeypatch):
+    made, store, _ = tiny
+    now = {}
+    for stage in made.stages.values():
+        now |= sources.code_of(stage, made.stages)
+    answers = {q.key: record(q.cell, key=q.key, code=now) for q in made.questions}
+    monkeypatch.setattr(store, "find", lambda key: pytest.fail("the store was read"))
+    assert not sources.other_code(made, store, answers)
 
 
 def test_artefacts_that_do_not_say_their_code_are_told_of_by_themselves(tiny):
@@ -151,7 +179,7 @@ def test_artefacts_that_do_not_say_their_code_are_told_of_by_themselves(tiny):
     key = next(key for key, stage in made.stages.items() if stage.kind == "attack")
     found = store.find(key)
     store.put(key, found.kind, found.recipe, found.parents, {"cost": {"seconds": 1.0}})
-    (line,) = sources.told(sources.made_by_others(made, store))
+    (line,) = sources.told(sources.other_code(made, store, {}))
     assert line.startswith("1 artefact in the store that do")
 
 
@@ -167,5 +195,6 @@ def test_answers_say_from_what_code_they_follow(tiny):
         third.key: record(third.cell, key=third.key),  # of the days before
     }
     assert sources.answered_by_others(made, answers) == [second.key, third.key]
-    assert len(list(sources.told({}, 2))) == 1
+    (line,) = sources.told(sources.OtherCode({}, [second.key, third.key]))
+    assert line.startswith("2 answers follow from other code than today's")
     assert len(records) == len(made.questions)
