@@ -17,13 +17,14 @@ from bench.verdicts.verdict import Rank, Verdict
 T = TypeVar("T", bound=Hashable)
 
 PROTECT_NOTES = (
-    *("block", "block_rule", "trigger_images", "yield", "steps"),
+    *("block", "block_rule", "code_block", "trigger_images", "yield", "steps"),
     *("asked_for", "trajectories", "tried", "failed", "points", "zero_loss"),
     *("queries", "wrong", "filled"),
 )
-"""What `protect` may report: where a mark sits, who chose the place, how it was trained, and the
-share of trigger images read without error, which a selecting owner would have kept; how many
-queries a fingerprint has of those asked for, what failed, and what filled the gap."""
+"""What `protect` may report: where a mark sits, who chose the place and what the authors' code
+would have chosen, how it was trained, and the share of trigger images read without error, which a
+selecting owner would have kept; how many queries a fingerprint has of those asked for, what failed,
+and what filled the gap."""
 
 STEP_RATIO = "step_ratio_to_ideal"
 """What `protect` may report about its training loop: a step's time over the fewest passes'."""
@@ -170,7 +171,8 @@ def _noted(records: Iterable[Record]) -> str:
     by_secret = {r.cell.method_seed: r.notes["protect"] for r in records if r.notes.get("protect")}
     texts = []
     for name in PROTECT_NOTES:
-        found = [noted[name] for _, noted in sorted(by_secret.items()) if name in noted]
+        known = (noted.get(name) for _, noted in sorted(by_secret.items()))
+        found = [value for value in known if value is not None]
         shown = dict.fromkeys(f"{v:.3f}" if isinstance(v, float) else str(v) for v in found)
         if shown:
             texts.append(f"{name.replace('_', ' ')}: {' and '.join(shown)}")

@@ -73,6 +73,7 @@ class Choice:
     block: int  # 0-based; the message is written to its output
     rule: Rule
     massive: bool  # whether any admissible block met the criterion
+    code: int  # what the authors' code takes: the largest jump of all, be it behind its own reader
 
 
 def activation_profile(
@@ -110,14 +111,19 @@ def choose_block(
     `first_massive` is the paper's rule (section 3.2.4): the first block whose output meets the
     criterion; where none does, the largest jump decides and is recorded as such. `largest_jump`
     is the rule of the authors' code: the block whose mean top-5 rises most over the block before.
+    The code knows no `last`: what it would take is said beside.
     """
     admissible = profile[: last + 1]
     massive = [row.block for row in admissible if row.massive]
+    code = _largest_jump(profile)
     if rule == "first_massive" and massive:
-        return Choice(massive[0], "first_massive", True)
-    rises = [b.mean_top - a.mean_top for a, b in itertools.pairwise(admissible)]
-    jump = 1 + max(range(len(rises)), key=rises.__getitem__) if rises else 0
-    return Choice(jump, "largest_jump", bool(massive))
+        return Choice(massive[0], "first_massive", True, code)
+    return Choice(_largest_jump(admissible), "largest_jump", bool(massive), code)
+
+
+def _largest_jump(profile: Sequence[BlockActivations]) -> int:
+    rises = [b.mean_top - a.mean_top for a, b in itertools.pairwise(profile)]
+    return 1 + max(range(len(rises)), key=rises.__getitem__) if rises else 0
 
 
 def figure_2(name: str, profile: tuple[BlockActivations, ...], images: int) -> Table:

@@ -94,7 +94,9 @@ class ActiveMark:
       says (`BY_VARIANT`).
     * `block`: 0-based number of the block whose output is written to, or "auto" (the paper counts
       "12" and "18" without saying from where; the code counts from 0). `block_rule`: the paper
-      takes the first massive block, the code the largest jump.
+      takes the first massive block, the code the largest jump. Departure: the code takes it of all
+      blocks, and so, of some models, the last, which its reader does not see; "auto" leaves a block
+      to train before the reader. The notes say the rule, how far it looked, and the code's block.
     * `axis`, `index`: the paper's "first channel" is a token in the code (number 46; CLS is 0) and
       may be read as one channel of all tokens. A token is the default in both variants: it is what
       makes e map R^h x {0, 1}^n to R^h. "massive" takes the token, or channel, of the largest
@@ -210,7 +212,8 @@ class ActiveMark:
         }
         notes: dict[str, Json] = {
             "block": link.block,
-            "block_rule": choice.rule if choice else "given",
+            "block_rule": f"{choice.rule} up to {last}" if choice else "given",
+            "code_block": choice.code if choice else None,
             "massive": choice.massive if choice else None,
             "axis": self.axis,
             "index": link.place,

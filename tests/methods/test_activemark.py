@@ -371,6 +371,16 @@ def test_the_expressive_block_follows_its_rule(tops, rule, last, block, used):
     assert (choice.block, choice.rule) == (block, used)
 
 
+def test_a_block_that_only_the_authors_code_would_take_is_noted_beside_the_one_taken(mini):
+    model = clone(mini)
+    with torch.no_grad():
+        model.blocks[5].mlp.fc2.bias[7] = 5000.0  # behind what any reader sees
+        model.blocks[2].mlp.fc2.bias[7] = 50.0
+    made = ActiveMark(**{**QUICK, "block": "auto"}).protect(model, context())
+    noted = [made.notes[name] for name in ("block", "block_rule", "code_block")]
+    assert noted == [2, "largest_jump up to 3", 5]
+
+
 @pytest.mark.parametrize(
     ("settings", "says"),
     [

@@ -38,7 +38,7 @@ def as_the_public_code_goes(model, starts, targets, k, lr):
             optimiser.step()
             for shown in (i, j):
                 float(model.logits(x)[0][shown].detach())
-            if loss <= 1e-4:
+            if loss <= 1e-5:
                 break
         points.append(x.detach())
     return torch.cat(points)

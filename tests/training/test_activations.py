@@ -58,21 +58,24 @@ HEIGHTS = [1.0, 2.0, 120.0, 400.0, 390.0]
 
 
 @pytest.mark.parametrize(
-    ("heights", "rule", "last", "chosen", "found_by", "massive"),
+    ("heights", "rule", "last", "chosen", "found_by", "massive", "code"),
     [
-        (HEIGHTS, "first_massive", 4, 2, "first_massive", True),
-        (HEIGHTS, "largest_jump", 4, 3, "largest_jump", True),
-        (HEIGHTS, "largest_jump", 2, 2, "largest_jump", True),
-        (HEIGHTS, "first_massive", 1, 1, "largest_jump", False),
-        ([1.0, 5.0, 6.0], "first_massive", 2, 1, "largest_jump", False),
-        ([5.0, 4.0, 3.5], "largest_jump", 2, 2, "largest_jump", False),
-        ([1.0, 5.0], "largest_jump", 0, 0, "largest_jump", False),
+        (HEIGHTS, "first_massive", 4, 2, "first_massive", True, 3),
+        (HEIGHTS, "largest_jump", 4, 3, "largest_jump", True, 3),
+        (HEIGHTS, "largest_jump", 2, 2, "largest_jump", True, 3),
+        (HEIGHTS, "first_massive", 1, 1, "largest_jump", False, 3),
+        ([1.0, 5.0, 6.0], "first_massive", 2, 1, "largest_jump", False, 1),
+        ([5.0, 4.0, 3.5], "largest_jump", 2, 2, "largest_jump", False, 2),
+        ([1.0, 5.0], "largest_jump", 0, 0, "largest_jump", False, 1),
     ],
 )
-def test_the_rules_choose(heights, rule, last, chosen, found_by, massive):
+def test_the_rules_choose_and_say_what_the_authors_code_would(
+    heights, rule, last, chosen, found_by, massive, code
+):
     profile = tuple(itertools.starmap(block, enumerate(heights)))
     choice = choose_block(profile, rule, last)
     assert (choice.block, choice.rule, choice.massive) == (chosen, found_by, massive)
+    assert choice.code == code
 
 
 def test_a_planted_massive_activation_is_found_where_it_was_planted():
