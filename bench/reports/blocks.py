@@ -46,6 +46,22 @@ OTHER_KEY = "another owner's mark"
 MARKED_AND_TWINS: tuple[Lineage, ...] = ("released", "owner")
 """The suspects made from the owner's model, marked and unmarked."""
 
+USABLE = 0.5
+"""The share of the owner's utility, counted from a guess, that a thief must be left with: with less
+a copy is no theft that anybody would commit, and what is read off it says little. By convention."""
+
+NO_THEFT = "no usable theft"
+"""What tables say of copies that are worth less."""
+
+WORTHLESS = (
+    f"{NO_THEFT}: the copies keep less than {USABLE:g} of what the unattacked owner does better "
+    "than a guess, or, on a thief's own task, of what the best attack reached there; what is read "
+    "off them, or is not, says little."
+)
+
+Task = tuple[str, str]
+"""A metric and what it was measured on."""
+
 TAUS = tuple(range(8))
 """The bit errors of the paper's Fig. 3."""
 
@@ -101,8 +117,21 @@ class Row:
         return _with_evidence(self.suspects[origin])
 
     def measured(self, origin: Lineage) -> list[tuple[Record, Utility]]:
-        """Return, of these, the records of suspects that were held to a task."""
-        return [(record, record.utility) for record in self.records(origin) if record.utility]
+        """Return the records of suspects that were held to a task, be they read or not."""
+        found = (result.record for result in self.suspects[origin])
+        return [(record, record.utility) for record in found if record and record.utility]
+
+    def by_task(self, origin: Lineage) -> dict[Task, float]:
+        """Return the mean utility of one population on each task it was held to."""
+        found: dict[Task, list[tuple[Record, float]]] = {}
+        for record, utility in self.measured(origin):
+            found.setdefault(task_of(utility), []).append((record, utility.value))
+        return {task: fmean(per_model(values)) for task, values in found.items()}
+
+    def usable(self, least: Mapping[Task, float]) -> bool:
+        """Say whether the copies are worth stealing, as far as anything tells."""
+        worth = self.by_task("released")
+        return all(value >= least.get(task, 0.0) for task, value in worth.items())
 
 
 @dataclass(frozen=True)
@@ -138,6 +167,24 @@ class Block:
     def access(self) -> str:
         """Return what the method needed to see, in words; empty if no record tells."""
         return "; ".join(sorted({record.access for record in self.records if record.access}))
+
+    @cached_property
+    def least(self) -> Mapping[Task, float]:
+        """Return the least utility of a usable theft, by task.
+
+        It is counted from that of the unattacked owner; on a thief's task, which it was not held
+        to, from the best that any attack on it reached, as a mean over models.
+        """
+        best: dict[Task, tuple[bool, float]] = {}
+        chance: dict[Task, float] = {}
+        for row in self.rows:
+            for origin in reversed(MARKED_AND_TWINS):  # a marked model is the owner's no more
+                whole = row.label == UNTOUCHED
+                for task, value in row.by_task(origin).items():
+                    held = best.get(task, (False, 0.0))
+                    best[task] = held if held[0] else max(held, (whole, value))
+                chance |= {task_of(utility): utility.chance for _, utility in row.measured(origin)}
+        return {t: chance[t] + USABLE * (best[t][1] - chance[t]) for t in best}
 
     @cached_property
     def nulls(self) -> Mapping[str, Innocents]:
@@ -272,6 +319,11 @@ def _setting(spec: Spec, name: str) -> str:
     value = spec.version if name == "version" else spec.args.get(name)
     # A word speaks for itself ("cosine"), a number does not ("amount=0.4").
     return value if isinstance(value, str) else f"{name}={canonical(value)}"
+
+
+def task_of(utility: Utility) -> Task:
+    """Name what a utility was measured by and on."""
+    return utility.metric, utility.task
 
 
 def judged(row: Row, nulls: Mapping[str, Innocents], alpha: float) -> list[Verdict]:

@@ -28,15 +28,19 @@ from bench.records.table import NOTHING, Table
 from bench.reports import notes
 from bench.reports.blocks import (
     MARKED_AND_TWINS,
+    NO_THEFT,
+    WORTHLESS,
     Block,
     Row,
+    Task,
     detection,
     grouped,
     judged,
     labelled,
     per_model,
+    task_of,
 )
-from bench.reports.tables import numbered_tasks, utility_text
+from bench.reports.notes import numbered_tasks, utility_text
 from bench.verdicts import intervals
 from bench.verdicts.innocents import core, secret_of
 from bench.verdicts.intervals import Interval, difference_interval, paired_interval
@@ -141,6 +145,7 @@ class Sweep:
     points: Sequence[Point]
     untouched: Point | None
     baseline: _Baseline
+    least: Mapping[Task, float]  # the utility of a usable theft, by task
 
     @property
     def read(self) -> list[Point]:
@@ -274,6 +279,7 @@ def _block_sweeps(block: Block, families: Mapping[str, _Family], alpha: float) -
             points=[point(strength, row, baseline) for strength, row in swept.items()],
             untouched=point(0.0, untouched, _Baseline({}, None)) if untouched else None,
             baseline=baseline,
+            least=block.least,
         )
 
 
@@ -285,7 +291,7 @@ def _baseline(untouched: Row | None, rows: Mapping[float, Row]) -> _Baseline:
         for record, utility in (untouched.measured(population) if untouched else [])
     }
     suspects = [u for row in rows.values() for p in MARKED_AND_TWINS for _, u in row.measured(p)]
-    same = {_task(u) for u in suspects} <= {_task(u) for u in before.values()}
+    same = {task_of(u) for u in suspects} <= {task_of(u) for u in before.values()}
     return _Baseline(before, _best(rows) if before and not same else None)
 
 
@@ -333,7 +339,7 @@ def _loss(row: Row, population: Lineage, baseline: _Baseline) -> Loss | None:
 
 def _paired(pairs: Sequence[tuple[Utility, Utility]]) -> Interval | None:
     """Pair two models image by image, where it is known which images each got right."""
-    same = all(one.n == other.n and _task(one) == _task(other) for one, other in pairs)
+    same = all(one.n == other.n and task_of(one) == task_of(other) for one, other in pairs)
     if not same or not all(one.right and other.right for one, other in pairs):
         return None
     return paired_interval(
@@ -341,15 +347,11 @@ def _paired(pairs: Sequence[tuple[Utility, Utility]]) -> Interval | None:
     )
 
 
-def _task(utility: Utility) -> tuple[str, str]:
-    return utility.metric, utility.task
-
-
 def _frontier(swept: Sequence[Sweep], legend: Sequence[str], outline: Outline) -> Table:
     """Return every strength of every sweep: what is still detected, and what it cost."""
     tasks = numbered_tasks(point.row for sweep in swept for point in sweep.points)
     rows = [
-        (sweep.owner, sweep.method, sweep.label, *_point_row(point, tasks))
+        (sweep.owner, sweep.method, sweep.label, *_point_row(point, tasks, sweep.least))
         for sweep in swept
         for point in sweep.points
     ]
@@ -363,6 +365,7 @@ def _frontier(swept: Sequence[Sweep], legend: Sequence[str], outline: Outline) -
         rows=tuple(rows),
         notes=(
             *LEGEND,
+            WORTHLESS,
             *(f"utility {number}: {task}." for task, number in tasks.items()),
             *legend,
             *outline.reductions,
@@ -372,7 +375,9 @@ def _frontier(swept: Sequence[Sweep], legend: Sequence[str], outline: Outline) -
     )
 
 
-def _point_row(point: Point, tasks: Mapping[str, str]) -> tuple[str, ...]:
+def _point_row(
+    point: Point, tasks: Mapping[str, str], least: Mapping[Task, float]
+) -> tuple[str, ...]:
     scores = [_score(point.row, population) for population in MARKED_AND_TWINS]
     return (
         f"{point.strength:g}",
@@ -380,7 +385,7 @@ def _point_row(point: Point, tasks: Mapping[str, str]) -> tuple[str, ...]:
         NOTHING if set(scores) == {NOTHING} else " / ".join(scores),
         notes.largest_p(point.verdicts),
         notes.counts_text(point.verdicts),
-        utility_text(point.row, tasks),
+        utility_text(point.row, tasks, least),
         point.loss.text if point.loss else NOTHING,
     )
 
@@ -411,7 +416,7 @@ def _prices(swept: Sequence[Sweep], outline: Outline) -> Table:
             )
             for sweep in swept
         ),
-        notes=(*PRICE_LEGEND, LEGEND[-1], *outline.reductions),
+        notes=(*PRICE_LEGEND, LEGEND[-1], WORTHLESS, *outline.reductions),
         heads=2,
     )
 
@@ -444,7 +449,9 @@ def _extreme(
     if not losses:
         return NOTHING
     point = losses[choose(losses)]
-    return f"{point.loss.text if point.loss else NOTHING} at {sweep.setting}={point.strength:g}"
+    worth = "" if point.row.usable(sweep.least) else f", {NO_THEFT}"
+    lost = point.loss.text if point.loss else NOTHING
+    return f"{lost} at {sweep.setting}={point.strength:g}{worth}"
 
 
 def _signed(value: float) -> str:

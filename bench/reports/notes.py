@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import TypeVar
 
 from bench.records.nouns import Lineage, Record, canonical, evidence_of
 from bench.records.table import NOTHING
-from bench.reports.blocks import OTHER_KEY, Block, Row, detection, judged
+from bench.reports.blocks import (
+    MARKED_AND_TWINS,
+    NO_THEFT,
+    OTHER_KEY,
+    Block,
+    Row,
+    Task,
+    detection,
+    judged,
+    per_model,
+)
 from bench.verdicts.innocents import Innocents, core, model_name, secret_of
 from bench.verdicts.intervals import Interval, mean_interval, means_agree
 from bench.verdicts.verdict import Rank, Verdict
@@ -190,6 +200,31 @@ def _twin_alike(verdict: Verdict, alpha: float) -> bool:
     if strangers is None or strangers.p is None:
         return False  # without strangers nobody can say that the mark is still there
     return strangers.p <= max(alpha, strangers.attainable)
+
+
+def numbered_tasks(rows: Iterable[Row]) -> dict[str, str]:
+    """Return the number of every task that suspects were held to, in order of first mention."""
+    tasks = distinct(task for row in rows for task in _tasks(row))
+    return {task: f"({number})" for number, task in enumerate(tasks, start=1)}
+
+
+def _tasks(row: Row) -> list[str]:
+    measured = (utility for origin in MARKED_AND_TWINS for _, utility in row.measured(origin))
+    return [f"{utility.metric}, {utility.task}, n = {utility.n}" for utility in measured]
+
+
+def utility_text(row: Row, tasks: Mapping[str, str], least: Mapping[Task, float]) -> str:
+    """Write marked / twin with the numbers of their tasks, and whether the copies are worth it."""
+    numbers = sorted({tasks[task] for task in _tasks(row)})
+    if not numbers:
+        return NOTHING
+    means = [
+        per_model((record, utility.value) for record, utility in row.measured(origin))
+        for origin in MARKED_AND_TWINS
+    ]
+    texts = [f"{fmean(values):.3f}" if values else NOTHING for values in means]
+    worth = "" if row.usable(least) else f", {NO_THEFT}"
+    return f"{' / '.join(texts)} {''.join(numbers)}{worth}"
 
 
 def models_text(count: int, between: Interval | None) -> str:

@@ -7,7 +7,7 @@ was found): the same records give the same bytes, whatever order they come in.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from statistics import fmean, median
 from typing import NamedTuple
 
@@ -25,9 +25,12 @@ from bench.records.nouns import (
 from bench.records.table import NOTHING, Table
 from bench.reports.blocks import (
     MARKED_AND_TWINS,
+    NO_THEFT,
     TAUS,
+    WORTHLESS,
     Block,
     Row,
+    Task,
     detection,
     grouped,
     judged,
@@ -44,8 +47,10 @@ from bench.reports.notes import (
     largest_p,
     models_text,
     number_text,
+    numbered_tasks,
     ranked_among,
     rate_text,
+    utility_text,
 )
 from bench.verdicts import bounds, level, pairs
 from bench.verdicts.innocents import Innocents
@@ -143,7 +148,7 @@ def _table_2(outline: Outline, blocks: Sequence[Block], legend: Sequence[str]) -
         head = (block.owner, block.method, needs)
         body = [
             *price(block),
-            *(_attack_row(row, nulls, outline.alpha, tasks) for row in block.rows),
+            *(_attack_row(row, nulls, outline.alpha, tasks, block.least) for row in block.rows),
         ]
         rows += [(*head, *cells) for cells in body]
         notes += [f"{block.owner}, {block.method}: {n}" for n in findings(block, outline.alpha)]
@@ -159,6 +164,7 @@ def _table_2(outline: Outline, blocks: Sequence[Block], legend: Sequence[str]) -
         notes=(
             *LEGEND,
             *(f"utility {number}: {task}." for task, number in tasks.items()),
+            *([WORTHLESS] if any(NO_THEFT in cells[-1] for cells in rows) else []),
             *legend,
             *notes,
             *outline.reductions,
@@ -328,7 +334,11 @@ def _change(before: float, after: Sequence[float], ends: Interval) -> str:
 
 
 def _attack_row(
-    row: Row, nulls: Mapping[str, Innocents], alpha: float, tasks: Mapping[str, str]
+    row: Row,
+    nulls: Mapping[str, Innocents],
+    alpha: float,
+    tasks: Mapping[str, str],
+    least: Mapping[Task, float],
 ) -> tuple[str, ...]:
     verdicts = judged(row, nulls, alpha)
     native = _statistics(row)
@@ -339,7 +349,7 @@ def _attack_row(
         largest_p(verdicts),
         ranked_among(verdicts),
         counts_text(verdicts),
-        utility_text(row, tasks),
+        utility_text(row, tasks, least),
     )
 
 
@@ -350,30 +360,6 @@ def _statistics(row: Row) -> list[str]:
         for origin in POPULATIONS
     ]
     return [f"{fmean(means):#.3g}" if means else NOTHING for means in found]
-
-
-def numbered_tasks(rows: Iterable[Row]) -> dict[str, str]:
-    """Return the number of every task that suspects were held to, in order of first mention."""
-    tasks = distinct(task for row in rows for task in _tasks(row))
-    return {task: f"({number})" for number, task in enumerate(tasks, start=1)}
-
-
-def _tasks(row: Row) -> list[str]:
-    measured = (utility for origin in MARKED_AND_TWINS for _, utility in row.measured(origin))
-    return [f"{utility.metric}, {utility.task}, n = {utility.n}" for utility in measured]
-
-
-def utility_text(row: Row, tasks: Mapping[str, str]) -> str:
-    """Write marked / twin with the numbers of their tasks."""
-    numbers = sorted({tasks[task] for task in _tasks(row)})
-    if not numbers:
-        return NOTHING
-    means = [
-        per_model((record, utility.value) for record, utility in row.measured(origin))
-        for origin in MARKED_AND_TWINS
-    ]
-    texts = [f"{fmean(values):.3f}" if values else NOTHING for values in means]
-    return f"{' / '.join(texts)} {''.join(numbers)}"
 
 
 def _table_3(outline: Outline, blocks: Sequence[Block]) -> Table:

@@ -138,8 +138,8 @@ def _see_to_other_code(session: Session) -> None:
         for key in gone:
             store.remove(key)
     session.note(
-        f"note: other code: {len(gone)} artefacts removed and {len(again)} answers withdrawn, to be "
-        "made again"
+        f"note: other code: {len(gone)} artefacts removed and {len(again)} answers withdrawn, to "
+        "be made again"
     )
 
 

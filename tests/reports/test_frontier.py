@@ -262,7 +262,10 @@ def test_without_the_untouched_model_there_is_no_loss_but_there_is_detection():
 PRICES = {
     "gone in the middle, back after it": (
         {0.2: (1.0, 0.8), 0.4: (0.0, 0.6), 0.6: (0.9, 0.5), 0.8: (0.0, 0.3)},
-        ("+0.300 at amount=0.4", "+0.300 at amount=0.4", "+0.600 at amount=0.8", "4 of 4"),
+        (
+            *("+0.300 at amount=0.4", "+0.300 at amount=0.4"),
+            *("+0.600 at amount=0.8, no usable theft", "4 of 4"),  # the owner has 0.8, half is 0.4
+        ),
     ),
     "gone at the first": (
         {0.2: (0.0, 1.0), 0.4: (0.0, 0.5)},

@@ -20,7 +20,7 @@ from made import (
 )
 from rich.console import Console
 
-from bench.records.nouns import Cost, Evidence, Fidelity, Spec, canonical, packed
+from bench.records.nouns import Cost, Evidence, Fidelity, Spec, Utility, canonical, packed
 from bench.records.table import NOTHING, TERMINAL_COLUMN, markdown, print_table, write_tables
 from bench.records.table import csv as csv_
 from bench.reports.notes import LEGEND
@@ -460,6 +460,32 @@ def test_the_owners_own_task_is_part_of_the_price_paired_over_its_images():
     assert found == "0.960 -> 0.760: -0.200 [-0.340, -0.057] (n=1)"
     (compared,) = [r for r in sides.rows if r[2] == "price: the owner's own task"]
     assert compared[3:] == ("0.960 -> 0.760 [-0.340, -0.057]", "—")
+
+
+def held(asked, value, metric="accuracy", task="digits, held out", chance=0.1, **changes):
+    return record(asked, utility=Utility(metric, value, task, 100, "", chance), **changes)
+
+
+@pytest.mark.parametrize(("value", "usable"), [(0.5, True), (0.499, False), (0.1, False)])
+def test_a_copy_worth_less_than_half_of_the_owner_above_a_guess_is_no_usable_theft(value, usable):
+    clean = held(cell(base="owner"), 0.9, suspect_digest="clean")  # half way from 0.1 is 0.5
+    copies = [held(cell(), 0.7), held(cell(attack=PRUNE), value)]
+    table, *_ = made([*copies, clean, *innocents()])
+    text = row(table, "activemark", "prune.l1")["utility (m/t)"]
+    assert text.endswith(", no usable theft") != usable
+    assert ("no usable theft: the copies keep less than 0.5 of" in notes(table)) != usable
+    assert row(table, "activemark", "control.identity")["utility (m/t)"] == "0.700 / 0.900 (1)"
+
+
+def test_on_a_task_that_the_owner_was_not_held_to_the_best_attack_tells_what_a_theft_is_worth():
+    task = {"task": "products, thief's test images"}
+    asked = [held(cell(), 0.9), held(cell(attack=PRUNE), 0.6)]
+    asked += [held(cell(attack=LINEAR), 0.2, **task), held(cell(attack=COSINE), 0.5, **task)]
+    twin = held(cell(base="owner", attack=COSINE), 0.8, **task)
+    table, *_ = made([*asked, twin, *innocents()])
+    worth = {attack: row(table, "activemark", attack)["utility (m/t)"] for attack in (
+        "prune.l1", "finetune.classify linear", "finetune.classify cosine")}  # fmt: skip
+    assert [text.endswith("no usable theft") for text in worth.values()] == [False, True, False]
 
 
 def test_an_owner_without_a_classifier_is_said_to_have_no_task_of_its_own():
