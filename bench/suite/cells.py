@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
@@ -18,7 +18,7 @@ from bench.records.nouns import UNTOUCHED, Cell, Json, Lineage, Shape, Spec
 from bench.registry import ATTACKS, METHODS
 from bench.suite.graph import STRANGER
 from bench.suite.grid import Suite
-from bench.suite.innocents import descends, untouched
+from bench.suite.innocents import descends, random, untouched
 from bench.types import UsesBase
 
 
@@ -41,13 +41,12 @@ def cells(suite: Suite, peers: Peers, method: Spec, seed: int) -> Iterator[Cell]
     marks, innocents = METHODS.get(method.name).marks, suite.innocents
     ask = functools.partial(Cell, peers.owner, method, seed)
     for chain in suite.attacks:
-        random = _random(chain)
-        own = seed if random else 0
+        own = seed if random(chain) else 0
         if not descends(chain):
             yield ask("owner", chain, own, "stranger")
             continue
         yield ask("released", chain, own, "released")
-        seeds = sorted({*range(innocents.twin_seeds), own}) if random else [0]
+        seeds = sorted({*range(innocents.twin_seeds), own}) if random(chain) else [0]
         if marks:
             yield from (ask("owner", chain, one, "owner") for one in seeds)
         if untouched(chain):
@@ -59,10 +58,6 @@ def cells(suite: Suite, peers: Peers, method: Spec, seed: int) -> Iterator[Cell]
         yield from (ask("owner", chain, 0, "owner") for chain in innocents.descendants)
         yield from _other_keys(suite, seed, ask)
     yield from _as_they_are(suite, peers, marks, ask)
-
-
-def _random(chain: Iterable[Spec]) -> bool:
-    return any(ATTACKS.get(step.name).random for step in chain)
 
 
 def _stranger(index: int, **args: Json) -> Spec:
@@ -79,12 +74,12 @@ def _attacked_strangers(
     """
     if any(uses_base(step) for step in chain):
         return  # mixed with the owner's base, a stranger is none
-    random, count = _random(chain), suite.innocents.attacked_strangers
+    drawn, count = random(chain), suite.innocents.attacked_strangers
     for i in range(min(count, peers.strangers)):
-        yield ask("owner", (_stranger(i), *chain), i if random else 0, "stranger")
+        yield ask("owner", (_stranger(i), *chain), i if drawn else 0, "stranger")
     done = (ATTACKS.spec(UNTOUCHED, {}), *chain)
     for i, model in enumerate(peers.others[: max(0, count - peers.strangers)], peers.strangers):
-        yield ask("other model", done, i if random else 0, "stranger", other_model=model)
+        yield ask("other model", done, i if drawn else 0, "stranger", other_model=model)
 
 
 def _other_keys(suite: Suite, seed: int, ask: Callable[..., Cell]) -> Iterator[Cell]:
@@ -98,7 +93,7 @@ def _other_keys(suite: Suite, seed: int, ask: Callable[..., Cell]) -> Iterator[C
     chains = [(ATTACKS.spec(UNTOUCHED, {}),), *tried]
     for other in itertools.islice(seeds, max(len(known), suite.innocents.other_keys)):
         for chain in chains:
-            own = other if _random(chain) else 0
+            own = other if random(chain) else 0
             yield ask("other key", chain, own, "owner", other_seed=other)
 
 

@@ -13,7 +13,15 @@ from bench.data.settings import DataSettings
 from bench.records.nouns import Json, Spec
 from bench.records.settings import Count, OpenShare, SettingError, settings, suggestion
 from bench.registry import ATTACKS, METHODS
-from bench.suite.innocents import RECIPE, Chain, InnocentSettings, descends, named_spec, untouched
+from bench.suite.innocents import (
+    RECIPE,
+    Chain,
+    InnocentSettings,
+    descends,
+    named_spec,
+    random,
+    untouched,
+)
 from bench.suite.owners import Owner, mapping_of
 from bench.verdicts.verdict import innocents_needed
 
@@ -130,8 +138,9 @@ class Suite:
             )
         others = [chain for chain in innocents.descendants if not untouched(chain)]
         recipes = {tuple(step.text for step in chain) for chain in (*tried, *others)}
-        if True in marks and len(recipes) + 1 < needed:
-            enough = innocents.twin_seeds >= needed
+        enough = innocents.twin_seeds >= needed
+        alone = [chain for chain in self.attacks if descends(chain) and not random(chain)]
+        if True in marks and len(recipes) + 1 < needed and (alone or not enough):
             but = (
                 f", but after random attacks, of {innocents.twin_seeds} twins each"
                 if enough

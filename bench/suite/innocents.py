@@ -86,6 +86,11 @@ def descends(chain: Iterable[Spec]) -> bool:
     return all(ATTACKS.get(step.name).derived for step in chain)
 
 
+def random(chain: Iterable[Spec]) -> bool:
+    """Say whether a chain does something else with every seed."""
+    return any(ATTACKS.get(step.name).random for step in chain)
+
+
 def untouched(chain: Iterable[Spec]) -> bool:
     """Say whether a chain does nothing."""
     return all(step.name == UNTOUCHED for step in chain)
