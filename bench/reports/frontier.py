@@ -64,7 +64,8 @@ LEGEND = (
     "attack on the owner's unmarked model. Rates are shares of queries on which the method's own "
     "rule holds: mean [95 % Wilson interval over the queries of one suspect] (n models: lowest-"
     "highest). p: the largest p-value of the marked copies. owned 2/2: the verdict on 2 of 2 "
-    f"copies. {NOTHING}: not asked. hole: not run yet.",
+    "copies; other keys only at 1/2, or not read: innocents too few for it to hold against, in "
+    f"which case it counts as owned all the same. {NOTHING}: not asked. hole: not run yet.",
     "score: mean agreement with the secret, marked / twin, which is what verdicts rank.",
     "utility loss, positive for a loss: where the suspect answers the task its model was measured "
     "on before the attack, that utility minus the suspect's; where it has a task of its own, the "

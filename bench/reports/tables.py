@@ -191,8 +191,9 @@ def _side_by_side(outline: Outline, blocks: Sequence[Block], legend: Sequence[st
             "rates are shares of queries by each method's own rule, means over models (n); they "
             "differ in unit, the verdicts (how many of the copies) do not. Verdicts are "
             "conditional on this owner and these strangers; a mark is attacked in its own released "
-            "model. Table 2 has the intervals and the reductions. A fingerprint has no twins: "
-            "whatever descends from the unmarked owner is its own.",
+            "model. Table 2 has the intervals, the numbers of innocents and the reductions, and "
+            "says what other keys are. A fingerprint has no twins: whatever descends from the "
+            "unmarked owner is its own.",
             *legend,
         ),
         heads=2,

@@ -40,8 +40,8 @@ def pairs_table(outline: Outline, groups: Iterable[tuple[str, str, Sequence[Reco
             "copies: attacked copies of the released model, made by one recipe (owner, attack, "
             "seed), that both methods judged, of those that any did; a mark is attacked in its own "
             "released model. What is undecided or could not be read is not judged. only first: "
-            "owned by the first method's verdict and not by the second's. difference: of the "
-            "shares owned, first minus second.",
+            "owned by the first method's verdict and not by the second's, though other keys be too "
+            "few. difference: of the shares owned, first minus second.",
             "p: exact, over all swaps of the two methods within keys, whose copies share one "
             "piece of luck; conditional on this owner and these strangers. least p: the smallest "
             "that so many keys allow. Holm p: all comparisons passed together. needed: keys, where "

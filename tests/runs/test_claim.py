@@ -100,7 +100,9 @@ def commitments(home):
 def test_the_key_finds_its_own_model_and_no_other(story, suspect, status, outcome):
     said = verify(story, suspect, *innocents(story), *ALPHA)
     assert said.status == status, said
-    assert f"verdict    {outcome} at alpha = 0.25" in said.out
+    # Bob's copy is the only one of another key: outscoring it happens by chance half the time.
+    reservation = "; other keys only at 1/2" if status == OWNED else ""
+    assert f"verdict    {outcome} at alpha = 0.25{reservation}\n" in said.out
     assert "among 3 strangers" in said.out
 
 
