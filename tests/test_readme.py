@@ -72,4 +72,4 @@ def test_the_readmes_python_does_what_it_says(tmp_path, monkeypatch):
     assert {type(frame) for frame in made["frames"]} == {DataFrame}
     assert made["claim"].model_file.is_file()
     assert made["found"].outcome == "undecided"
-    assert made["found"].findings[0].verdict.n_strangers == 1
+    assert made["found"].findings[0].verdict.rank("strangers").n == 1
