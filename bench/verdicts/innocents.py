@@ -77,7 +77,10 @@ class Innocents:
         if len(twins) >= needed:
             return Null("descendants", _ordered(twins), "within the attack", self.bar)
         highest = tuple(sorted(max(cluster.values()) for cluster in self.clusters))
-        return Null("descendants", highest, "clusters", self.bar)
+        # Twins too few to rank are known innocents all the same: of this very attack.
+        known = (self.bar, *twins.values())
+        bar = max((score for score in known if score is not None), default=None)
+        return Null("descendants", highest, "clusters", bar)
 
     def _marked_otherwise(self, attack: str) -> Null:
         alike = _ordered(self.other_keys.get(attack))

@@ -328,6 +328,14 @@ def test_descendants_are_ranked_within_the_attack_where_it_has_twins_enough():
     assert null.against(text(TUNE), 0.04)[1].counted == "clusters"  # 24 would be needed
 
 
+def test_a_copy_must_outscore_the_few_twins_of_its_own_attack_as_well():
+    read = [row for i, step in enumerate(steps(38)) for row in twins(step, i / 100)]
+    (null,) = innocents([*read, *twins((PRUNE,), 0.9)]).values()
+    for score, p in ((0.9, 1.0), (0.91, 1 / 40)):  # among 39 clusters 0.9 alone would be 2 / 40
+        verdict = decide(score, null.against(text(PRUNE), ALPHA), ALPHA)
+        assert verdict.rank("descendants") == Rank("descendants", p, 39, "clusters")
+
+
 def test_a_cluster_is_an_attack_and_attacks_that_give_one_model_are_one():
     read = [row for i, step in enumerate(steps(18)) for row in twins(step, i / 100, i / 50)]
     clean = record((Spec("control.identity"),), weights="clean", score=0.05)
