@@ -100,17 +100,18 @@ def _weights_line(owner: OwnerSettings, data_dir: Path | None) -> tuple[str | Us
     try:
         identity = plan.weights_identity(owner, data_dir)
         place = owners.place(owner) if owner.from_hub else None
-        if owner.image_size is not None:
-            budget.shape(owners.architecture_of(owner))  # refuses a size that cannot be
+        how = budget.shape(owners.architecture_of(owner)).preprocess  # refuses sizes that cannot be
     except UserError as error:
         return error, "missing"
+    height, width = how.size
+    reads = f", reads {height} x {width} ({how.mode}, crop {how.crop_pct:g}, {how.interpolation})"
     if not owner.from_hub:
-        return f"weights {identity}", "ok"
+        return f"weights {identity}{reads}", "ok"
     if place is None:
         return f"weights that {owner.library} fetches on the first run", "fetch"
     pin = f" at {place.revision[:12]}" if place.revision else ""
     if place.cached:
-        return f"weights of {place.repository}{pin}, in the hub's cache", "ok"
+        return f"weights of {place.repository}{pin}, in the hub's cache{reads}", "ok"
     size = budget.shape(owners.architecture_of(owner)).bytes / 1e9
     return f"about {size:.1f} GB from the hub on the first run, or now: {place.command}", "fetch"
 

@@ -256,6 +256,7 @@ def test_a_check_says_once_what_was_understood_of_folders_and_heads(tmp_path):
     assert said.status == 0
     notes = [line.removeprefix("note").strip() for line in said.out.splitlines() if "note" in line]
     assert "ok       data photos: 24 images, 2 classes: 2 12, 10 12" in said.out
+    assert "weights random 0, reads 160 x 160 (center, crop 0.95, bicubic)" in said.out
     for note in (
         "data photos: passed over .cache: hidden, or left by an archiver",
         "data photos: passed over what is no image: 1 .csv",
