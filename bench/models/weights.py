@@ -305,23 +305,24 @@ def _prefix(read: Checkpoint, model: VisionModel, origin: str) -> tuple[str, lis
                 f"{origin}: expected weights under '{read.entry}', got {listed(tops)}; leave "
                 "`entry` out, or name one of these"
             )
-    if not found:
-        return "", []
     fits = {prefix: sum(prefix + name in state for name in names) for prefix in found}
-    most = sorted(prefix for prefix, count in fits.items() if count == max(fits.values()))
+    best = max(fits.values(), default=0)
+    if 2 * best < len(names):
+        return "", []  # other names, which the library may know, or another architecture
+    most = sorted(prefix for prefix, count in fits.items() if count == best)
     means = [p for p in most if any(part in AVERAGED for part in p.split("."))]
-    if len(most) == 1 or read.entry is not None:
-        library = LIBRARIES.get(model.architecture.library)
-        ours = [own for layout in library.layouts for own in layout.values()]
+    library = LIBRARIES.get(model.architecture.library)
+    ours = [own for layout in library.layouts for own in layout.values()]
+    if len(most) == 1:
         usual = most[0] in ("", library.prefix, *ours)
         return most[0], [] if usual else [f"names are read after {most[0]}"]
-    others = [p for p in most if p not in means]
     if len(means) != 1:
         raise UserError(
             f"{origin}: expected one set of weights, got them under {listed(most)}; say which "
             "with `entry`"
         )
-    ways = " or ".join(f"`entry: {_first(other)}`" for other in others)
+    others = (set(p.split(".")) - set(means[0].split(".")) for p in most if p != means[0])
+    ways = " or ".join(f"`entry: {min(parts)}`" for parts in others if parts)
     return means[0], [f"names are read after {means[0]}, the average; or say {ways}"]
 
 

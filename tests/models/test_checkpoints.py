@@ -91,11 +91,14 @@ def test_mmengine_keeps_the_raw_weights_where_others_keep_the_average(tmp_path, 
     assert kept(load_weights(tmp_path / "epoch.pth", OWN, "ema_state_dict"), raw)
 
 
-@pytest.mark.parametrize("nested", [True, False])
-def test_of_a_student_and_its_teacher_the_teacher_is_read_and_said(tmp_path, raw, mean, nested):
+@pytest.mark.parametrize("form", ["nested", "flat", "wrapped"])
+def test_of_a_student_and_its_teacher_the_teacher_is_read_and_said(tmp_path, raw, mean, form):
     both = {"student": raw, "teacher": mean}
-    flat = {f"{who}.backbone.{k}": v for who, state in both.items() for k, v in state.items()}
-    torch.save({"model": both if nested else flat}, tmp_path / "dino.pth")
+    before = "module." if form == "wrapped" else ""
+    flat = {
+        f"{before}{who}.backbone.{k}": v for who, state in both.items() for k, v in state.items()
+    }
+    torch.save({"model": both if form == "nested" else flat}, tmp_path / "dino.pth")
     loaded = load_weights(tmp_path / "dino.pth", OWN)
     assert kept(loaded, mean)
     assert "teacher" in loaded.notes[0]
@@ -109,6 +112,9 @@ def test_two_sets_of_weights_of_which_none_is_an_average_are_asked_about(tmp_pat
     save_file(state, file)
     refused(file, "expected one set of weights, got them under 'left.', 'right.'; say which with")
     assert kept(load_weights(file, OWN, "right"), mean)
+    save_file({f"module.{k}": v for k, v in state.items()}, tmp_path / "wrapped.safetensors")
+    assert kept(load_weights(tmp_path / "wrapped.safetensors", OWN, "left"), raw)
+    refused(tmp_path / "wrapped.safetensors", "got them under 'module.left.', ", entry="module")
     refused(file, "expected weights under 'middle', got 'left', 'right'", entry="middle")
 
 
@@ -367,6 +373,31 @@ def test_sparse_tensors_are_refused(tmp_path, raw):
     state = {**raw, "norm.weight": raw["norm.weight"].to_sparse()}
     torch.save(state, tmp_path / "sparse.pth")
     refused(tmp_path / "sparse.pth", r"expected dense tensors, got 'norm\.weight'")
+
+
+def test_parts_that_repeat_within_another_architecture_are_no_sets_of_weights(tmp_path, raw):
+    norms = {k: v for k, v in raw.items() if k.startswith("norm")}
+    state = {f"layers.{i}.{k}": v.clone() for i in (1, 2) for k, v in norms.items()}
+    save_file(state, tmp_path / "other.safetensors")
+    refused(tmp_path / "other.safetensors", r"got another architecture's \(lacks 'cls_token'")
+
+
+def test_a_clip_file_by_openais_names_is_read_into_timms_tower_as_timm_does(tmp_path):
+    name = "vit_xsmall_patch16_clip_224"
+    tower = timm.create_model(name, num_classes=0)
+    config = {
+        "embed_dim": 16,
+        "vision_cfg": {"width": 256, "layers": 10, "patch_size": 16, "image_size": 224},
+        "text_cfg": {"context_length": 8, "vocab_size": 64, "width": 16, "heads": 2, "layers": 1},
+    }
+    (tmp_path / "xsmall.json").write_text(json.dumps(config))
+    open_clip.add_model_config(tmp_path / "xsmall.json")
+    state = open_clip.create_model("xsmall").state_dict()
+    torch.save(state, tmp_path / "clip.pth")
+    loaded = load_weights(tmp_path / "clip.pth", Architecture("timm", name))
+    theirs = timm.models.vision_transformer.checkpoint_filter_fn(dict(state), tower)
+    own = loaded.model.trunk.vit.state_dict()
+    assert all(torch.equal(value, theirs[key]) for key, value in own.items())
 
 
 def test_what_differs_is_listed_in_short(tmp_path, raw):
