@@ -103,7 +103,8 @@ def level_table(outline: Outline, groups: Iterable[tuple[str, str, Sequence[Reco
         ),
         notes=(
             "n: innocents of one secret that count as one: strangers or families of them, "
-            "descendants attack by attack, other keys. called owned: innocents whose p among "
+            "descendants attack by attack, other keys. attacked: so many went through an attack. "
+            "called owned: innocents whose p among "
             "others of their kind alone is at most alpha, with the exact one-sided 95 % bound on "
             "the rate, as if they were independent, of the secret where it is highest. "
             "strangers, other keys: one half, by digest, among the other half, which has not seen "
@@ -152,7 +153,7 @@ def _lines(records: Sequence[Record], alpha: float) -> Iterator[tuple[str, ...]]
         theirs = innocent.get(kind, ())
         yield (
             kind,
-            _range(_count(null, kind) for null in nulls.values()),
+            _counts([*nulls.values()], kind),
             _called(kind, nulls, alpha),
             _separation(marked, theirs),
             _detection(marked, theirs),
@@ -161,12 +162,14 @@ def _lines(records: Sequence[Record], alpha: float) -> Iterator[tuple[str, ...]]
         power = (NOTHING, NOTHING)
 
 
-def _count(null: Innocents, kind: Kind) -> int:
-    """Count the innocents of a kind that count as one."""
+def _counts(nulls: Sequence[Innocents], kind: Kind) -> str:
+    """Write how many of a kind count as one, untouched, and how many went through an attack."""
     if kind == "descendants":
-        return len(null.clusters)
-    groups = null.strangers if kind == "strangers" else null.other_keys
-    return len({name for group in groups.values() for name in group})
+        return _range(len(null.clusters) for null in nulls)
+    groups = [null.strangers if kind == "strangers" else null.other_keys for null in nulls]
+    whole = _range(len(group.get(WHOLE, ())) for group in groups)
+    alike = [len(g) for group in groups for attack, g in group.items() if attack != WHOLE]
+    return f"{whole}, attacked {_range(alike)}" if alike else whole
 
 
 def _range(counts: Iterable[int]) -> str:

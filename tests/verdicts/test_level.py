@@ -129,6 +129,14 @@ def test_innocents_of_a_mark_have_a_line_for_each_kind():
     assert [line["AUC"][:5] for line in found.values()] == ["1.000", "1.000", "1.000"]
 
 
+def test_strangers_that_went_through_an_attack_are_counted_beside_the_untouched():
+    tuned = (Spec("finetune.classify"),)
+    alike = [record(0.1, i, tried=tuned) for i in range(37)]
+    found = line([*strangers(20), *alike])
+    assert found["n"] == "20, attacked 37"
+    assert found["called owned"] == f"0 of 18 (<= {upper_bound(0, 18):.3f})"  # by the other 19
+
+
 def test_areas_under_the_curve_are_told_kind_by_kind_and_never_pooled():
     copies = marked([record(0.5, i, "released") for i in range(4)])
     found = lines([*mark_read(0, 0.1), other_key(0.9, 1), *copies])
