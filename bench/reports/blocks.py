@@ -59,6 +59,11 @@ WORTHLESS = (
     "off them, or is not, says little."
 )
 
+LOST = (
+    "incompatible 1/2: of 2 copies the method could not read 1, which is the thief's success: it "
+    "counts as a claim that is lost. So does undecided, where the untouched copy is decided."
+)
+
 Task = tuple[str, str]
 """A metric and what it was measured on."""
 
@@ -120,6 +125,12 @@ class Row:
         """Return the records of suspects that were held to a task, be they read or not."""
         found = (result.record for result in self.suspects[origin])
         return [(record, record.utility) for record in found if record and record.utility]
+
+    @property
+    def unread(self) -> int:
+        """Count the marked copies that the method cannot read at all: lost claims."""
+        found = (result.record for result in self.suspects["released"])
+        return sum(record is not None and record.status == "incompatible" for record in found)
 
     def by_task(self, origin: Lineage) -> dict[Task, float]:
         """Return the mean utility of one population on each task it was held to."""
@@ -329,6 +340,11 @@ def task_of(utility: Utility) -> Task:
 def judged(row: Row, nulls: Mapping[str, Innocents], alpha: float) -> list[Verdict]:
     """Judge every marked copy of a row against the innocents read with its secret."""
     return [verdict_on(record, nulls, alpha) for record in row.records("released")]
+
+
+def any_unread(blocks: Iterable[Block]) -> bool:
+    """Say whether any marked copy could not be read."""
+    return any(row.unread for block in blocks for row in block.rows)
 
 
 def detection(row: Row, origin: Lineage) -> Spread | None:

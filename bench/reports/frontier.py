@@ -77,8 +77,10 @@ LEGEND = (
 )
 
 PRICE_LEGEND = (
-    "price (verdict): the smallest utility loss at which fewer than half of the copies that could "
-    "be judged are owned. price (paper's rule): the smallest at which the detection rate, mean "
+    "price (verdict): the smallest utility loss at which fewer than half of the copies are owned. "
+    "One that the method cannot read is not owned, nor one that is undecided where the untouched "
+    "copy is decided: both are the thief's success. price (paper's rule): the smallest at which "
+    "the detection rate, 0 of a copy that cannot be read, mean "
     f"over copies, is below {R_HIGH:g} (ActiveMark, section 3.3.1), whatever twins and strangers "
     "say. Brackets are the interval at that strength; that it was picked as the smallest is not "
     "in it.",
@@ -87,7 +89,8 @@ PRICE_LEGEND = (
     "is not counted as tried. undecided: too few innocents at every strength. gone unattacked: the "
     "claim does not hold on the released model either. "
     f"{NOTHING}: no utility to compare, or no suspect that could be read.",
-    "against: what the loss is counted from. points: strengths with evidence, of those asked.",
+    "against: what the loss is counted from. points: strengths at which copies were "
+    "judged, of those asked.",
 )
 
 
@@ -116,6 +119,7 @@ class Point:
     row: Row
     verdicts: Sequence[Verdict]
     losses: Mapping[Lineage, Loss]
+    decidable: bool = False  # whether the untouched copies were decided
 
     @property
     def loss(self) -> Loss | None:
@@ -124,15 +128,22 @@ class Point:
 
     @property
     def owned(self) -> bool | None:
-        """Say whether at least half of the copies are owned; None if none could be judged."""
-        decided = [v.outcome == "owned" for v in self.verdicts if v.outcome != "undecided"]
-        return 2 * sum(decided) >= len(decided) if decided else None
+        """Say whether at least half of the copies are owned; None if none could be judged.
+
+        One that the method cannot read is not, nor one that the attack left undecided.
+        """
+        found = [verdict.outcome for verdict in self.verdicts]
+        counted = [o == "owned" for o in found if o != "undecided" or self.decidable]
+        counted += [False] * self.row.unread
+        return 2 * sum(counted) >= len(counted) if counted else None
 
     @property
     def detected(self) -> bool | None:
         """Say whether the copies pass the paper's own threshold; None without evidence."""
-        found = detection(self.row, "released")
-        return found.mean >= R_HIGH if found else None
+        found, unread = detection(self.row, "released"), self.row.unread
+        if found is None:
+            return False if unread else None
+        return found.mean * found.models / (found.models + unread) >= R_HIGH
 
 
 @dataclass(frozen=True)
@@ -150,8 +161,8 @@ class Sweep:
 
     @property
     def read(self) -> list[Point]:
-        """Return the points with evidence of marked copies."""
-        return [point for point in self.points if point.verdicts]
+        """Return the points with marked copies that were read, or could not be."""
+        return [point for point in self.points if point.verdicts or point.row.unread]
 
 
 @dataclass(frozen=True)
@@ -265,9 +276,12 @@ def _block_sweeps(block: Block, families: Mapping[str, _Family], alpha: float) -
     rows = {_name(row.chain): row for row in reversed(block.rows)}
     untouched = next((row for row in block.rows if row.label == UNTOUCHED), None)
 
+    before = judged(untouched, nulls, alpha) if untouched else []
+    decidable = any(verdict.outcome != "undecided" for verdict in before)
+
     def point(strength: float, row: Row, baseline: _Baseline) -> Point:
         losses = {p: loss for p in MARKED_AND_TWINS if (loss := _loss(row, p, baseline))}
-        return Point(strength, row, judged(row, nulls, alpha), losses)
+        return Point(strength, row, judged(row, nulls, alpha), losses, decidable)
 
     for label, family in families.items():
         swept = {s: rows[c] for s, c in sorted(family.strengths.items()) if c in rows}
@@ -385,7 +399,7 @@ def _point_row(
         *(notes.rate_text(point.row, population) for population in MARKED_AND_TWINS),
         NOTHING if set(scores) == {NOTHING} else " / ".join(scores),
         notes.largest_p(point.verdicts),
-        notes.counts_text(point.verdicts),
+        notes.counts_text(point.verdicts, point.row.unread),
         utility_text(point.row, tasks, least),
         point.loss.text if point.loss else NOTHING,
     )

@@ -261,13 +261,15 @@ def _counted(rank: Rank, needed: int) -> str:
     return f"{rank.n}{short} {'twins' if rank.counted == 'within the attack' else rank.counted}"
 
 
-def counts_text(verdicts: Sequence[Verdict]) -> str:
+def counts_text(verdicts: Sequence[Verdict], unread: int = 0) -> str:
     """Write verdicts with how often each was passed: "owned 1/2, undecided 1/2".
 
-    Owned copies count as such, whatever their reservation, which is said after them.
+    Owned copies count as such, whatever their reservation, which is said after them. Copies that
+    the method could not read, `unread` of them, are among those it was tried on.
     """
-    counted = Counter(verdict.outcome for verdict in verdicts)
-    said = ", ".join(f"{o} {counted[o]}/{len(verdicts)}" for o in sorted(counted))
+    counted: Counter[str] = Counter(verdict.outcome for verdict in verdicts)
+    counted.update(["incompatible"] * unread)
+    said = ", ".join(f"{o} {counted[o]}/{counted.total()}" for o in sorted(counted))
     reservations = sorted({verdict.reservation for verdict in verdicts if verdict.reservation})
     return "; ".join([said, *reservations]) or NOTHING
 

@@ -24,6 +24,7 @@ from bench.records.nouns import (
 )
 from bench.records.table import NOTHING, Table
 from bench.reports.blocks import (
+    LOST,
     MARKED_AND_TWINS,
     NO_THEFT,
     TAUS,
@@ -31,6 +32,7 @@ from bench.reports.blocks import (
     Block,
     Row,
     Task,
+    any_unread,
     detection,
     grouped,
     judged,
@@ -165,6 +167,7 @@ def _table_2(outline: Outline, blocks: Sequence[Block], legend: Sequence[str]) -
             *LEGEND,
             *(f"utility {number}: {task}." for task, number in tasks.items()),
             *([WORTHLESS] if any(NO_THEFT in cells[-1] for cells in rows) else []),
+            *([LOST] if any_unread(blocks) else []),
             *legend,
             *notes,
             *outline.reductions,
@@ -194,6 +197,7 @@ def _side_by_side(outline: Outline, blocks: Sequence[Block], legend: Sequence[st
             "model. Table 2 has the intervals, the numbers of innocents and the reductions, and "
             "says what other keys are. A fingerprint has no twins: whatever descends from the "
             "unmarked owner is its own.",
+            *([LOST] if any_unread(blocks) else []),
             *legend,
         ),
         heads=2,
@@ -237,13 +241,15 @@ def _brief(row: Row | None, origin: Lineage, nulls: Mapping[str, Innocents], alp
         return NOTHING
     spread = detection(row, origin)
     if spread is None:
+        if origin == "released" and row.unread:
+            return counts_text([], row.unread)
         missing = [result for result in row.suspects[origin] if result.hole]
         # A reason is a sentence, and stands in Table 2.
         states = [result.record.status if result.record else "hole" for result in missing]
         return count_words(states) if states else rate_text(row, origin)
     if origin != "released":
         return f"{spread.mean:.3f} (n={spread.models})"
-    return f"{spread.mean:.3f} {counts_text(judged(row, nulls, alpha))}"
+    return f"{spread.mean:.3f} {counts_text(judged(row, nulls, alpha), row.unread)}"
 
 
 def _rule(block: Block | None) -> str:
@@ -349,7 +355,7 @@ def _attack_row(
         NOTHING if set(native) == {NOTHING} else " / ".join(native),
         largest_p(verdicts),
         ranked_among(verdicts),
-        counts_text(verdicts),
+        counts_text(verdicts, row.unread),
         utility_text(row, tasks, least),
     )
 
@@ -460,21 +466,31 @@ def _figure_3(blocks: Sequence[Block]) -> Table:
         if not counted:
             continue
         for row, (origin, name) in itertools.product(block.rows, POPULATIONS.items()):
-            if curve := _curve(row.records(origin)):
+            unread = row.unread if origin == "released" else 0
+            if curve := _curve(row.records(origin), unread):
                 rows.append((block.owner, block.method, row.label, name, *curve))
     return Table(
         name="Figure 3",
         caption="R, the share of images read with at most tau bit errors, mean over n models",
         columns=("owner", "method", "attack", "suspect", "n", *(f"tau {tau}" for tau in TAUS)),
         rows=tuple(rows),
-        notes=LEGEND[:1],
+        notes=(
+            LEGEND[0],
+            *(
+                ["a copy that the method cannot read counts with R = 0."]
+                if any_unread(blocks)
+                else []
+            ),
+        ),
         heads=2,
     )
 
 
-def _curve(records: Sequence[Record]) -> tuple[str, ...]:
-    """Write the number of models and their mean rate at every tau; empty without models."""
-    if not records:
-        return ()
-    by_tau = rates_by_tau(records)
-    return (str(len(by_tau[0])), *(f"{fmean(rates):.3f}" for rates in by_tau))
+def _curve(records: Sequence[Record], unread: int) -> tuple[str, ...]:
+    """Write the number of models and their mean rate at every tau; empty without models.
+
+    Nothing is read off those that cannot be.
+    """
+    by_tau = rates_by_tau(records) or [[] for _ in TAUS]
+    found = [[*rates, *[0.0] * unread] for rates in by_tau]
+    return (str(len(found[0])), *(f"{fmean(rates):.3f}" for rates in found)) if found[0] else ()

@@ -273,8 +273,12 @@ def _record(laboratory: Laboratory, question: Question, failure: Failure | None)
         return Record(**known, status="skipped", reason=question.skip)
     if failure is not None:
         known["environment"] = failure.environment
-        known["status"] = "incompatible" if failure.incompatible else "failed"
-        return Record(**known, reason=failure.reason)
+        if not failure.incompatible:
+            return Record(**known, status="failed", reason=failure.reason)
+        # What cannot be read may still be worth stealing, which is what the thief is after.
+        if worth := store.find(question.utility):
+            known["utility"] = Utility(**worth.payload["utility"])
+        return Record(**known, status="incompatible", reason=failure.reason)
     protect, suspect, extract, utility, owner = (
         _payload(store, key)
         for key in (

@@ -13,7 +13,9 @@ from bench.cli import main
 from bench.records import ledger
 from bench.records.nouns import Spec, UserError, Utility, packed
 from bench.records.table import NOTHING
-from bench.reports import drawings, frontier
+from bench.reports import blocks, drawings, frontier
+from bench.verdicts.innocents import Innocents
+from bench.verdicts.verdict import decide
 
 PRINT = Spec("ipguard")
 N = 10
@@ -200,6 +202,32 @@ def test_on_a_task_of_its_own_a_suspect_is_held_against_the_best_twin():
         "0.1": "+0.500",
     }
     assert price(points, honest, untouched())["against"] == "best twin"
+
+
+def unreadable(attack, strength, utility):
+    gone = lost(answer(cell(attack=attack(strength)), 1.0, utility), "incompatible", "width")
+    return dataclasses.replace(gone, utility=Utility(*(PROBE[0], utility, PROBE[1]), N))
+
+
+def test_a_copy_that_cannot_be_read_is_a_claim_lost_at_the_loss_it_took():
+    points = copies(prune, {0.2: (1.0, 0.8)})
+    groups = ([*points, unreadable(prune, 0.4, 0.7)], untouched(), innocents())
+    said = price(*groups)
+    # 0.9 before, 0.7 after: neither our verdict nor the paper's rule finds anything there.
+    assert brief(said["price (verdict)"]) == "+0.200 at amount=0.4"
+    assert brief(said[f"price (paper's rule, R < {frontier.R_HIGH:g})"]) == "+0.200 at amount=0.4"
+    assert said["points"] == "2 of 2"
+    assert rows(made(*groups)[0])[1]["verdict"] == "incompatible 1/1"
+
+
+def test_undecided_is_a_claim_lost_only_where_the_untouched_copy_is_decided():
+    few = innocents(count=3)
+    said = price(copies(prune, {0.2: (1.0, 0.8), 0.3: (1.0, 0.8)}), untouched(), few)
+    assert said["price (verdict)"] == "undecided"
+    row = blocks.Row("prune", {"released": [], "owner": [], "stranger": []})
+    undecided = decide(0.9, Innocents((0.5,) * 3, None), 0.05)
+    assert frontier.Point(0.2, row, [undecided], {}, decidable=False).owned is None
+    assert frontier.Point(0.2, row, [undecided], {}, decidable=True).owned is False
 
 
 def test_innocents_with_rows_of_their_own_change_no_loss():

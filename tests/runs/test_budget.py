@@ -7,7 +7,7 @@ import torch
 from made import suite
 
 from bench.models.vision import Architecture
-from bench.records.nouns import Access, Passes, Sizes, UserError
+from bench.records.nouns import Access, Passes, Sizes, UserError, unpacked
 from bench.records.store import Store
 from bench.registry import ATTACKS, METHODS
 from bench.runs import budget, engines
@@ -142,6 +142,24 @@ def test_copies_that_are_dropped_cost_no_evidence(run_once, dropped):
         assert mine.dropped == (stage.kind == "attack" and bool(other.tensors))
         for name in ("evidence", "utility", "fidelity", "digest"):
             assert mine.payload.get(name) == other.payload.get(name)
+
+
+def test_the_price_of_a_mark_and_the_worth_of_the_untouched_models_agree_image_by_image(run_once):
+    made, store, _ = run_once
+    priced = [question for question in made.questions if question.fidelity]
+    assert len(priced) == 2
+    for question in priced:
+        price = store.find(question.fidelity).payload["fidelity"]
+        released = store.find(question.utility).payload["utility"]
+        clean = next(q for q in made.questions if (q.cell.base, q.cell.attack, q.cell.method) == (
+            "owner", question.cell.attack, question.cell.method))  # fmt: skip
+        owner = store.find(clean.utility).payload["utility"]
+        assert (price["own_task"], price["own_images"]) == (owner["task"], owner["n"])
+        assert price["owner_right"] == owner["right"]
+        assert price["released_right"] == released["right"]
+        for suspect in (owner, released):
+            right = unpacked(suspect["right"], suspect["n"])
+            assert sum(right) / len(right) == pytest.approx(suspect["value"])
 
 
 def test_nothing_measured_leaves_time_open_and_passes_known(tmp_path):

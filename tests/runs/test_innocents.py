@@ -12,7 +12,7 @@ from bench.data.embedded import WEIGHTS
 from bench.models.building import randomised
 from bench.models.vision import Architecture
 from bench.records import ledger
-from bench.records.nouns import UserError
+from bench.records.nouns import UserError, unpacked
 from bench.records.store import Store
 from bench.reports import tables
 from bench.runs import engines
@@ -84,6 +84,19 @@ def test_another_owners_mark_is_its_released_model_and_no_other(records):
     (record,) = (r for r in records if r.cell.base == "other key")
     assert (record.cell.method_seed, record.cell.other_seed) == (0, 1)
     assert record.fidelity is None  # the price is that of the mark the claim is about
+
+
+def test_what_could_not_be_read_is_held_to_a_task_all_the_same(records):
+    unread = [r for r in records if r.status == "incompatible"]
+    assert [r.utility.metric for r in unread] == ["probe accuracy"] * 2
+    assert all(r.evidence is None for r in unread)
+
+
+def test_an_owner_without_a_classifier_has_no_task_of_its_own_in_the_price(records):
+    (price,) = (r.fidelity for r in records if r.fidelity)
+    assert (price.own_images, price.own_task, price.owner_right) == (0, "", "")
+    right = unpacked(price.owner_probe_right, price.probe_images)
+    assert sum(right) / len(right) == pytest.approx(price.owner_probe_accuracy)
 
 
 def test_innocents_that_could_be_read_count_and_the_incompatible_do_not(records):
