@@ -91,6 +91,24 @@ def sketch(model: VisionModel) -> tuple[float, ...]:
     return tuple(float(f"{number:.9g}") for number in found.tolist())
 
 
+def secret_digest(secret: Mapping[str, Tensor]) -> str:
+    """Name a secret by its content, 16 hex digits, in whatever order its queries come.
+
+    Two keys of a method that give one and the same set of queries are one key.
+    """
+    found = hashlib.sha256()
+    for name, value in sorted(secret.items()):
+        found.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
+        rows = value.detach().cpu().contiguous()
+        if rows.ndim < 2:  # numbers, which sort by themselves
+            found.update(rows.reshape(-1).sort().values.view(torch.uint8).numpy().tobytes())
+            continue
+        each = (hashlib.sha256(row.reshape(-1).view(torch.uint8).numpy()).digest() for row in rows)
+        for row in sorted(each):
+            found.update(row)
+    return found.hexdigest()[:16]
+
+
 HEADS = ("head", "heads", "head_dist", "classifier", "fc", "linear", "decode_head", "segmentation")
 """What libraries call a head: beside a backbone its tensors, and a decoder's, may go unread."""
 

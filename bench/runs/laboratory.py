@@ -20,7 +20,7 @@ from bench.models.libraries import EMBEDDED
 from bench.models.meter import Meter, aside, measuring, timed
 from bench.models.suspect import View
 from bench.models.vision import Architecture, VisionModel, compiling
-from bench.models.weights import load_state, sketch, weights_digest
+from bench.models.weights import load_state, secret_digest, sketch, weights_digest
 from bench.records.leases import Leases
 from bench.records.nouns import (
     UNTOUCHED,
@@ -164,7 +164,9 @@ class Laboratory:
             owner = self._model(stage.parents[0]).to(self.device)
         ctx = self._context(stage.key, self._owner_pools(stage.recipe["data"], owner))
         protected = method.protect(owner, ctx)
-        made = Made.of(protected.model.cpu(), dict(protected.notes), "model.")
+        with aside(self.device):  # keys that are one and the same count as one
+            notes = {**protected.notes, "secret_digest": secret_digest(protected.secret)}
+        made = Made.of(protected.model.cpu(), notes, "model.")
         # A fingerprint's released model is the owner's, which is there.
         kept = made.tensors if method.marks and made.tensors else {}
         secret = {f"secret.{k}": v for k, v in protected.secret.items()}

@@ -9,6 +9,7 @@ from bench import testing
 from bench.data.images import Images
 from bench.models.meter import measuring
 from bench.models.suspect import View
+from bench.models.weights import secret_digest
 from bench.records.nouns import Access, UserError
 from bench.testing import context
 from methods.akh import AnnaKarenina
@@ -171,3 +172,17 @@ def test_what_cannot_be_wrong_is_refused_with_the_way_out(owner, change, message
 def test_settings_out_of_range_are_refused(setting):
     with pytest.raises(UserError, match=f"{setting}: expected a number greater than 0, got 0"):
         AnnaKarenina(**{setting: 0})
+
+
+def test_two_seeds_that_ask_about_one_set_of_images_have_one_secret():
+    few, many = (
+        [
+            secret_digest(
+                AnnaKarenina(queries=queries).protect(digits_owner(), context(seed, "owner")).secret
+            )
+            for seed in (0, 1)
+        ]
+        for queries in (5, 90)  # fewer than the owner gets wrong, and all of those and more
+    )
+    assert few[0] != few[1]
+    assert many[0] == many[1]

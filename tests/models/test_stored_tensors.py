@@ -6,6 +6,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 
+from bench.models.weights import secret_digest
 from bench.records.files import file_digest
 from bench.records.store import Store
 
@@ -54,3 +55,20 @@ def test_a_file_is_read_once_and_again_when_it_has_changed(store, monkeypatch):
     assert not store.verify(KEY)
     assert reads.call_count == 4
     assert not Store(store.root).verify(KEY)
+
+
+def test_a_secret_is_named_by_its_content_in_whatever_order_its_queries_come():
+    rng = torch.Generator().manual_seed(0)
+    pixels = torch.randint(256, (5, 3, 2, 2), generator=rng, dtype=torch.uint8)
+    secret = {"pixels": pixels, "labels": torch.tensor([1, 2, 0, 2, 1]), "block": torch.tensor(3)}
+    order = torch.tensor([4, 2, 0, 1, 3])
+    name = secret_digest(secret)
+    assert len(name) == 16
+    moved = {"pixels": pixels[order], "labels": secret["labels"][order]}
+    assert secret_digest(secret | moved) == name
+    assert secret_digest(dict(reversed(secret.items()))) == name
+    other = pixels.clone()
+    other[3, 0, 0, 0] ^= 1
+    for changed in ({"pixels": other}, {"pixels": pixels[:4]}, {"labels": secret["labels"] + 1},
+                    {"block": torch.tensor(4)}, {"pixels": pixels.float()}):  # fmt: skip
+        assert secret_digest(secret | changed) != name

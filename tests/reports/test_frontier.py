@@ -14,8 +14,7 @@ from bench.records import ledger
 from bench.records.nouns import Spec, UserError, Utility, packed
 from bench.records.table import NOTHING
 from bench.reports import blocks, drawings, frontier
-from bench.verdicts.innocents import Innocents
-from bench.verdicts.verdict import decide
+from bench.verdicts.verdict import Null, decide
 
 PRINT = Spec("ipguard")
 N = 10
@@ -225,7 +224,7 @@ def test_undecided_is_a_claim_lost_only_where_the_untouched_copy_is_decided():
     said = price(copies(prune, {0.2: (1.0, 0.8), 0.3: (1.0, 0.8)}), untouched(), few)
     assert said["price (verdict)"] == "undecided"
     row = blocks.Row("prune", {"released": [], "owner": [], "stranger": []})
-    undecided = decide(0.9, Innocents((0.5,) * 3, None), 0.05)
+    undecided = decide(0.9, [Null("strangers", (0.5,) * 3, "untouched")], 0.05)
     assert frontier.Point(0.2, row, [undecided], {}, decidable=False).owned is None
     assert frontier.Point(0.2, row, [undecided], {}, decidable=True).owned is False
 
