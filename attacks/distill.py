@@ -9,7 +9,8 @@ size of ImageNet; here as elsewhere in the bench it is AdamW, on the thief's poo
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -225,6 +226,33 @@ def _taught(
     ctx: Context,
 ) -> VisionModel:
     student.train()  # one with batch norms gathers its own statistics
-    fit = training.fit(parameters, loss_of, len(ctx.images), settings, ctx.rng)
+    with _lone_values(student):
+        fit = training.fit(parameters, loss_of, len(ctx.images), settings, ctx.rng)
     student.notes = {"final_loss": fit.losses[-1], "steps": fit.steps}
     return student.eval()
+
+
+@contextmanager
+def _lone_values(model: nn.Module) -> Iterator[None]:
+    """Have batch norms take what they know where a batch has one value a channel, and no spread.
+
+    Behind a pooled map one image is such a batch, which PyTorch refuses.
+    """
+    asleep = set[nn.Module]()
+
+    def before(norm: nn.Module, given: tuple[Tensor, ...]) -> None:
+        if norm.training and given[0].numel() == given[0].shape[1]:
+            asleep.add(norm.eval())
+
+    def after(norm: nn.Module, _given: object, _found: object) -> None:
+        if norm in asleep:
+            asleep.remove(norm.train())
+
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
+    hooks = [norm.register_forward_pre_hook(before) for norm in norms]
+    hooks += [norm.register_forward_hook(after) for norm in norms]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -206,3 +206,15 @@ def test_settings_out_of_range_are_refused_in_one_line(attack, setting, value):
 def test_a_width_or_temperature_of_nothing_is_refused(attack, setting, value):
     with pytest.raises(UserError, match=rf"': {setting}: expected [^\n]*, got {value}$"):
         attack(**{setting: value})
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_batch_of_one_image_teaches_a_convolutional_student_too(batch):
+    """Its last batch norm stands behind the pool, where one image has one value a channel."""
+    victim = randomised(Architecture("timm", "mobilenetv4_conv_small_050", head="own"), 0)
+    ctx = context()
+    few = dataclasses.replace(ctx, images=ctx.images.subset(range(3)))  # 2 and 1, or one by one
+    made = DistilLogits(epochs=1, batch=batch).run(victim, few)
+    assert all(value.isfinite().all() for value in made.state_dict().values())
+    assert not any(module.training for module in made.modules())
+    assert not any(module._forward_hooks for module in made.modules())
