@@ -137,10 +137,8 @@ def _see_to_other_code(session: Session) -> None:
         ledger.withdraw(session.home, again)
         for key in gone:
             store.remove(key)
-    session.note(
-        f"note: other code: {len(gone)} artefacts removed and {len(again)} answers withdrawn, to "
-        "be made again"
-    )
+    what = f"{len(gone)} artefacts removed, {len(again)} answers withdrawn"
+    session.note(f"note: other code: {what}, to be made again")
 
 
 def unanswered(plan: Plan, home: Path) -> list[Question]:

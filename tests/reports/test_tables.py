@@ -235,20 +235,20 @@ def test_a_missing_number_is_said_in_words(record, text):
 
 
 def test_a_copy_that_cannot_be_read_counts_as_a_lost_claim_with_its_utility_beside_it():
-    gone = lost(record(cell(attack=PRUNE, seed=1), suspect_digest="gone"), "incompatible", "width")
+    gone = lost(record(cell(attack=COSINE, seed=1), suspect_digest="gone"), "incompatible", "width")
     gone = dataclasses.replace(gone, utility=Utility("accuracy", 0.8, "digits", 360))
-    copies = [record(cell(), 0.0), record(cell(attack=PRUNE), 0.0), gone]
+    copies = [record(cell(), 0.0), record(cell(attack=COSINE), 0.0), gone]
     clean = record(cell(base="owner"), 16.0, suspect_digest="clean")
     found = made([*copies, record(cell(PRINT), 0.0), clean, *innocents()])
-    line = row(found[0], "activemark", "prune.l1")
-    assert line["verdict"] == "incompatible 1/2, owned 1/2"
-    assert line["utility (m/t)"] == "0.850 / — (1)"  # 0.9 of the one that was read, 0.8 of this
+    line = row(found[0], "activemark", "finetune.classify")
+    assert line["verdict"] == "incompatible 1/2, owned 1/2; other keys not read"
+    assert line["utility (m/t)"] == "0.850 / 0.900 (1)"  # 0.9 of the one that was read, 0.8 of this
     assert "counts as a claim that is lost" in notes(found[0])
     sides = named("Table 2 side by side", found)
-    (pruned,) = [r for r in sides.rows if r[2] == "prune.l1" and r[1].startswith("positive")]
-    assert pruned[3] == "1.000 incompatible 1/2, owned 1/2"
+    (pruned,) = [r for r in sides.rows if r[2] == "finetune.classify" and r[1].startswith("positive")]
+    assert pruned[3] == "1.000 incompatible 1/2, owned 1/2; other keys not read"
     figure = {(r[2], r[3]): r[4:] for r in named("Figure 3", found).rows}
-    assert figure["prune.l1", "marked"] == ("2", *["0.500"] * 8)  # 0 errors in one, none read
+    assert figure["finetune.classify", "marked"] == ("2", *["0.500"] * 8)  # 0 errors in one, none read
 
 
 def test_a_partly_answered_row_names_its_holes():
