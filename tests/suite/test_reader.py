@@ -66,6 +66,8 @@ def plugins(monkeypatch):
     class Nothing(Base):
         """Do nothing."""
 
+        random: ClassVar[bool] = False
+
     @attacks.register("prune.some")
     @dataclass(frozen=True)
     class Prune(Base):
