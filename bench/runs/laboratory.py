@@ -43,9 +43,9 @@ from bench.runs.machine import device_name, environment
 from bench.runs.owners import load_owner, refuse_others
 from bench.suite import sources
 from bench.suite.graph import Kind, Plan, Stage
-from bench.suite.near import near_models
 from bench.suite.owners import ClassifierSettings, OwnerSettings
 from bench.suite.plan import weights_file
+from bench.suite.todo import near_models
 from bench.training import pretraining, probe, readout
 from bench.training.loop import passes
 from bench.training.microbatch import in_batches

@@ -28,10 +28,9 @@ from bench.records.nouns import (
 from bench.records.store import Artefact, Store
 from bench.suite import sources
 from bench.suite.graph import Plan, Question
-from bench.suite.near import near_notes
 from bench.suite.plan import departures
 from bench.suite.sources import UNKNOWN
-from bench.suite.todo import spare_copies
+from bench.suite.todo import near_notes, spare_copies
 
 # What needs torch is imported by those who carry out stages: a run that is done already needs none.
 if TYPE_CHECKING:
