@@ -105,6 +105,12 @@ def suspect(number, read, lineage="released", seed=0, method=PRINT, tried=None, 
     return record(asked, **{"evidence": read, "suspect_digest": weights} | parts)
 
 
+def with_secret(record, digest="one"):
+    """Have a record say which secret its key gave."""
+    notes = {**record.notes, "protect": {"secret_digest": digest}}
+    return dataclasses.replace(record, notes=notes)
+
+
 def nulls(strangers, descendants=None, other_keys=None, known=None):
     """The innocents that one suspect meets; of a fingerprint only strangers."""
     met = [Null("strangers", strangers, "untouched")]

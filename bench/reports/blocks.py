@@ -29,7 +29,9 @@ from bench.verdicts.innocents import (
     innocents,
     lineage,
     model_name,
+    reading_of,
     verdict_on,
+    with_digests,
 )
 from bench.verdicts.intervals import Spread, spread
 from bench.verdicts.verdict import Verdict, detection_curve
@@ -130,7 +132,7 @@ class Row:
     def unread(self) -> int:
         """Count the marked copies that the method cannot read at all: lost claims."""
         found = (result.record for result in self.suspects["released"])
-        return sum(record is not None and record.status == "incompatible" for record in found)
+        return len({reading_of(r) for r in found if r and r.status == "incompatible"})
 
     def by_task(self, origin: Lineage) -> dict[Task, float]:
         """Return the mean utility of one population on each task it was held to."""
@@ -224,10 +226,11 @@ def grouped(outline: Outline, records: Mapping[str, Record]) -> tuple[list[Block
     owners = labelled(cell.owner for cell in cells)
     methods = labelled(cell.method for cell in cells)
     steps = labelled(step for cell in cells for step in (*core(cell), *_control(cell)))
+    told = {record.key: record for record in with_digests(records.values())}
     groups: dict[tuple[str, str], list[CellResult]] = {}
     for key, cell in outline.cells:
         group = (owners(cell.owner), methods(cell.method))
-        groups.setdefault(group, []).append(CellResult(key, cell, records.get(key)))
+        groups.setdefault(group, []).append(CellResult(key, cell, told.get(key)))
     blocks = [
         Block(owner, method, results, _rows(results, steps))
         for (owner, method), results in groups.items()
@@ -338,8 +341,9 @@ def task_of(utility: Utility) -> Task:
 
 
 def judged(row: Row, nulls: Mapping[str, Innocents], alpha: float) -> list[Verdict]:
-    """Judge every marked copy of a row against the innocents read with its secret."""
-    return [verdict_on(record, nulls, alpha) for record in row.records("released")]
+    """Judge every marked copy of a row, once, against the innocents read with its secret."""
+    once = {reading_of(record): record for record in row.records("released")}
+    return [verdict_on(record, nulls, alpha) for record in once.values()]
 
 
 def any_unread(blocks: Iterable[Block]) -> bool:

@@ -20,6 +20,7 @@ from bench.records.table import Picture
 from bench.reports import frontier
 from bench.reports.blocks import TAUS, Block, Row, detection, rates_by_tau
 from bench.verdicts import separation
+from bench.verdicts.innocents import reading_of
 from bench.verdicts.intervals import Interval, Spread
 from bench.verdicts.verdict import Kind
 
@@ -216,7 +217,7 @@ def histogram(block: Block, name: str) -> str:
     def draw(axes: Axes) -> None:
         axes.axvline(rule.threshold, color=MUTED, linewidth=0.6)
         for origin, style in STYLES.items():
-            found = {r.key: r for row in block.rows for r in row.records(origin)}
+            found = {reading_of(r): r for row in block.rows for r in row.records(origin)}
             if found:
                 axes.stairs(_shares([*found.values()], edges), edges, **style)
         if rule.statistic == COUNTED:

@@ -42,7 +42,7 @@ from bench.reports.blocks import (
 )
 from bench.reports.notes import numbered_tasks, utility_text
 from bench.verdicts import intervals
-from bench.verdicts.innocents import core, secret_of
+from bench.verdicts.innocents import core
 from bench.verdicts.intervals import Interval, difference_interval, paired_interval
 from bench.verdicts.verdict import Verdict
 
@@ -188,7 +188,7 @@ class _Best:
 class _Baseline:
     """What utilities are held against: the same model before the attack, or the best of a sweep."""
 
-    before: Mapping[tuple[str, str], Utility]  # by claim and by what was left as it was
+    before: Mapping[tuple[int, str], Utility]  # by method seed and by what was left as it was
     best: _Best | None
 
     @property
@@ -202,14 +202,14 @@ class _Baseline:
         """Return the utility that one suspect is held against."""
         if self.best is not None:
             return self.best.utility
-        found = self.before.get((secret_of(record.cell), record.cell.base))
+        found = self.before.get((record.cell.method_seed, record.cell.base))
         return None if found is None else found.value
 
     def models(self, record: Record) -> list[Utility]:
         """Return that utility model by model."""
         if self.best is not None:
             return [utility for _, utility in self.best.row.measured(self.best.population)]
-        found = self.before.get((secret_of(record.cell), record.cell.base))
+        found = self.before.get((record.cell.method_seed, record.cell.base))
         return [] if found is None else [found]
 
 
@@ -300,8 +300,8 @@ def _block_sweeps(block: Block, families: Mapping[str, _Family], alpha: float) -
 
 def _baseline(untouched: Row | None, rows: Mapping[float, Row]) -> _Baseline:
     """Choose by the records: is the suspects' task the one their model was measured on before?"""
-    before: dict[tuple[str, str], Utility] = {
-        (secret_of(record.cell), record.cell.base): utility
+    before: dict[tuple[int, str], Utility] = {
+        (record.cell.method_seed, record.cell.base): utility
         for population in MARKED_AND_TWINS
         for record, utility in (untouched.measured(population) if untouched else [])
     }

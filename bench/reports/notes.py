@@ -20,7 +20,14 @@ from bench.reports.blocks import (
     judged,
     per_model,
 )
-from bench.verdicts.innocents import Innocents, core, model_name, secret_of
+from bench.verdicts.innocents import (
+    Innocents,
+    core,
+    model_name,
+    reading_of,
+    same_keys,
+    secret_of,
+)
 from bench.verdicts.intervals import Interval, mean_interval, means_agree
 from bench.verdicts.verdict import Rank, Verdict
 
@@ -97,8 +104,13 @@ def findings(block: Block, alpha: float) -> Iterator[str]:
             f"descendants of the unmarked owner score like the marked copy ({', '.join(alike)}): "
             "the mark would be read off models that nobody marked with its key."
         )
-    if same := _read_alike(block.with_evidence):
-        yield f"its keys read alike on all {same} suspects they share; they count as one."
+    if same := same_keys(block.with_evidence):
+        yield f"{same}."
+    if shared := _read_alike(block.with_evidence):
+        yield (
+            f"its keys read alike on all {shared} suspects they share; they count apart, for "
+            "nothing says that they are one."
+        )
     if partly := _read_in_part(block.with_evidence):
         yield partly
     if undone := [row.label for row in block.rows if row.undone]:
@@ -155,7 +167,7 @@ def _read_alike(found: Iterable[Record]) -> int:
     """
     keys: dict[str, dict[str, list[float]]] = {}
     for record in found:
-        read = keys.setdefault(secret_of(record.cell), {})
+        read = keys.setdefault(secret_of(record), {})
         # The same queries may come in another order.
         read[model_name(record)] = sorted(evidence_of(record).agreement)
     first, *others = keys.values()
@@ -167,7 +179,7 @@ def _read_alike(found: Iterable[Record]) -> int:
 
 def _read_in_part(found: Iterable[Record]) -> str:
     """Say of how many suspects a part alone could be read; empty if all were read whole."""
-    noted = [r.notes.get("extract", {}) for r in found]
+    noted = [r.notes.get("extract", {}) for r in {reading_of(r): r for r in found}.values()]
     parts = [(n["compared"], n["of"]) for n in noted if n.get("compared", 0) < n.get("of", 0)]
     if not parts:
         return ""

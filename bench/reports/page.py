@@ -32,7 +32,7 @@ from bench.records.table import NOTHING, Picture, Table
 from bench.reports import drawings, tables
 from bench.reports.blocks import Block, CellResult, grouped, judged
 from bench.reports.notes import counts_text, distinct, largest_p
-from bench.verdicts.innocents import Innocents
+from bench.verdicts.innocents import Innocents, verdict_on
 from bench.verdicts.intervals import wilson
 from bench.verdicts.verdict import Verdict
 
@@ -171,10 +171,11 @@ def _card(block: Block, alpha: float, first: int) -> Card:
     """Describe a block, whose first cell has this number on the page."""
     nulls = block.nulls
     verdicts = {
-        record.key: verdict
+        record.key: verdict_on(record, nulls, alpha)
         for row in block.rows
-        for record, verdict in zip(row.records("released"), judged(row, nulls, alpha), strict=True)
+        for record in row.records("released")
     }
+    once = [verdict for row in block.rows for verdict in judged(row, nulls, alpha)]
     attacks = {
         result.key: row.label
         for row in block.rows
@@ -190,7 +191,7 @@ def _card(block: Block, alpha: float, first: int) -> Card:
     return Card(
         owner=block.owner,
         method=block.method,
-        facts=[*_facts(block, verdicts.values())],
+        facts=[*_facts(block, once)],
         states=_states(block.results),
         curves=[(label, drawing) for label, drawing in drawn if drawing],
         histogram=drawings.histogram(block, name),

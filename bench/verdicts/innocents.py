@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from bench.records.nouns import UNTOUCHED, Cell, Lineage, Record, Spec, evidence_of
+from bench.records.nouns import UNTOUCHED, Cell, Lineage, Record, Spec, canonical, evidence_of
 from bench.verdicts.verdict import Counted, Null, Verdict, decide, innocents_needed
 
 WHOLE = ""
@@ -108,9 +109,75 @@ def attack_of(cell: Cell) -> str:
     return " > ".join(step.text for step in core(cell))
 
 
-def secret_of(cell: Cell) -> str:
-    """Name the secret a cell is read with: owner, method and method seed."""
-    return f"[{cell.owner.text},{cell.method.text},{cell.method_seed}]"
+def secret_of(record: Record) -> str:
+    """Name the secret a suspect is read with: owner, method and the secret's digest.
+
+    So keys that are one and the same are one. An older record tells its method seed alone.
+    """
+    return _secret(record.cell, _digest_of(record) or record.cell.method_seed)
+
+
+def _secret(cell: Cell, key: str | int) -> str:
+    return f"[{cell.owner.text},{cell.method.text},{key}]"
+
+
+def _digest_of(record: Record) -> str:
+    digest: str = record.notes.get("protect", {}).get("secret_digest", "")
+    return digest
+
+
+def secret_digests(records: Iterable[Record]) -> dict[str, str]:
+    """Map every key, by owner, method and seed, to its secret's digest, where records agree."""
+    found: dict[str, set[str]] = {}
+    for record in records:
+        if digest := _digest_of(record):
+            found.setdefault(_secret(record.cell, record.cell.method_seed), set()).add(digest)
+    return {key: digests.pop() for key, digests in found.items() if len(digests) == 1}
+
+
+def with_digests(records: Iterable[Record]) -> list[Record]:
+    """Have records that came to nothing say the digest that others of their key say."""
+    read = list(records)
+    digests = secret_digests(read)
+    return [_told(record, digests) for record in read]
+
+
+def _told(record: Record, digests: Mapping[str, str]) -> Record:
+    digest = digests.get(_secret(record.cell, record.cell.method_seed))
+    if digest is None or _digest_of(record):
+        return record
+    protect = {**record.notes.get("protect", {}), "secret_digest": digest}
+    return dataclasses.replace(record, notes={**record.notes, "protect": protect})
+
+
+def reading_of(record: Record) -> str:
+    """Name what was read, suspect and secret: of one name is one reading, however often asked.
+
+    Where a suspect could not be read its weights are not told. Copies of a fingerprint's model are
+    then one if they were made alike; those of a mark come from each key's own model.
+    """
+    made = record.key
+    if not record.marks:
+        made = canonical({**dataclasses.asdict(record.cell), "method_seed": None})
+    return f"{secret_of(record)} {record.suspect_digest or made}"
+
+
+def same_keys(records: Iterable[Record]) -> str:
+    """Say in words which method seeds gave one and the same key; empty if each gave its own."""
+    seeds: dict[str, set[int]] = {}
+    for record in records:
+        seeds.setdefault(secret_of(record), set()).add(record.cell.method_seed)
+    shared = sorted(sorted(same) for same in seeds.values() if len(same) > 1)
+    told = (" and ".join(map(str, same)) for same in shared)
+    return "; ".join(
+        f"method seeds {numbers} give one and the same key, which counts as one" for numbers in told
+    )
+
+
+def other_key(cell: Cell, digests: Mapping[str, str]) -> str:
+    """Name the other key that a suspect was marked with, by its secret's digest where known."""
+    assert cell.other_seed is not None
+    return f"key {digests.get(_secret(cell, cell.other_seed), cell.other_seed)}"
 
 
 def lineage(record: Record) -> Lineage:
@@ -137,18 +204,18 @@ def innocents(records: Iterable[Record]) -> dict[str, Innocents]:
     `lineage`).
     """
     read = list(records)
-    trained = trained_strangers(read)
+    trained, digests = trained_strangers(read), secret_digests(read)
     found: dict[str, _Found] = {}
     for record in read:
-        claim = found.setdefault(secret_of(record.cell), _Found(record.marks))
+        claim = found.setdefault(secret_of(record), _Found(record.marks))
         if record.evidence is not None:
-            claim.add(record, trained, record.evidence.score)
+            claim.add(record, trained, digests)
     return {name: claim.innocents() for name, claim in found.items()}
 
 
 def verdict_on(record: Record, nulls: Mapping[str, Innocents], alpha: float) -> Verdict:
     """Judge a suspect with evidence among the innocents of its claim, by what was done to it."""
-    null = nulls[secret_of(record.cell)].against(attack_of(record.cell), alpha)
+    null = nulls[secret_of(record)].against(attack_of(record.cell), alpha)
     return decide(evidence_of(record).score, null, alpha)
 
 
@@ -160,12 +227,12 @@ class _Found:
         self.groups: dict[str, dict[str, dict[str, float]]] = {}
         self.known: dict[str, float] = {}
 
-    def add(self, record: Record, trained: Mapping[str, str], score: float) -> None:
-        origin, attack = lineage(record), attack_of(record.cell)
+    def add(self, record: Record, trained: Mapping[str, str], digests: Mapping[str, str]) -> None:
+        origin, attack, score = lineage(record), attack_of(record.cell), evidence_of(record).score
         group, name = str(origin), innocent_name(record, trained)
         if is_other_key(record):
             seed = record.cell.other_seed
-            group, name = "other key", name if seed is None else f"key {seed}"
+            group, name = "other key", name if seed is None else other_key(record.cell, digests)
         elif origin == "stranger" and self.marks:
             attack = WHOLE
         elif origin == "owner" and is_clean_owner(record):
@@ -284,7 +351,7 @@ def populations(records: Iterable[Record]) -> dict[str, Population]:
             continue
         origin = "other key" if is_other_key(record) else lineage(record)
         groups = found.setdefault(
-            secret_of(record.cell), {"released": {}, "owner": {}, "stranger": {}, "other key": {}}
+            secret_of(record), {"released": {}, "owner": {}, "stranger": {}, "other key": {}}
         )
         name = innocent_name(record, trained)
         held = groups[origin].setdefault(name, record)

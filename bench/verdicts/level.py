@@ -17,6 +17,7 @@ from bench.verdicts.innocents import (
     Scores,
     innocents,
     populations,
+    same_keys,
     secret_of,
     verdict_on,
 )
@@ -118,6 +119,11 @@ def level_table(outline: Outline, groups: Iterable[tuple[str, str, Sequence[Reco
             "released model against all kinds, exact 95 % interval as if they were independent, "
             "and the kind that is too few to reach alpha. Holm: copies owned when all verdicts of "
             "a method are passed together.",
+            *(
+                f"{owner}, {method}: {same}."
+                for owner, method, records in told
+                if (same := same_keys(r for r in records if r.evidence))
+            ),
             *outline.reductions,
         ),
         heads=2,
@@ -135,7 +141,7 @@ def decidable(outline: Outline, groups: Iterable[tuple[str, str, Sequence[Record
 
 
 def _keys(records: Iterable[Record]) -> int:
-    return len({secret_of(record.cell) for record in records if record.evidence})
+    return len({secret_of(record) for record in records if record.evidence})
 
 
 def _lines(records: Sequence[Record], alpha: float) -> Iterator[tuple[str, ...]]:

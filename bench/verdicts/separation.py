@@ -21,7 +21,9 @@ from bench.verdicts.innocents import (
     is_other_key,
     lineage,
     model_name,
+    other_key,
     populations,
+    secret_digests,
     secret_of,
     trained_strangers,
 )
@@ -96,7 +98,7 @@ def readings(
     all copies of one other key. Kinds without a reading are left out.
     """
     read = list(records)
-    trained = trained_strangers(read)
+    trained, digests = trained_strangers(read), secret_digests(read)
     marked = tuple(
         Reading(model_name(r), key, evidence_of(r).score)
         for key, population in sorted(populations(read).items())
@@ -107,7 +109,7 @@ def readings(
         kind = _kind(record)
         if record.evidence is None or kind is None:
             continue
-        key, name = secret_of(record.cell), _draw(record, kind, trained)
+        key, name = secret_of(record), _draw(record, kind, trained, digests)
         score, held = record.evidence.score, found[kind].get((key, model_name(record)))
         if held is not None:  # one model under two names, whichever comes first
             name, score = min(name, held.model), max(score, held.score)
@@ -125,14 +127,16 @@ def _kind(record: Record) -> Kind | None:
     return "other keys" if is_other_key(record) else "descendants"
 
 
-def _draw(record: Record, kind: Kind, trained: Mapping[str, str]) -> str:
+def _draw(
+    record: Record, kind: Kind, trained: Mapping[str, str], digests: Mapping[str, str]
+) -> str:
     """Name what an innocent shares its luck with: itself, its attack, or its key."""
     cell = record.cell
     if kind == "strangers":
         return innocent_name(record, trained)
     if kind == "descendants":
         return PUBLIC if cell.base == "other model" else attack_of(cell)
-    return model_name(record) if cell.other_seed is None else f"key {cell.other_seed}"
+    return model_name(record) if cell.other_seed is None else other_key(cell, digests)
 
 
 def roc(marked: Sequence[float], innocent: Sequence[float]) -> tuple[Point, ...]:

@@ -17,6 +17,7 @@ from made import (
     outline,
     record,
     stranger,
+    with_secret,
 )
 from rich.console import Console
 
@@ -396,7 +397,7 @@ def test_without_strangers_no_twin_is_said_to_be_like_a_mark_that_may_be_lost():
     assert "score like the marked copy" not in notes(table)
 
 
-def test_keys_that_read_alike_on_all_suspects_they_share_count_as_one():
+def test_keys_that_read_alike_on_all_suspects_they_share_are_said_to():
     """Readings of one suspect under two keys share its weights; queries may swap places."""
 
     def read(seed, errors):
@@ -411,7 +412,10 @@ def test_keys_that_read_alike_on_all_suspects_they_share_count_as_one():
             for i in range(3)
         ]
 
-    said = "mini, adv_tra: its keys read alike on all 3 suspects they share; they count as one."
+    said = (
+        "mini, adv_tra: its keys read alike on all 3 suspects they share; they count apart, for "
+        "nothing says that they are one."
+    )
     assert said in made([*read(0, 4), *read(1, 4)])[0].notes
     assert "read alike" not in notes(made([*read(0, 4), *read(1, 5)])[0])
     assert "read alike" not in notes(made(read(0, 4))[0])  # a single key has no other
@@ -442,6 +446,39 @@ def test_a_suspect_with_the_clean_owners_weights_is_a_twin_whatever_made_it():
     assert found["marked"] == "the clean owner"
     assert found["twin"].startswith("1.000")
     assert "the suspect has the clean owner's weights, hence is a twin: prune.l1." in notes(table)
+
+
+SAME_KEYS = "mini, adv_tra: method seeds 0 and 1 give one and the same key, which counts as one."
+
+
+@pytest.mark.parametrize(
+    ("secrets", "owned", "unread"),
+    [(("one", "one"), 1, 1), (("one", "two"), 2, 2), ((None, None), 2, 2)],
+)
+def test_one_suspect_read_with_keys_that_are_one_is_one_copy(secrets, owned, unread):
+    def told(read, seed):
+        return read if secrets[seed] is None else with_secret(read, secrets[seed])
+
+    read = []
+    for seed in (0, 1):
+        alone = [cell(PRINT, "owner", stranger(i, *COSINE), seed, 0, "stranger") for i in range(19)]
+        lone = [record(c, 0.9, suspect_digest=f"stranger {i}") for i, c in enumerate(alone)]
+        copy = record(cell(PRINT, attack=COSINE, seed=seed, attack_seed=0), 0.1)
+        read += [told(r, seed) for r in (*lone, dataclasses.replace(copy, suspect_digest="copy"))]
+        # What could not be read says nothing of its key or its weights: others do.
+        read.append(
+            dataclasses.replace(
+                lost(record(cell(PRINT, attack=PRUNE, seed=seed, attack_seed=0)), "incompatible"),
+                suspect_digest="",
+            )
+        )
+    found = made(read)
+    table = named("Table 2", found)
+    tuned, pruned = (row(table, "adv_tra", a) for a in ("finetune.classify", "prune.l1"))
+    assert tuned["marked"].endswith("(n=1)")
+    assert tuned["verdict"] == f"owned {owned}/{owned}"
+    assert pruned["verdict"] == f"incompatible {unread}/{unread}"
+    assert (SAME_KEYS in table.notes) == (secrets == ("one", "one"))
 
 
 def test_the_price_of_a_mark_comes_before_its_attacks():

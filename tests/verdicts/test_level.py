@@ -2,7 +2,7 @@ import dataclasses
 import random
 
 import pytest
-from made import matches, outline, suspect
+from made import matches, outline, suspect, with_secret
 
 from bench.records.nouns import Spec
 from bench.verdicts import level
@@ -197,3 +197,28 @@ def test_neither_order_nor_repetition_changes_a_line():
     expected = line(records)
     random.Random(0).shuffle(records)
     assert line(records) == expected
+
+
+@pytest.mark.parametrize(
+    ("secrets", "owned", "said"),
+    [
+        # 0.025 ** (1 / 4) and 0.025 ** (1 / 8).
+        (("one", "one"), "4 of 4 [0.40, 1.00]", True),
+        (("one", "two"), "8 of 8 [0.63, 1.00]", False),
+    ],
+)
+def test_keys_that_are_one_and_the_same_count_as_one(secrets, owned, said):
+    read = []
+    for seed, secret in enumerate(secrets):
+        copies = [
+            dataclasses.replace(record(0.9, i, "released", seed), suspect_digest=f"copy {i}")
+            for i in range(4)
+        ]
+        lone = [record(0.1, i, seed=seed) for i in range(19)]
+        read += [with_secret(r, secret) for r in (*copies, *lone)]
+    found = line(read)
+    assert (found["n"], found["copies owned"]) == ("19", owned)
+    once = [r for r in read if r.cell.method_seed == 0]
+    assert all((found[c] == line(once)[c]) == said for c in ("copies owned", "Holm"))
+    text = "mini, ipguard: method seeds 0 and 1 give one and the same key, which counts as one."
+    assert (text in table_of(read).notes) == said

@@ -17,6 +17,7 @@ from bench.verdicts.intervals import (
     means_agree,
     paired_interval,
 )
+from bench.verdicts.separation import readings
 from bench.verdicts.verdict import (
     Rank,
     decide,
@@ -283,6 +284,16 @@ def test_copies_marked_with_other_keys_are_ranked_after_the_same_attack():
     assert scores(null) == ((),)
 
 
+def test_other_keys_that_are_one_and_the_same_are_one_innocent():
+    others = [other_key(1, 0.4), other_key(2, 0.3), other_key(3, 0.2)]
+    own = {0: "own", 1: "one", 2: "one", 3: "three"}
+    claims = [record((PRUNE,), "released", "released", seed=seed) for seed in own]
+    told = [made.with_secret(r, own[r.cell.method_seed]) for r in (*others, *claims)]
+    of_key_0 = made.with_secret(claims[0], "own")
+    assert scores(innocents(told)[secret_of(of_key_0)]) == ((), (), (0.2, 0.4))
+    assert [r.model for r in readings(told)[1]["other keys"]] == ["key one", "key one", "key three"]
+
+
 def test_another_key_that_changed_nothing_is_the_clean_owner():
     undone = other_key(1, 0.4, suspect_digest="clean")
     (null,) = innocents([undone]).values()
@@ -415,7 +426,7 @@ def test_a_fingerprint_has_no_innocent_descendants():
 def test_innocents_read_with_another_secret_do_not_count():
     records = [record((TUNE,), score=0.1), record((TUNE,), score=0.9, seed=1)]
     found = innocents(records)
-    assert [scores(found[secret_of(r.cell)])[1] for r in records] == [(0.1,), (0.9,)]
+    assert [scores(found[secret_of(r)])[1] for r in records] == [(0.1,), (0.9,)]
 
 
 def test_cells_without_evidence_are_no_innocents():
