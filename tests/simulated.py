@@ -6,7 +6,7 @@ import numpy as np
 from made import cell
 
 from bench.records.nouns import Spec
-from bench.verdicts.families import paired
+from bench.verdicts.families import Answer, paired
 from bench.verdicts.separation import Reading
 
 SIZES = (5, 19, 40, 99, 299)
@@ -40,10 +40,16 @@ def pairs(scores, who):
     return [(f"{who} {i}", float(s)) for i, s in enumerate(scores)]
 
 
+def answer(asked, owned, key=None, reading=None):
+    """Answer a cell with a key of its owner's and seed's own, and a reading of its own."""
+    own = f"{asked.method.text} {asked.owner.text} {asked.method_seed}"
+    return Answer(asked, owned, key or own, reading or f"{own} {asked.attack}")
+
+
 def answers(method, clusters):
     """Detections per cluster of owner and key, one attack each."""
     return [
-        (cell(Spec(method), attack=(Spec(f"attack {i}"),), seed=seed), bool(hit))
+        answer(cell(Spec(method), attack=(Spec(f"attack {i}"),), seed=seed), bool(hit))
         for seed, hits in enumerate(clusters)
         for i, hit in enumerate(hits)
     ]

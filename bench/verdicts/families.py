@@ -26,6 +26,20 @@ class Family:
     needed: int  # innocents per null without which the least p cannot survive
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Whether a method's verdict calls one copy owned, and what that hangs on.
+
+    `key` names the secret it was read with, whose luck it shares; answers with one `reading` are
+    one, however often the suspect was asked for.
+    """
+
+    cell: Cell
+    owned: bool
+    key: str
+    reading: str
+
+
 Difference = Literal["first detects more", "second detects more", "no difference", "undecided"]
 
 
@@ -83,30 +97,31 @@ def _together(
     return rejected.tolist(), possible.tolist(), told
 
 
-def paired(
-    first: Iterable[tuple[Cell, bool]], second: Iterable[tuple[Cell, bool]], alpha: float
-) -> Paired:
-    """Compare two methods on the recipes both answered; pairs say in which cells each detected.
+def paired(first: Iterable[Answer], second: Iterable[Answer], alpha: float) -> Paired:
+    """Compare two methods on the recipes both answered.
 
-    McNemar's test counts discordant pairs as independent, but copies that share an owner and a key
-    share its luck. So the unit of exchange is that cluster: were the methods alike, each cluster
-    could as well have come out with the two swapped. All 2 ** clusters swaps are counted, exactly.
+    McNemar's test counts discordant pairs as independent, but copies read with one key of either
+    method share its luck. So the unit of exchange is the cluster of pairs that keys tie together:
+    were the methods alike, each cluster could as well have come out with the two swapped. All
+    2 ** clusters swaps are counted, exactly.
     """
-    ours, theirs = ({_recipe(c): (_cluster(c), hit) for c, hit in side} for side in (first, second))
-    both = sorted(ours.keys() & theirs.keys())
-    differences: Counter[str] = Counter({ours[recipe][0]: 0 for recipe in both})
-    for recipe in both:
-        differences[ours[recipe][0]] += ours[recipe][1] - theirs[recipe][1]
+    ours, theirs = ({_recipe(a.cell): a for a in side} for side in (first, second))
+    made = ((ours[recipe], theirs[recipe]) for recipe in sorted(ours.keys() & theirs.keys()))
+    pairs = [*{(one.reading, other.reading): (one, other) for one, other in made}.values()]
+    lone = {(ours.get(r) or theirs[r]).reading for r in ours.keys() ^ theirs.keys()}
+    differences: Counter[int] = Counter()
+    for cluster, (one, other) in zip(_clusters(pairs), pairs, strict=True):
+        differences[cluster] += one.owned - other.owned
     clusters = len(differences)
     attainable = min(1.0, 2.0 ** (1 - clusters))
-    p_value = _sign_flips(list(differences.values())) if both else None
+    p_value = _sign_flips(list(differences.values())) if pairs else None
     rejected = p_value is not None and p_value <= alpha
     return Paired(
         outcome=_difference(sum(differences.values()), rejected, attainable <= alpha),
-        only_first=sum(ours[r][1] and not theirs[r][1] for r in both),
-        only_second=sum(theirs[r][1] and not ours[r][1] for r in both),
-        pairs=len(both),
-        unmatched=len(ours.keys() ^ theirs.keys()),
+        only_first=sum(one.owned and not other.owned for one, other in pairs),
+        only_second=sum(other.owned and not one.owned for one, other in pairs),
+        pairs=len(pairs),
+        unmatched=len(lone),
         clusters=clusters,
         p_value=p_value,
         attainable=attainable,
@@ -143,8 +158,14 @@ def _recipe(cell: Cell) -> str:
     return canonical({**dataclasses.asdict(cell), "method": None})
 
 
-def _cluster(cell: Cell) -> str:
-    return canonical([cell.owner.json(), cell.method_seed])
+def _clusters(pairs: Sequence[tuple[Answer, Answer]]) -> list[int]:
+    """Return the number of each pair's cluster: those that share a key of either are in one."""
+    tied: list[set[str]] = []
+    for one, other in pairs:
+        keys = {one.key, other.key}
+        apart = [cluster for cluster in tied if cluster.isdisjoint(keys)]
+        tied = [*apart, keys.union(*(cluster for cluster in tied if cluster not in apart))]
+    return [next(i for i, keys in enumerate(tied) if one.key in keys) for one, _ in pairs]
 
 
 def _sign_flips(differences: Sequence[int]) -> float:

@@ -1,7 +1,7 @@
 import dataclasses
 import random
 
-from made import matches, outline, suspect
+from made import UNTOUCHED, matches, outline, suspect, with_secret
 
 from bench.records.nouns import Spec
 from bench.verdicts import pairs
@@ -58,18 +58,45 @@ def test_all_comparisons_are_passed_together_and_say_how_many_keys_that_takes():
     assert (short["p"], short["outcome"]) == ("0.0312", "undecided, 7 keys needed")
 
 
-def test_what_was_not_judged_by_both_is_counted_and_not_compared():
+def test_a_copy_that_a_method_cannot_read_is_one_that_it_does_not_own():
     unread = [
-        dataclasses.replace(r, status="incompatible", evidence=None)
+        dataclasses.replace(r, status="incompatible", evidence=None, suspect_digest="")
         if r.cell.lineage == "released" and r.cell.attack[0].args["amount"] == 0
         else r
         for r in read("b", 0.9)
     ]
     (line,) = lines([("mini", "a", read("a", 0.9)), ("mini", "b", unread)])
-    assert line["copies"] == "16 of 24"
-    (line,) = lines([("mini", "a", read("a", 0.9)), ("mini", "b", read("b", 0.9, strangers=18))])
+    # One of three attacks under each of 8 keys: 2 of 2 ** 8 swaps.
+    assert (line["copies"], line["only first"], line["only second"]) == ("24 of 24", "8", "0")
+    assert (line["difference"], line["p"]) == ("+0.333", "0.00781")
+
+
+def test_undecided_copies_are_lost_where_the_untouched_one_is_decided_and_else_not_judged():
+    few = read("b", 0.9, strangers=18)
+    (line,) = lines([("mini", "a", read("a", 0.9)), ("mini", "b", few)])
     assert (line["copies"], line["difference"], line["p"]) == ("0 of 24", "—", "—")
     assert line["outcome"].startswith("undecided")
+    spec = Spec("b")
+    for key in range(4):  # of 8
+        few.append(suspect(0, matches(0.9), "released", key, spec, UNTOUCHED))
+        few += [suspect(i, matches(0.1), "stranger", key, spec, UNTOUCHED) for i in range(19)]
+    (line,) = lines([("mini", "a", read("a", 0.9)), ("mini", "b", few)])
+    # The untouched copies themselves, which nobody attacked, are none of those compared.
+    assert (line["copies"], line["only first"], line["keys"]) == ("12 of 24", "12", "4")
+
+
+def test_keys_of_a_method_that_are_one_and_the_same_are_one_piece_of_luck():
+    same = [with_secret(r) for r in read("a", 0.9)]
+    (line,) = lines([("mini", "a", same), ("mini", "b", read("b", 0.1))])
+    assert (line["copies"], line["keys"], line["p"]) == ("24 of 24", "1", "1")
+    # A fingerprint's copies are the owner's, whatever the key: both sides read three of them.
+    alike = [
+        with_secret(dataclasses.replace(r, suspect_digest=f"{r.cell.lineage} {r.cell.attack}"))
+        for r in (*read("a", 0.9), *read("b", 0.1))
+    ]
+    groups = [("mini", name, [r for r in alike if r.cell.method.name == name]) for name in "ab"]
+    (line,) = lines(groups)
+    assert (line["copies"], line["only first"], line["keys"]) == ("3 of 3", "3", "1")
 
 
 def test_only_methods_of_one_owner_are_compared():

@@ -5,7 +5,7 @@ import made
 import numpy as np
 import pytest
 from scipy import stats
-from simulated import SIZES, compared, named, pairs
+from simulated import SIZES, answer, compared, named, pairs
 from sklearn import metrics
 
 from bench.records.nouns import Spec, UserError
@@ -309,12 +309,25 @@ def cell(attack, seed=0, owner="mini", method="mark"):
 
 
 def test_pairs_are_matched_by_recipe_and_the_rest_is_counted():
-    first = [(cell("x"), True), (cell("y"), False), (cell("x", 1), True)]
-    second = [(cell("y", method="b"), True), (cell("x", method="b"), False)]
-    second += [(cell("z", method="b"), True), (cell("x", 1, "other", "b"), True)]
+    first = [answer(*a) for a in ((cell("x"), True), (cell("y"), False), (cell("x", 1), True))]
+    second = [answer(cell("y", method="b"), True), answer(cell("x", method="b"), False)]
+    second += [answer(cell("z", method="b"), True), answer(cell("x", 1, "other", "b"), True)]
     found = paired(first, second, ALPHA)
     assert (found.pairs, found.only_first, found.only_second, found.unmatched) == (2, 1, 1, 3)
     assert found.clusters == 1
+
+
+def test_pairs_that_share_a_key_of_either_method_are_one_cluster_and_one_reading_is_one_pair():
+    """Seeds 0 and 1 are one key of the first method, seeds 1 and 2 one of the second."""
+    first = [answer(cell("x", seed), True, k) for seed, k in enumerate("aabc")]
+    second = [answer(cell("x", seed, method="b"), False, k) for seed, k in enumerate("deef")]
+    found = paired(first, second, ALPHA)
+    assert (found.pairs, found.clusters, found.p_value) == (4, 2, 0.5)  # {0, 1, 2} and {3}
+    once = [answer(cell("x", s), True, "a", "one") for s in (0, 1)]
+    alike = [answer(cell("x", s, method="b"), False, "b", "other") for s in (0, 1)]
+    found = paired(once, alike, ALPHA)
+    assert (found.pairs, found.only_first, found.clusters, found.unmatched) == (1, 1, 1, 0)
+    assert paired(once, [], ALPHA).unmatched == 1
 
 
 def test_with_one_pair_a_cluster_the_test_is_mcnemars_exact_one():
