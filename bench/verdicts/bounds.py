@@ -19,7 +19,7 @@ from typing import Literal, get_args
 
 from bench.records.nouns import Evidence, Outline, Record, UserError, evidence_of
 from bench.records.table import NOTHING, Table
-from bench.verdicts.innocents import Population, populations
+from bench.verdicts.innocents import Population, populations, unread_copies
 from bench.verdicts.intervals import upper_bound
 
 Level = Literal["bits, as printed", "bits, through eq. 6", "images"]
@@ -37,6 +37,11 @@ MISSED, CALLED = 1e-6, 1e-4
 
 R_HIGH, R_LOW = 0.75, 0.60
 """Its thresholds, as shares of the images."""
+
+UNREAD = (
+    "a marked copy that the method cannot read is missed, with R = 0: no image, no bit is right. "
+    "Without it the bounds would speak of what thieves left readable alone."
+)
 
 MOST = 10**6
 """Suspects; a bound that needs more counts as out of reach."""
@@ -157,18 +162,24 @@ def _greatest(chances: Sequence[float], level: float) -> int:
 
 
 def bounds(
-    marked: Sequence[Evidence], innocent: Sequence[Evidence], level: Level, alpha: float = ALPHA
+    marked: Sequence[Evidence],
+    innocent: Sequence[Evidence],
+    level: Level,
+    alpha: float = ALPHA,
+    unread: int = 0,
 ) -> Bounds:
     """Bound both errors of a threshold on R from suspects read with one secret.
 
-    Suspects count as independent draws of the models there could be.
+    Suspects count as independent draws of the models there could be. A marked copy that cannot be
+    read, `unread` of them, is missed at every threshold: none of its images and bits is right.
 
     Raises:
         UserError: there is no evidence, it does not count bit errors, or not of the same images.
 
     """
     trial = _Trial.of([*marked, *innocent], level, alpha)
-    lower = trial.lower(trial.hits(marked), len(marked))
+    copies = len(marked) + unread
+    lower = trial.lower(trial.hits(marked), copies)
     upper = trial.upper(trial.hits(innocent), len(innocent))
     # 0.6 of 55 images is 33, which floating point misses.
     high = math.ceil(round(R_HIGH * trial.images, 9))
@@ -180,7 +191,7 @@ def bounds(
         images=trial.images,
         lower=lower,
         upper=upper,
-        missed=Bound(high, missed, MISSED, len(marked), _fewest_marked(trial, high)),
+        missed=Bound(high, missed, MISSED, copies, _fewest_marked(trial, high)),
         called=Bound(low, called, CALLED, len(innocent), _fewest_innocent(trial, low)),
         high=high_threshold(lower, MISSED),
         low=low_threshold(upper, CALLED),
@@ -286,9 +297,8 @@ def bounds_table(outline: Outline, groups: Iterable[tuple[str, str, Sequence[Rec
 
     It has no rows where no method counts bit errors.
     """
-    rows = [
-        (owner, method, *cells) for owner, method, records in groups for cells in _rows(records)
-    ]
+    told = list(groups)
+    rows = [(owner, method, *cells) for owner, method, records in told for cells in _rows(records)]
     return Table(
         name="Bounds",
         caption=f"section 3.3 of the ActiveMark paper ({outline.heading})",
@@ -315,9 +325,14 @@ def bounds_table(outline: Outline, groups: Iterable[tuple[str, str, Sequence[Rec
             "share its model, and suspects as independent draws.",
             "models: suspects counted whole, with one-sided 95 % bounds, and the lowest and the "
             "highest R seen; it supposes nothing of images.",
+            *([UNREAD] if any(map(_any_unread, told)) else []),
         ),
         heads=2,
     )
+
+
+def _any_unread(group: tuple[str, str, Sequence[Record]]) -> bool:
+    return any(unread_copies(group[2]).values())
 
 
 def _rows(records: Sequence[Record]) -> list[tuple[str, ...]]:
@@ -336,7 +351,10 @@ def _counts_bits(record: Record) -> bool:
 def _bound_row(level: Level, read: Sequence[Population]) -> tuple[str, ...]:
     try:
         found = [
-            bounds(list(map(evidence_of, p.marked)), list(map(evidence_of, p.innocent)), level)
+            bounds(
+                *(list(map(evidence_of, p.marked)), list(map(evidence_of, p.innocent)), level),
+                unread=p.unread,
+            )
             for p in read
         ]
     except UserError as error:
@@ -358,7 +376,7 @@ def _bound_row(level: Level, read: Sequence[Population]) -> tuple[str, ...]:
 
 def _model_row(read: Sequence[Population]) -> tuple[str, ...]:
     """Count suspects whole: what remains when nothing is supposed of images."""
-    marked = [[evidence_of(r).rate for r in p.marked] for p in read]
+    marked = [[*(evidence_of(r).rate for r in p.marked), *[0.0] * p.unread] for p in read]
     innocent = [[evidence_of(r).rate for r in p.innocent] for p in read]
     high, low = (
         min((rate for rates in marked for rate in rates), default=None),
@@ -379,7 +397,8 @@ def _model_row(read: Sequence[Population]) -> tuple[str, ...]:
 
 def _sizes(read: Sequence[Population]) -> str:
     """Write how many suspects there are per key, the fewest if keys differ."""
-    return f"{min(len(p.marked) for p in read)} / {min(len(p.innocent) for p in read)}"
+    marked = min(len(p.marked) + p.unread for p in read)
+    return f"{marked} / {min(len(p.innocent) for p in read)}"
 
 
 def _range(limits: Sequence[float]) -> str:

@@ -330,6 +330,7 @@ class Population:
     twins: tuple[Record, ...]  # empty for a fingerprint: the owner's descendants are guilty
     strangers: tuple[Record, ...]
     other_keys: tuple[Record, ...] = ()  # the owner's model marked with another key
+    unread: int = 0  # marked copies that the method cannot read: lost claims
 
     @property
     def innocent(self) -> tuple[Record, ...]:
@@ -338,13 +339,14 @@ class Population:
 
 
 def populations(records: Iterable[Record]) -> dict[str, Population]:
-    """Collect, for every claim, the suspects with evidence, each model once.
+    """Collect, for every claim, the suspects with evidence, each model once, and count the unread.
 
     Of a model that comes more than once the conservative record stays: the lowest score of a marked
     copy, the highest of an innocent. Attacked versions of a stranger are one stranger.
     """
     read = list(records)
     trained = trained_strangers(read)
+    unread = unread_copies(read)
     found: dict[str, dict[str, dict[str, Record]]] = {}
     for record in read:
         if record.evidence is None:
@@ -360,9 +362,19 @@ def populations(records: Iterable[Record]) -> dict[str, Population]:
             groups[origin][name] = record
     ordered = {c: {o: _in_order(g) for o, g in groups.items()} for c, groups in found.items()}
     return {
-        c: Population(g["released"], g["owner"], g["stranger"], g["other key"])
+        c: Population(g["released"], g["owner"], g["stranger"], g["other key"], len(unread[c]))
         for c, g in ordered.items()
     }
+
+
+def unread_copies(records: Iterable[Record]) -> dict[str, set[str]]:
+    """Name the marked copies that the method cannot read at all, claim by claim."""
+    found: dict[str, set[str]] = {}
+    for record in records:
+        copies = found.setdefault(secret_of(record), set())
+        if record.status == "incompatible" and lineage(record) == "released":
+            copies.add(reading_of(record))
+    return found
 
 
 def _in_order(models: Mapping[str, Record]) -> tuple[Record, ...]:

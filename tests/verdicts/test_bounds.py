@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import math
 from pathlib import Path
@@ -243,6 +244,23 @@ def test_suspects_that_are_not_there_make_no_bound():
     assert found["models"]["P[R < 0.75 N]"] == "vacuous: no suspects"
     assert found["images"]["P[R < 0.75 N]"].startswith("vacuous")
     assert found["images"]["l(x)"] == "0.000"
+
+
+def test_a_copy_that_cannot_be_read_is_missed_at_every_threshold():
+    read = suspects()
+    lost = dataclasses.replace(read[0], status="incompatible", evidence=None, suspect_digest="")
+    found = rows(("mini", "mark", [lost, *read[1:]]))
+    assert {row["marked / innocent"] for row in found.values()} == {"20 / 40"}
+    upper = stats.beta.ppf(0.95, 2, 19)  # Clopper and Pearson of 1 of 20
+    assert found["models"]["P[R < 0.75 N]"] == f"1/20 (<= {upper:.3f})"
+    assert (found["models"]["R high / N"], found["models"]["separated"]) == ("0.000", "no (seen)")
+    # All 40 images together: 19 of 20 copies, or 19 * 32 of 20 * 32 bits.
+    for level, hits, trials in (("images", 19, 20), ("bits, as printed", 19 * 32, 20 * 32)):
+        lower = stats.beta.ppf(bounds.ALPHA / 40, hits, trials - hits + 1)
+        assert found[level]["l(x)"] == f"{lower:.3f}"
+    groups = [[("mini", "mark", one)] for one in ([lost, *read[1:]], read)]
+    noted = [bounds.bounds_table(OUTLINE, group).notes for group in groups]
+    assert [bounds.UNREAD in notes for notes in noted] == [True, False]
 
 
 def test_one_model_is_one_suspect():
