@@ -63,6 +63,7 @@ from bench.verdicts.intervals import (
     mean_interval,
     paired_interval,
 )
+from bench.verdicts.pairs import FREE, PRICES, cosine_price, own_answers, own_task_price
 
 
 def tables(outline: Outline, records: Mapping[str, Record]) -> tuple[Table, ...]:
@@ -197,6 +198,7 @@ def _side_by_side(outline: Outline, blocks: Sequence[Block], legend: Sequence[st
             "model. Table 2 has the intervals, the numbers of innocents and the reductions, and "
             "says what other keys are. A fingerprint has no twins: whatever descends from the "
             "unmarked owner is its own.",
+            PRICES,
             *([LOST] if any_unread(blocks) else []),
             *legend,
         ),
@@ -219,9 +221,10 @@ def _columns(blocks: Sequence[Block | None], alpha: float) -> Iterator[tuple[str
     labels = distinct(row.label for block in there for row in block.rows)
     yield ("what is compared", "needs", *(block.access if block else NOTHING for block in blocks))
     yield ("what is compared", "rate of", *(_rule(block) for block in blocks))
-    yield ("what is compared", "price: feature cosine", *(_brief_price(block) for block in blocks))
-    own = tuple(map(_brief_own_task, blocks))
-    if set(own) != {NOTHING}:
+    records = [block.records if block else [] for block in blocks]
+    yield ("what is compared", "price: feature cosine", *map(cosine_price, records))
+    own = tuple(map(own_task_price, records))
+    if not {*own} <= {NOTHING, FREE}:
         yield ("what is compared", "price: the owner's own task", *own)
     for origin in POPULATIONS:
         shown: set[tuple[str, ...]] = set()
@@ -256,20 +259,6 @@ def _rule(block: Block | None) -> str:
     """Name a query and what counts as a detection: "images, bit errors <= 5"."""
     evidence = block.sample if block else None
     return f"{evidence.unit}: {evidence.rule.text}" if evidence else NOTHING
-
-
-def _brief_price(block: Block | None) -> str:
-    prices = [r.fidelity for r in block.records if r.fidelity] if block else []
-    return f"{fmean(fmean(p.feature_cosine) for p in prices):.3f}" if prices else NOTHING
-
-
-def _brief_own_task(block: Block | None) -> str:
-    pairs = _own_answers([r.fidelity for r in block.records if r.fidelity]) if block else []
-    if not pairs:
-        return NOTHING
-    low, high = paired_interval(pairs)
-    before, after = (fmean(fmean(pair[side]) for pair in pairs) for side in (0, 1))
-    return f"{before:.3f} -> {after:.3f} [{low:+.3f}, {high:+.3f}]"
 
 
 def price(block: Block) -> list[tuple[str, ...]]:
@@ -317,19 +306,11 @@ def _probe(prices: Sequence[Fidelity]) -> str:
 
 def _own_task(prices: Sequence[Fidelity]) -> str:
     """Write what the mark costs the owner's own classifier, on the same images."""
-    pairs = _own_answers(prices)
+    pairs = own_answers(prices)
     if not pairs:
         return "none: the owner has no classifier of labelled images of its own"
     before = fmean(fmean(owner) for owner, _ in pairs)
     return _change(before, [fmean(released) for _, released in pairs], paired_interval(pairs))
-
-
-def _own_answers(prices: Sequence[Fidelity]) -> list[tuple[Sequence[bool], Sequence[bool]]]:
-    return [
-        (unpacked(p.owner_right, p.own_images), unpacked(p.released_right, p.own_images))
-        for p in prices
-        if p.own_images
-    ]
 
 
 def _change(before: float, after: Sequence[float], ends: Interval) -> str:

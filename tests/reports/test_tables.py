@@ -515,7 +515,8 @@ def test_the_owners_own_task_is_part_of_the_price_paired_over_its_images():
     found = row(table, "activemark", "price: own task, owner -> released")["marked"]
     assert found == "0.960 -> 0.760: -0.200 [-0.340, -0.057] (n=1)"
     (compared,) = [r for r in sides.rows if r[2] == "price: the owner's own task"]
-    assert compared[3:] == ("0.960 -> 0.760 [-0.340, -0.057]", "—")
+    assert compared[3:] == ("0.960 -> 0.760 [-0.340, -0.057]", "none")
+    assert "A comparison at unequal prices orders nothing" in notes(sides)
 
 
 def held(asked, value, metric="accuracy", task="digits, held out", chance=0.1, **changes):
@@ -747,7 +748,7 @@ def test_methods_stand_side_by_side_on_the_same_suspects():
     assert [(r[1].partition(":")[0], *r[2:]) for r in table.rows] == [
         ("what is compared", "needs", "features, weights", "labels"),
         ("what is compared", "rate of", "image: bit errors <= 5", "image: mutation < 0.5"),
-        ("what is compared", "price: feature cosine", "0.850", "—"),
+        ("what is compared", "price: feature cosine", "0.850", "none"),
         ("positive", "control.identity", "1.000 undecided 1/1", "1.000 owned 1/1"),
         ("positive", "prune.l1", "hole", "0.000 undecided 1/1"),  # no stranger was pruned
         ("negative", "control.identity", "0.000 (n=1)", "—"),

@@ -1,9 +1,10 @@
 import dataclasses
 import random
 
+import pytest
 from made import UNTOUCHED, matches, outline, suspect, with_secret
 
-from bench.records.nouns import Spec
+from bench.records.nouns import Fidelity, Spec, packed
 from bench.verdicts import pairs
 
 OUTLINE = outline(name="compared")
@@ -97,6 +98,37 @@ def test_keys_of_a_method_that_are_one_and_the_same_are_one_piece_of_luck():
     groups = [("mini", name, [r for r in alike if r.cell.method.name == name]) for name in "ab"]
     (line,) = lines(groups)
     assert (line["copies"], line["only first"], line["keys"]) == ("3 of 3", "3", "1")
+
+
+OWNER_RIGHT, RELEASED_RIGHT = ([1] * 48 + [0] * 2, [1] * 36 + [0] * 12 + [1] * 2)
+"""48 and 38 of 50 images: 36 by both, 12 by the owner's alone, 2 by the released model's."""
+
+
+@pytest.mark.parametrize(
+    ("own", "said"),
+    [
+        # R. G. Newcombe, Stat. Med. 17 (1998) 2635-2650, table III, method 10: 0.0569 to 0.3404.
+        (
+            {
+                "own_images": 50,
+                "owner_right": packed(OWNER_RIGHT),
+                "released_right": packed(RELEASED_RIGHT),
+            },
+            "own task 0.960 -> 0.760 [-0.340, -0.057], feature cosine 0.900",
+        ),
+        ({"owner_probe_right": "ff"}, "own task no classifier, feature cosine 0.900"),
+        ({}, "own task —, feature cosine 0.900"),  # an older record does not say
+    ],
+)
+def test_prices_stand_beside_what_was_detected_and_a_fingerprint_has_none(own, said):
+    paid = Fidelity((0.85, 0.95), 0.7, 0.7, 8, "digits", **own)
+    mark = [dataclasses.replace(r, marks=True) for r in read("a", 0.9)]
+    mark[0] = dataclasses.replace(mark[0], fidelity=paid)
+    groups = [("mini", "a", mark), ("mini", "b", read("b", 0.9))]
+    (line,) = lines(groups)
+    assert (line["price of first"], line["price of second"]) == (said, "none")
+    table = pairs.pairs_table(OUTLINE, groups)
+    assert "A comparison at unequal prices orders nothing" in "\n".join(table.notes)
 
 
 def test_only_methods_of_one_owner_are_compared():
