@@ -64,8 +64,8 @@ class FinetuneClassify:
     * `dropout`: of the head.
     * `mode`: what is trained: all layers with a fresh head ("retrain_all") or with the victim's own
       ("all"), the head alone ("retrain_last", "last"), or a fresh head and low-rank updates of the
-      attention's weights ("lora"). A victim that has no head for as many classes gets a fresh one
-      in every mode.
+      attention's weights ("lora"). A victim that has no head for as many classes, or a distilled
+      one's two, gets a fresh one in every mode.
     * `layer_decay`: block i of n learns at lr * layer_decay ** (n - i), what comes before the
       blocks slowest.
     * `rank`, `lora_mlp`: of the low-rank updates, and whether the MLPs get some too.
@@ -141,7 +141,7 @@ class FinetuneClassify:
 
 
 def _classes(model: VisionModel) -> int:
-    """Count the classes a model's own head tells apart: 0 without a head that ends in a layer."""
+    """Count the classes that a model's one head tells apart: 0 where it does not end in a layer."""
     head = model.architecture.head
     if isinstance(head, Head):
         return head.classes

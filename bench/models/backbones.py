@@ -61,7 +61,7 @@ class Backbone(nn.Module):
         return 0
 
     def get_classifier(self) -> nn.Module | None:
-        """Return the library's own classifier."""
+        """Return the library's own classifier; a list of modules where it has several."""
         return None
 
     def own_logits(self, tokens: Tensor) -> Tensor:
@@ -96,6 +96,12 @@ def _patch(net: nn.Module) -> tuple[int, int] | None:
             found = ratio(as_scalar=False)
             return (found, found) if isinstance(found, int) else (int(found[0]), int(found[1]))
     return None
+
+
+def _classifier(net: nn.Module) -> nn.Module:
+    """Return the classifier of a model of timm's, which hands out several as a tuple."""
+    kept = cast(Any, net).get_classifier()
+    return nn.ModuleList(kept) if isinstance(kept, tuple) else cast(nn.Module, kept)
 
 
 class TimmViT(Backbone):
@@ -140,8 +146,8 @@ class TimmViT(Backbone):
         return int(cast(int, self.vit.num_classes))
 
     def get_classifier(self) -> nn.Module:
-        """Return timm's own classifier."""
-        return cast(nn.Module, cast(Any, self.vit).get_classifier())
+        """Return timm's own classifier; of a distilled model both, which it averages."""
+        return _classifier(self.vit)
 
     def own_logits(self, tokens: Tensor) -> Tensor:
         """Apply timm's own classifier to final tokens."""
@@ -263,8 +269,8 @@ class OtherTrunk(Backbone):
         return int(cast(int, self.net.num_classes))
 
     def get_classifier(self) -> nn.Module:
-        """Return timm's own classifier."""
-        return cast(nn.Module, cast(Any, self.net).get_classifier())
+        """Return timm's own classifier; of a distilled model both, which it averages."""
+        return _classifier(self.net)
 
     def own_logits(self, found: Tensor) -> Tensor:
         """Apply timm's own classifier to features."""

@@ -145,8 +145,10 @@ def _narrow_ends(model: VisionModel, left: int, gone: list[int]) -> None:
     vit: Any = cast(TimmViT, model.trunk).vit
     before = model.width
     vit.embed_dim = vit.num_features = vit.head_hidden_size = model.trunk.width = left
-    if model.architecture.head == "own":
-        tp.prune_linear_in_channels(model.trunk.get_classifier(), gone)
+    kept = model.trunk.get_classifier() if model.architecture.head == "own" else None
+    for layer in [] if kept is None else kept.modules():
+        if isinstance(layer, nn.Linear):  # a distilled model has two
+            tp.prune_linear_in_channels(layer, gone)
     if isinstance(model.head, ClassifierHead):
         both = gone + [before + channel for channel in gone]  # of [CLS; mean patch]
         tp.prune_layernorm_out_channels(model.head.norm, both)

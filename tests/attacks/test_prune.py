@@ -133,8 +133,9 @@ def test_a_librarys_own_classifier_is_left_alone_like_any_head(attack, name):
                for n, v in made.named_parameters())  # fmt: skip
 
 
-def test_the_oracle_keeps_nothing_of_a_librarys_own_classifier():
-    secret = WeightOracle().protect(own(), context(0, "owner")).secret
+@pytest.mark.parametrize("name", ["test_vit", "deit_tiny_distilled_patch16_224"])
+def test_the_oracle_keeps_nothing_of_a_librarys_own_classifier(name):
+    secret = WeightOracle().protect(own(name), context(0, "owner")).secret
     assert not [name for name in secret if "head" in name]
 
 
@@ -152,6 +153,18 @@ def test_a_librarys_own_classifier_has_no_say_in_which_channels_go():
     assert len(kept) == 48
     reads = cut.trunk.get_classifier().weight
     assert torch.equal(reads, victim.trunk.get_classifier().weight[:, kept])
+
+
+def test_a_distilled_models_two_classifiers_read_the_channels_that_stay():
+    victim = own("deit_tiny_distilled_patch16_224", 32)
+    cut = StructuredPrune("width", 0.25).run(victim, context())
+    before = victim.trunk.vit.patch_embed.proj.weight.flatten(1)
+    after = cut.trunk.vit.patch_embed.proj.weight.flatten(1)
+    kept = (before[None] == after[:, None]).all(2).nonzero()[:, 1]  # which channels stayed
+    assert len(kept) == 144
+    for name in ("head", "head_dist"):
+        reads, whole = (getattr(model.trunk.vit, name).weight for model in (cut, victim))
+        assert torch.equal(reads, whole[:, kept])
 
 
 @pytest.mark.parametrize("scope", ["global", "layer"])

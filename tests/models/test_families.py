@@ -98,6 +98,22 @@ def test_features_of_several_sequences_are_refused_in_one_line(name):
         assert "\n" not in str(said.value)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["deit_tiny_distilled_patch16_224", "levit_128s"])
+def test_a_distilled_model_answers_by_the_average_of_its_two_classifiers(name):
+    model = randomised(Architecture("timm", name, head="own"), 0)
+    library = next(model.trunk.children())
+    heads = library.get_classifier()
+    assert len(heads) == 2
+    kept = {id(parameter) for head in heads for parameter in head.parameters()}
+    assert {id(parameter) for parameter in model.classifier_weights} == kept
+    pixels = torch.rand(2, 3, *model.preprocess.size)
+    tokens = model.forward_features(pixels)
+    pooled = tokens[:, :2].unbind(1) if name.startswith("deit") else [tokens.mean(1)] * 2
+    one, other = (head(token) for head, token in zip(heads, pooled, strict=True))
+    assert torch.allclose(model.logits(pixels), (one + other) / 2, atol=1e-5)
+
+
 @pytest.mark.slow
 def test_no_family_of_timms_is_left_out_by_its_prefix():
     """Whoever has class tokens counts them, or its `cls_token` does: new families show here."""
