@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import bench
 from bench.cli.parser import OK, Command, a_device, a_model, data_root, positive, which_weights
 from bench.models.libraries import LIBRARIES
-from bench.records.nouns import UserError
+from bench.records.nouns import UserError, how_many
 from bench.verdicts.verdict import innocents_needed
 
 if TYPE_CHECKING:
@@ -204,7 +204,7 @@ def sentences(found: Finding, alpha: float) -> list[tuple[str, str]]:
     if isinstance(evidence, str) or verdict is None:
         why = f"{evidence}; this speaks neither for nor against the claim"
         return [*lines, ("verdict", f"incompatible: {why}")]
-    queries = f"{len(evidence.agreement)} {evidence.unit}s"
+    queries = f"{how_many(len(evidence.agreement), 'query', 'queries')} ({evidence.unit})"
     lines += [
         ("rate", f"{evidence.rate:.3f} of {queries} by the paper's own rule, {evidence.rule.text}"),
         (

@@ -38,6 +38,11 @@ def first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:300]
 
 
+def how_many(n: int, one: str, many: str = "") -> str:
+    """Write a count with its noun, of which `many` is the plural unless that is made with an s."""
+    return f"{n} {one if n == 1 else many or f'{one}s'}"
+
+
 def canonical(value: Json) -> str:
     """Write a value as the one JSON text that stands for it; NaN and infinity are refused."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)

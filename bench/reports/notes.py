@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from statistics import fmean
 from typing import TypeVar
 
-from bench.records.nouns import Lineage, Record, canonical, evidence_of
+from bench.records.nouns import Lineage, Record, canonical, evidence_of, how_many
 from bench.records.table import NOTHING
 from bench.reports.blocks import (
     MARKED_AND_TWINS,
@@ -184,8 +184,8 @@ def _read_in_part(found: Iterable[Record]) -> str:
     if not parts:
         return ""
     least, of = min(parts)
-    unit = "suspect was" if len(parts) == 1 else "suspects were"
-    return f"{len(parts)} {unit} read in part: at least {least} of {of} queries."
+    suspects = how_many(len(parts), "suspect was", "suspects were")
+    return f"{suspects} read in part: at least {least} of {of} queries."
 
 
 def _noted(records: Iterable[Record]) -> str:

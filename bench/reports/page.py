@@ -26,6 +26,7 @@ from bench.records.nouns import (
     Record,
     Spec,
     canonical,
+    how_many,
     unpacked,
 )
 from bench.records.table import NOTHING, Picture, Table
@@ -143,8 +144,7 @@ def _extent(blocks: Sequence[Block]) -> str:
     owners, methods = ({getattr(block, kind) for block in blocks} for kind in ("owner", "method"))
     attacks = {row.label for block in blocks for row in block.rows}
     words = ((owners, "owner"), (methods, "method"), (attacks, "attack"))
-    counted = [(len(found), word) for found, word in words]
-    return ", ".join(f"{n} {word}" if n == 1 else f"{n} {word}s" for n, word in counted)
+    return ", ".join(how_many(len(found), word) for found, word in words)
 
 
 def _state(result: CellResult) -> str:
@@ -330,9 +330,10 @@ def _evidence(evidence: Evidence) -> str:
     n = len(evidence.agreement)
     low, high = wilson(evidence.rate, n)
     native = evidence.statistic
+    queries = f"{how_many(n, 'query', 'queries')} ({evidence.unit})"
     return (
         f"rate {evidence.rate:.4f} [{low:.3f}, {high:.3f}] by {evidence.rule.text}, "
-        f"score {evidence.score:.4f}, {n} queries ({evidence.unit}); {evidence.rule.statistic}: "
+        f"score {evidence.score:.4f}, {queries}; {evidence.rule.statistic}: "
         f"mean {fmean(native):.4g}, from {min(native):.4g} to {max(native):.4g}"
     )
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import torch
 
-from bench.records.nouns import UserError
+from bench.records.nouns import UserError, how_many
 from bench.records.store import Store
 from bench.runs.engines import Failure, attempt, walk
 from bench.runs.laboratory import Laboratory
@@ -129,9 +129,8 @@ def size(device: torch.device, threads: int) -> str:
     nodes = _nodes()
     places = sum(_places(node, device, threads) for node in nodes)
     what = "GPU" if device.type == "cuda" else "CPU"
-    each = f"{threads} thread{'s' * (threads > 1)} a stage"
-    plural = "s" * (len(nodes) > 1)
-    return f"{len(nodes)} Ray node{plural}, {places} stages at a time on {what}, {each}"
+    room = f"{how_many(places, 'stage')} at a time on {what}"
+    return f"{how_many(len(nodes), 'Ray node')}, {room}, {how_many(threads, 'thread')} a stage"
 
 
 def on_ray(

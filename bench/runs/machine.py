@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from bench.records.nouns import UserError
+from bench.records.nouns import UserError, how_many
 
 CPU_INFO = Path("/proc/cpuinfo")
 """Where Linux says what a processor is."""
@@ -50,8 +50,7 @@ def device_name(device: torch.device) -> str:
     """Name the device as tables print it."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    threads = torch.get_num_threads()
-    return f"CPU, {threads} thread{'s' * (threads > 1)} a stage"
+    return f"CPU, {how_many(torch.get_num_threads(), 'thread')} a stage"
 
 
 @functools.cache

@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.records.nouns import Json, Record, canonical
+from bench.records.nouns import Json, Record, canonical, how_many
 from bench.records.store import Store
 from bench.registry import ATTACKS, METHODS
 from bench.suite.graph import Kind, Plan, Stage
@@ -143,14 +143,14 @@ def told(found: OtherCode) -> Iterator[str]:
     """Say in a line each what was made by other code, and the way out."""
     for name, keys in sorted(found.artefacts.items(), key=lambda one: (one[0] in WORK, one[0])):
         count = len(keys)
-        what = "1 artefact" if count == 1 else f"{count} artefacts"
+        what = how_many(count, "artefact")
         if name:
             by = f"the stage {name}" if name in WORK else name
             yield f"{what} in the store made by other code of {by}: {WAY_OUT}"
         else:
             yield f"{what} in the store that do not say by what code they were made: {WAY_OUT}"
     if count := len(found.answers):
-        what = "1 answer follows" if count == 1 else f"{count} answers follow"
+        what = how_many(count, "answer follows", "answers follow")
         yield f"{what} from other code than today's, or from nobody knows which: {WAY_OUT}"
 
 

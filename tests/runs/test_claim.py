@@ -124,7 +124,7 @@ def test_too_few_innocents_leave_it_undecided_and_say_how_many_it_takes(story, g
     said = verify(story, "out/alice/model.safetensors", *folders)
     assert said.status == UNDECIDED
     assert line in said.out
-    rate = r"rate +0\.\d+ of 32 images by the paper's own rule, bit errors <= 5"
+    rate = r"rate +0\.\d+ of 32 queries \(image\) by the paper's own rule, bit errors <= 5"
     assert re.search(rate, said.out)
 
 
