@@ -217,7 +217,7 @@ def _facts(block: Block, verdicts: Iterable[Verdict]) -> Iterator[Line]:
     for label, text, *_ in tables.price(block):
         yield Line(label, text)
     yield Line("innocent models", "; ".join(distinct(map(_null, block.nulls.values()))) or NOTHING)
-    yield Line("verdicts", counts_text([*verdicts]))
+    yield Line("verdicts", counts_text([*verdicts], sum(row.unread for row in block.rows)))
     cost = tables.cost_row(block)
     yield Line("embedding", f"{cost.embed_minutes} min, {cost.embed_ratio} of its ideal")
     yield Line("extraction", f"{cost.extract_seconds} s, {cost.extract_ratio} of its ideal")

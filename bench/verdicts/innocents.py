@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from bench.records.nouns import UNTOUCHED, Cell, Lineage, Record, Spec, canonical, evidence_of
-from bench.verdicts.verdict import Counted, Null, Verdict, decide, innocents_needed
+from bench.verdicts.verdict import Counted, Null, Outcome, Verdict, decide, innocents_needed
 
 WHOLE = ""
 """The attack that a model left untouched went through."""
@@ -217,6 +217,37 @@ def verdict_on(record: Record, nulls: Mapping[str, Innocents], alpha: float) -> 
     """Judge a suspect with evidence among the innocents of its claim, by what was done to it."""
     null = nulls[secret_of(record)].against(attack_of(record.cell), alpha)
     return decide(evidence_of(record).score, null, alpha)
+
+
+def outcomes(
+    records: Iterable[Record], nulls: Mapping[str, Innocents], alpha: float
+) -> dict[str, Outcome]:
+    """Say of every copy of the released model, by `copy_of`, what became of the claim.
+
+    A copy that the method cannot read is not owned, nor one that an attack left undecided where
+    the untouched one is decided: both are the thief's success.
+    """
+    copies = {copy_of(r): r for r in records if lineage(r) == "released"}
+    found = {n: verdict_on(r, nulls, alpha).outcome for n, r in copies.items() if r.evidence}
+    found |= {n: "not owned" for n, r in copies.items() if r.status == "incompatible"}
+    decidable = {
+        secret_of(copies[name])
+        for name, outcome in found.items()
+        if outcome != "undecided" and attack_of(copies[name].cell) == WHOLE
+    }
+    lost = {
+        name
+        for name, outcome in found.items()
+        if outcome == "undecided"
+        and attack_of(copies[name].cell) != WHOLE
+        and secret_of(copies[name]) in decidable
+    }
+    return {**found, **dict.fromkeys(lost, "not owned")}
+
+
+def copy_of(record: Record) -> str:
+    """Name a copy by what was done to it and what was read."""
+    return f"{attack_of(record.cell)} {reading_of(record)}"
 
 
 class _Found:

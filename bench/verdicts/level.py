@@ -15,14 +15,16 @@ from bench.verdicts.innocents import (
     WHOLE,
     Innocents,
     Scores,
+    copy_of,
     innocents,
+    outcomes,
     populations,
     same_keys,
     secret_of,
     verdict_on,
 )
 from bench.verdicts.intervals import exact, upper_bound
-from bench.verdicts.verdict import Kind, Verdict, decide, innocents_needed, rank_p_value
+from bench.verdicts.verdict import Kind, Outcome, Verdict, decide, innocents_needed, rank_p_value
 
 RATE = 0.05
 """The false-positive rate at which detection is stated."""
@@ -119,6 +121,8 @@ def level_table(outline: Outline, groups: Iterable[tuple[str, str, Sequence[Reco
             "released model against all kinds, exact 95 % interval as if they were independent, "
             "and the kind that is too few to reach alpha. Holm: copies owned when all verdicts of "
             "a method are passed together.",
+            "A copy that the method cannot read is not owned and outscores nobody. Nor is one "
+            "owned that an attack left undecided, where the untouched copy is decided.",
             *(
                 f"{owner}, {method}: {same}."
                 for owner, method, records in told
@@ -147,14 +151,15 @@ def _keys(records: Iterable[Record]) -> int:
 def _lines(records: Sequence[Record], alpha: float) -> Iterator[tuple[str, ...]]:
     """Yield a line for every kind of innocent that the method has; copies stand in the first."""
     nulls = innocents(records)
-    verdicts = [
-        verdict_on(record, nulls, alpha)
-        for _, population in sorted(populations(records).items())
-        for record in population.marked
-    ]
+    found = outcomes(records, nulls, alpha)
+    read = [population for _, population in sorted(populations(records).items())]
+    copies = [record for population in read for record in population.marked]
+    verdicts = [verdict_on(record, nulls, alpha) for record in copies]
+    judged = [*zip(verdicts, (found[copy_of(record)] for record in copies), strict=True)]
+    unread = sum(population.unread for population in read)
     marked, innocent = separation.readings(records)
     marks = any(null.descendants is not None for null in nulls.values())
-    power = (_owned(verdicts), _together(verdicts, alpha))
+    power = (_owned(judged, unread), _together(verdicts, unread, alpha))
     for kind in get_args(Kind) if marks else ("strangers",):
         theirs = innocent.get(kind, ())
         yield (
@@ -196,14 +201,16 @@ def _called(kind: Kind, nulls: Mapping[str, Innocents], alpha: float) -> str:
     return f"{called} of {asked} (<= {max(c.upper for c in judged):.3f})"
 
 
-def _owned(verdicts: Sequence[Verdict]) -> str:
-    decided = [verdict for verdict in verdicts if verdict.outcome != "undecided"]
-    if not decided:
-        return f"undecided {len(verdicts)}" if verdicts else NOTHING
-    owned = sum(verdict.outcome == "owned" for verdict in decided)
-    low, high = exact(owned, len(decided), 0.05)
-    said = f"{owned} of {len(decided)} [{low:.2f}, {high:.2f}]"
-    reservations = sorted({verdict.reservation for verdict in decided if verdict.reservation})
+def _owned(judged: Sequence[tuple[Verdict, Outcome]], unread: int) -> str:
+    """Write how many copies are owned of those whose claim was decided, or else lost."""
+    decided = [(verdict, outcome) for verdict, outcome in judged if outcome != "undecided"]
+    count = len(decided) + unread
+    if not count:
+        return f"undecided {len(judged)}" if judged else NOTHING
+    owned = sum(outcome == "owned" for _, outcome in decided)
+    low, high = exact(owned, count, 0.05)
+    said = f"{owned} of {count} [{low:.2f}, {high:.2f}]"
+    reservations = sorted({verdict.reservation for verdict, _ in decided if verdict.reservation})
     return "; ".join([said, *reservations])
 
 
@@ -231,10 +238,10 @@ def _detection(marked: Sequence[separation.Reading], innocent: Sequence[separati
     return f"{found.true_positive_rate:.3f} = {hits} [{low:.2f}, {high:.2f}] (FPR {seen}{bound})"
 
 
-def _together(verdicts: Sequence[Verdict], alpha: float) -> str:
+def _together(verdicts: Sequence[Verdict], unread: int, alpha: float) -> str:
     if not verdicts:
-        return NOTHING
+        return f"0 of {unread}" if unread else NOTHING
     family = holm(verdicts, alpha)
     owned = family.outcomes.count("owned")
-    text = f"{owned} of {len(verdicts)}"
+    text = f"{owned} of {len(verdicts) + unread}"
     return text if owned else f"{text}, {family.needed} needed"

@@ -12,11 +12,10 @@ from bench.verdicts.families import Answer, Paired, paired, paired_together
 from bench.verdicts.innocents import (
     WHOLE,
     attack_of,
+    copy_of,
     innocents,
-    lineage,
-    reading_of,
+    outcomes,
     secret_of,
-    verdict_on,
 )
 from bench.verdicts.intervals import paired_interval
 
@@ -81,30 +80,13 @@ def pairs_table(outline: Outline, groups: Iterable[tuple[str, str, Sequence[Reco
 
 
 def recognised(records: Sequence[Record], alpha: float) -> list[Answer]:
-    """Say of every attacked copy whether it was owned, as far as that can be said.
-
-    One that the method cannot read is not, nor one that the attack left undecided.
-    """
-    nulls = innocents(records)
-    copies = [record for record in records if lineage(record) == "released"]
-    outcomes = {r.key: verdict_on(r, nulls, alpha).outcome for r in copies if r.evidence}
-    outcomes |= {r.key: "not owned" for r in copies if r.status == "incompatible"}
-    decidable = {
-        secret_of(record)
-        for record in copies
-        if attack_of(record.cell) == WHOLE and outcomes.get(record.key) in ("owned", "not owned")
-    }
+    """Say of every attacked copy whether it was owned, as far as that can be said."""
+    found = outcomes(records, innocents(records), alpha)
     return [
-        Answer(
-            record.cell,
-            outcomes[record.key] == "owned",
-            secret_of(record),
-            f"{attack_of(record.cell)} {reading_of(record)}",
-        )
-        for record in copies
-        if record.key in outcomes
-        and attack_of(record.cell) != WHOLE
-        and (outcomes[record.key] != "undecided" or secret_of(record) in decidable)
+        Answer(record.cell, found[name] == "owned", secret_of(record), name)
+        for record in records
+        if attack_of(record.cell) != WHOLE
+        and found.get(name := copy_of(record), "undecided") != "undecided"
     ]
 
 

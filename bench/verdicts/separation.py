@@ -26,6 +26,7 @@ from bench.verdicts.innocents import (
     secret_digests,
     secret_of,
     trained_strangers,
+    unread_copies,
 )
 from bench.verdicts.intervals import Interval, exact, upper_bound
 from bench.verdicts.verdict import Kind, innocents_needed
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
     from numpy.random import Generator
     from numpy.typing import NDArray
 
+
+UNREAD = -1.0
+"""The score of a copy that the method cannot read: below any agreement, it outscores nobody."""
 
 RESAMPLES = 999
 """Bootstrap draws behind an interval for the area under a curve."""
@@ -95,7 +99,8 @@ def readings(
     """Return the scores of marked copies and, kind by kind, of innocents, over all claims.
 
     A stranger is one draw whatever was done to it, and so are the descendants of one attack and
-    all copies of one other key. Kinds without a reading are left out.
+    all copies of one other key. Kinds without a reading are left out. A marked copy that the method
+    cannot read scores `UNREAD`.
     """
     read = list(records)
     trained, digests = trained_strangers(read), secret_digests(read)
@@ -103,6 +108,11 @@ def readings(
         Reading(model_name(r), key, evidence_of(r).score)
         for key, population in sorted(populations(read).items())
         for r in population.marked
+    )
+    marked += tuple(
+        Reading(copy, key, UNREAD)
+        for key, copies in sorted(unread_copies(read).items())
+        for copy in sorted(copies)
     )
     found: dict[Kind, dict[tuple[str, str], Reading]] = {kind: {} for kind in get_args(Kind)}
     for record in read:

@@ -222,3 +222,24 @@ def test_keys_that_are_one_and_the_same_count_as_one(secrets, owned, said):
     assert all((found[c] == line(once)[c]) == said for c in ("copies owned", "Holm"))
     text = "mini, ipguard: method seeds 0 and 1 give one and the same key, which counts as one."
     assert (text in table_of(read).notes) == said
+
+
+def test_a_copy_that_cannot_be_read_is_not_owned_and_outscores_nobody():
+    copies = [record(0.9, i, "released") for i in range(4)]
+    lost = dataclasses.replace(
+        copies[0], status="incompatible", evidence=None, suspect_digest="", key="lost"
+    )
+    found = line([*strangers(40), lost, *copies[1:]])
+    # 3 of 4: Clopper and Pearson, 0.194 to 0.994; 3 * 40 of 4 * 40 pairs are won.
+    assert found["copies owned"] == "3 of 4 [0.19, 0.99]"
+    assert found["AUC"].startswith("0.750 [")
+    assert found["TPR at FPR 0.05"].startswith("0.750 = 3/4 [0.19, 0.99]")
+    assert found["Holm"] == "0 of 4, 59 needed"  # 1 / 60 is the first within 0.05 / 3
+
+
+def test_a_copy_that_an_attack_left_undecided_is_lost_where_the_untouched_one_is_decided():
+    tuned = (Spec("finetune.classify"),)  # which no stranger went through
+    attacked = record(0.9, 0, "released", tried=tuned)
+    untouched = record(0.9, 1, "released")
+    assert line([*strangers(19), attacked])["copies owned"] == "undecided 1"
+    assert line([*strangers(19), attacked, untouched])["copies owned"].startswith("1 of 2 [")
