@@ -32,6 +32,7 @@ from bench.types import (
     HasReadout,
     Method,
     NamesData,
+    SaysUnreadable,
     UsesBase,
     UsesHead,
 )
@@ -45,7 +46,7 @@ C = TypeVar("C", bound=type)
 A = TypeVar("A", bound=Attack)
 
 OPTIONAL: Mapping[str, tuple[type, ...]] = {
-    "method": (HasReadout, HasPrecision, CountsProtecting, CountsExtracting),
+    "method": (HasReadout, HasPrecision, CountsProtecting, CountsExtracting, SaysUnreadable),
     "attack": (NamesData, UsesBase, UsesHead, CountsPasses),
 }
 """What plug-ins of a kind may have beside what they must."""

@@ -97,8 +97,8 @@ class Suspect(Protocol):
 class Method(Protocol):
     """A way to claim a model: mark it or fingerprint it, then recognise it.
 
-    What it may have beside is in `HasReadout`, `HasPrecision`, `CountsProtecting` and
-    `CountsExtracting`.
+    What it may have beside is in `HasReadout`, `HasPrecision`, `CountsProtecting`,
+    `CountsExtracting` and `SaysUnreadable`.
     """
 
     needs: ClassVar[Access]
@@ -158,6 +158,21 @@ class CountsExtracting(Protocol):
 
     def extract_passes(self, sizes: Sizes) -> Passes:
         """Count the passes of `extract`."""
+
+
+@runtime_checkable
+class SaysUnreadable(Protocol):
+    """A method of which plans know, from shapes, whom it cannot read.
+
+    Plans know by themselves whose answers can be had. A method that asks for labels or logits alone
+    needs this not.
+    """
+
+    def unreadable(self, owner: VisionModel, suspect: VisionModel) -> str:
+        """Say why such a suspect cannot be read; empty where shapes do not tell.
+
+        Both models have shapes and no weights: they lie on PyTorch's meta device.
+        """
 
 
 @runtime_checkable

@@ -29,6 +29,7 @@ reading of its paper, as settings.
 | `precision` | `HasPrecision` | the precision it reads in, and the plain passes beside it |
 | `protect_passes` | `CountsProtecting` | says how many passes `protect` takes |
 | `extract_passes` | `CountsExtracting` | the same of `extract`; without it `bench plan` says ? |
+| `unreadable(owner, suspect)` | `SaysUnreadable` | says from shapes why a suspect cannot be read |
 
 What the readouts are is in [suites/README.md](../suites/README.md#keys-of-a-classifier).
 

@@ -66,6 +66,12 @@ class WeightOracle:
         """Count none: weights are compared."""
         return Passes()
 
+    def unreadable(self, owner: VisionModel, suspect: VisionModel) -> str:
+        """Say that no matrix can be compared, if none can."""
+        found = dict(_matrices(suspect))
+        shapes = {name: tuple(weight.shape) for name, weight in _matrices(owner)}
+        return "" if _comparable(shapes, found) else _nothing_alike(shapes, found)
+
     def protect(self, owner: VisionModel, ctx: Context) -> Protected:
         """Return the owner's model as it is; the secret is a sample of each weight matrix."""
         secret = dict[str, Tensor]()
@@ -90,10 +96,7 @@ class WeightOracle:
         found, cosines = dict(_matrices(suspect.network)), list[Tensor]()
         pairs = _comparable(shapes, found)
         if not pairs:
-            raise Incompatible(
-                f"expected a weight matrix in a shape of the owner's {len(names)}, got none among "
-                f"the suspect's {len(found)}"
-            )
+            raise Incompatible(_nothing_alike(shapes, found))
         for name, weight in pairs.items():
             index, value = secret[f"{name}.index"], secret[f"{name}.value"].double()
             taken = weight.flatten()[index.long().to(weight.device)].double()
@@ -107,6 +110,13 @@ class WeightOracle:
             chance=None,
             notes={"compared": len(pairs), "of": len(names)},
         )
+
+
+def _nothing_alike(shapes: Mapping[str, tuple[int, ...]], found: Mapping[str, Tensor]) -> str:
+    return (
+        f"expected a weight matrix in a shape of the owner's {len(shapes)}, got none among the "
+        f"suspect's {len(found)}"
+    )
 
 
 def _comparable(

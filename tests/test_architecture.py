@@ -38,7 +38,7 @@ PUBLIC = {
             "CountsPasses",
             "CountsProtecting",
         ),
-        *("HasPrecision", "HasReadout", "NamesData", "UsesBase", "UsesHead"),
+        *("HasPrecision", "HasReadout", "NamesData", "SaysUnreadable", "UsesBase", "UsesHead"),
     ),
     "bench.registry": ("attack", "method"),
     "bench.models": (

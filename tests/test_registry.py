@@ -266,6 +266,7 @@ def counted(self, sizes): ...
     [
         (Sign, {}, {"protect_pases": counted}, "'protect_pases'; did you mean 'protect_passes'?"),
         (Sign, {}, {"extract_pass": counted}, "'extract_pass'; did you mean 'extract_passes'?"),
+        (Sign, {}, {"unreadible": counted}, "'unreadible'; did you mean 'unreadable'?"),
         (Sign, {"read_out": "graft"}, {}, "'read_out'; did you mean 'readout'?"),
         (Sign, {"precison": "float32"}, {}, "'precison'; did you mean 'precision'?"),
         (Base, {}, {"use_base": True}, "'use_base'; did you mean 'uses_base'?"),

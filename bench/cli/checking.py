@@ -41,7 +41,7 @@ def check_suite(arguments: argparse.Namespace) -> int:
     """Say for every owner and data set whether it is there; exit 2 if anything is missing."""
     from bench.data import manifest
     from bench.data.settings import LOADERS
-    from bench.runs import owners
+    from bench.runs import budget, owners
     from bench.suite import plan, reader
 
     loaded = reader.load(arguments.suite)
@@ -86,7 +86,8 @@ def check_suite(arguments: argparse.Namespace) -> int:
     if not missing:
         made_plan = plan.make(loaded, arguments.data)
         line(f"suite {loaded.name}", f"{len(made_plan.questions)} cells")
-        for warning in (*_other_classes(made_plan), *made_plan.warnings):
+        said_of = budget.said_of(made_plan)
+        for warning in (*_other_classes(made_plan), *made_plan.warnings, *said_of):
             if warning not in said:
                 console.print(f"note     {warning}", markup=False, highlight=False)
     return USERS_MISTAKE if missing else OK

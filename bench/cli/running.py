@@ -156,6 +156,8 @@ def show_plan(arguments: argparse.Namespace) -> int:
     for line in (budget.basis(arguments.device), *found.notes):
         console.print(line, markup=False, highlight=False)
     _print_warnings(made, console)
+    for line in budget.said_of(made):
+        console.print(f"note: {line}", markup=False, highlight=False)
     answers = ledger.answers(arguments.results / made.suite.name)
     for line in sources.told(sources.other_code(made, store, answers)):
         console.print(f"note: {line}", markup=False, highlight=False)

@@ -1,7 +1,8 @@
-"""Foresee what a plan costs: passes from the plug-ins' settings, time from what was measured here.
+"""Foresee a plan from settings and shapes: what it costs, and whom its methods can read.
 
-Or from what is declared of a device that is not here: its peak, at a stated share of it. Passes
-alone are priced; loading, writing and the passes timed for comparison come on top.
+Passes follow from the plug-ins' settings, time from what was measured here. Or from what is
+declared of a device that is not here: its peak, at a stated share of it. Passes alone are priced;
+loading, writing and the passes timed for comparison come on top.
 """
 
 from __future__ import annotations
@@ -9,26 +10,38 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any, cast
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.data.images import Preprocess
+from bench.data.images import Images, Preprocess
 from bench.data.manifest import split
-from bench.models.building import build
-from bench.models.libraries import EMBEDDED
 from bench.models.vision import Architecture
-from bench.records.nouns import UNTOUCHED, Passes, Sizes, UserError
+from bench.records.nouns import (
+    UNTOUCHED,
+    Access,
+    Incompatible,
+    Passes,
+    Readout,
+    Sizes,
+    Spec,
+    UserError,
+    how_many,
+)
 from bench.records.settings import suggestion
 from bench.records.store import Artefact, Store
 from bench.registry import ATTACKS, METHODS
-from bench.runs.owners import architecture_of
-from bench.suite.graph import Kind, Plan, Stage
+from bench.reports.blocks import labelled
+from bench.runs.owners import architecture_at, unweighted
+from bench.suite.graph import Kind, Plan, Question, Stage
 from bench.suite.todo import guesses, spare_copies, start
-from bench.types import CountsExtracting, CountsPasses, CountsProtecting, Method
+from bench.training.readout import head_for
+from bench.types import CountsExtracting, CountsPasses, CountsProtecting, Method, SaysUnreadable
+from bench.verdicts.innocents import WHOLE, attack_of, family
+from bench.verdicts.verdict import innocents_needed
 
 BFLOAT16_PEAKS: dict[str, float] = {"a100-80gb": 312e12, "h100": 989e12, "h200": 989e12}
 """Operations a second on dense bfloat16 matrices, by the makers' data sheets (SXM boards)."""
@@ -119,9 +132,9 @@ def basis(device: str | None) -> str:
 
 @functools.cache
 def shape(architecture: Architecture) -> Shape:
-    """Measure a model that is built without weights: nothing is drawn, nothing is fetched."""
+    """Measure a model by its shapes alone."""
+    model = unweighted(architecture)
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        model = build(architecture)
         blank = torch.zeros(1, 3, *model.preprocess.size)
         with torch.no_grad():
             tokens = model.forward_features(blank)
@@ -198,6 +211,107 @@ def _bound(passes: Iterable[Passes]) -> str:
     return found.pop() if len(found) == 1 else "~" if found else ""
 
 
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """How many strangers of a claim its method can read, as far as shapes tell before a run."""
+
+    owner: str
+    method: Spec
+    attacked: bool  # alike, for a fingerprint
+    listed: int
+    readable: int
+    unknown: int  # of the readable: nothing tells of them
+    draws: int  # as how many the readable count at most: those of a family are one
+
+    def text(self, alpha: float) -> str:
+        """Say how many can be read, and whether they are too few for any verdict."""
+        alike = " attacked alike" if self.attacked else ""
+        parts = [f"{self.readable} of {how_many(self.listed, 'stranger')}{alike} can be read"]
+        if self.unknown:
+            parts.append(f"{self.unknown} of them as far as is known before a run")
+        if self.draws < self.readable:
+            parts.append(f"counted as {self.draws} at most")
+        needed = innocents_needed(alpha)
+        short = f"; {needed} are needed at alpha = {alpha:g}: verdicts stay undecided"
+        return ", ".join(parts) + (short if self.draws < needed else "")
+
+
+def reaches(plan: Plan) -> list[Reach]:
+    """Count whom each method can read, of claims with strangers of other shapes than the owner's.
+
+    Strangers of a mark are untouched; those of a fingerprint count attack by attack. Shapes are
+    those they start with.
+    """
+    claims: dict[tuple[str, str, str], dict[str, Question]] = {}
+    for question in plan.questions:
+        cell = question.cell
+        if cell.lineage == "stranger" and not question.skip:
+            attack = WHOLE if question.marks else attack_of(cell)
+            strangers = claims.setdefault((cell.owner.text, cell.method.text, attack), {})
+            strangers[(cell.other_model or cell.attack[0]).text] = question
+    model = functools.cache(functools.partial(architecture_at, plan))
+    methods = {question.cell.method.text: question.cell.method for question in plan.questions}
+    why = functools.cache(lambda name, *models: _unreadable(methods[name], *models))
+    found = list[Reach]()
+    for (_, name, attack), strangers in claims.items():
+        claim = next(iter(strangers.values()))
+        owner, suspects = model(claim.owner), {s: model(q.suspect) for s, q in strangers.items()}
+        if all(_alike(owner, suspect) for suspect in suspects.values()):
+            continue
+        said = {s: why(name, owner, suspect) for s, suspect in suspects.items()}
+        read = [s for s, reason in said.items() if not reason]
+        unknown = sum(said[s] is None for s in read)
+        models = {s: strangers[s].cell.other_model for s in read}
+        draws = {(model and family(model)) or s for s, model in models.items()}
+        counts = len(said), len(read), unknown, len(draws)
+        found.append(Reach(claim.cell.owner.name, methods[name], attack != WHOLE, *counts))
+    return found
+
+
+def _unreadable(method: Spec, owner: Architecture, suspect: Architecture) -> str | None:
+    """Say why a suspect cannot be read; empty if it can, None if nobody knows before a run."""
+    plugin = METHODS.build(method.name, method.args)
+    if plugin.needs in Access.BLACK_BOX:
+        return _without_head(method.args.get("readout", "native"), owner, suspect)
+    if not isinstance(plugin, SaysUnreadable):
+        return "" if _alike(owner, suspect) else None
+    try:
+        with torch.device("meta"), torch.no_grad():
+            return plugin.unreadable(unweighted(owner), unweighted(suspect))
+    except Incompatible as error:
+        return str(error)
+
+
+def _alike(one: Architecture, other: Architecture) -> bool:
+    return replace(one, head=other.head) == other
+
+
+@functools.cache
+def _without_head(how: Readout, owner: Architecture, suspect: Architecture) -> str:
+    """Say why nothing answers for a suspect in the owner's classes; empty if a head does."""
+    none = Images(torch.empty(0, 3, 1, 1, dtype=torch.uint8), None, 0, ())
+    try:
+        if how != "relinear":  # which fits whatever gives features
+            head_for(how, unweighted(suspect), unweighted(owner), none, torch.device("meta"))
+    except Incompatible as error:
+        return str(error)
+    return ""
+
+
+def said_of(plan: Plan) -> list[str]:
+    """Say whom methods can read, in a line for all methods of an owner of which the same is so."""
+    lines: dict[tuple[str, str], dict[str, Spec]] = {}
+    found = reaches(plan)
+    for reach in found:
+        told = lines.setdefault((reach.owner, reach.text(plan.suite.alpha)), {})
+        told[reach.method.text] = reach.method
+    label = labelled(reach.method for reach in found)
+    return [
+        f"{owner}: {', '.join(map(label, methods.values()))}: {text}"
+        for (owner, text), methods in lines.items()
+    ]
+
+
 class _Estimates:
     """Answers for one plan and one store; measures every architecture and reads every list once."""
 
@@ -205,13 +319,7 @@ class _Estimates:
         self.plan, self.device = plan, device
         self.guessed, self.pace = guesses(plan, store), _pace(store)
         self._pools = functools.cache(lambda data: split(plan.manifest(data)))
-        self._model = functools.cache(self._architecture)
-
-    def _architecture(self, key: str) -> Architecture:
-        first = self.plan.stages[key]
-        if first.kind == "cohort":
-            return Architecture(EMBEDDED, str(first.recipe.get("shape", "mini")))
-        return architecture_of(self.plan.owners[key])
+        self._model = functools.cache(functools.partial(architecture_at, plan))
 
     def count(self, data: str, *names: str) -> int:
         """Count the images of some pools of a data set."""

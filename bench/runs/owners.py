@@ -1,20 +1,26 @@
-"""Load an owner's model: from the package, a library's hub, a file, or drawn at random."""
+"""Load an owner's model: from the package, a library's hub, a file, at random, or its shapes."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.models.building import build, randomised
-from bench.models.libraries import LIBRARIES, Place
+import torch
+
+from bench.models.building import blank, build, randomised
+from bench.models.heads import Head
+from bench.models.libraries import EMBEDDED, LIBRARIES, Place
 from bench.models.vision import Architecture, VisionModel
 from bench.models.weights import Loaded, load_weights, refuse_infinite
 from bench.records.nouns import UserError, first_line
+from bench.suite.todo import start
 
 if TYPE_CHECKING:
+    from bench.suite.graph import Plan
     from bench.suite.owners import OwnerSettings
 
 
@@ -116,6 +122,24 @@ def architecture_of(owner: OwnerSettings) -> Architecture:
     library.check(bare)
     keeps_head = library.classifies is not None and library.classifies(bare)
     return dataclasses.replace(bare, head="own") if keeps_head else bare
+
+
+@functools.cache
+def unweighted(architecture: Architecture) -> VisionModel:
+    """Build a model of shapes without weights: nothing is drawn, nothing is fetched."""
+    with torch.device("meta"):
+        return blank(architecture)
+
+
+def architecture_at(plan: Plan, key: str) -> Architecture:
+    """Return all but the weights of what a stage starts from, with the classifier an owner got."""
+    made, first = plan.stages[key], start(plan.stages[key], plan.stages)
+    if first.kind == "cohort":
+        return Architecture(EMBEDDED, str(first.recipe.get("shape", "mini")))
+    bare = architecture_of(plan.owners[first.key])
+    if made.kind != "classifier":
+        return bare
+    return dataclasses.replace(bare, head=Head(len(plan.manifest(made.recipe["data"]).classes)))
 
 
 def _from_hub(architecture: Architecture, revision: str | None) -> VisionModel:

@@ -131,29 +131,8 @@ class Channel:
             Incompatible: there is none.
 
         """
-        link, how, depth = self.link, self.wiring, len(model.blocks)
-        block = link.block + (depth - link.depth if how.depth_match == "from_end" else 0)
-        if not 0 <= block < depth - 1:
-            raise Incompatible(f"expected more than {block + 1} blocks, got {depth}")
-        with torch.no_grad():
-            side = model.preprocess.size
-            tokens = model.embed(torch.zeros(1, 3, *side, device=model.mean.device)).shape[1]
-        index = link.place
-        if how.axis == "token" and index >= link.prefix:
-            if how.token_match == "patch":
-                index += model.prefix - link.prefix
-            elif how.token_match == "relative":
-                index = model.prefix + _same_spot(
-                    index - link.prefix, link.tokens - link.prefix, tokens - model.prefix
-                )
-        width = self.codec.written
-        found = model.width if how.axis == "token" else tokens
-        if found != width and how.width_match == "incompatible":
-            what = "width" if how.axis == "token" else "token count"
-            raise Incompatible(f"expected the owner's {what} {width}, got {found}")
-        if index >= (tokens if how.axis == "token" else model.width):
-            raise Incompatible(f"expected a {how.axis} {index}, the suspect has none")
-        return dataclasses.replace(self, link=Link(block, index, depth, model.prefix, tokens))
+        link = found_again(self.wiring, self.link, self.codec.written, model)
+        return dataclasses.replace(self, link=link)
 
     def up_to_b(self, model: VisionModel, images: Tensor) -> tuple[Tensor, Tensor]:
         """Run p on images (b, 3, h, w): what e sees, and the output of block b (b, n, d)."""
@@ -241,6 +220,40 @@ class Channel:
         if self.wiring.width_match == "incompatible":
             raise Incompatible(f"expected the owner's width {width}, got {value.shape[1]}")
         return F.pad(value, (0, width - value.shape[1]))  # a negative pad cuts
+
+
+def found_again(how: Wiring, link: Link, width: int, model: VisionModel) -> Link:
+    """Find the owner's place in a suspect, which tokens or channels of `width` are written to.
+
+    Raises:
+        Incompatible: there is none.
+
+    """
+    depth, tokens, index = len(model.blocks), count_tokens(model), link.place
+    block = link.block + (depth - link.depth if how.depth_match == "from_end" else 0)
+    if not 0 <= block < depth - 1:
+        raise Incompatible(f"expected more than {block + 1} blocks, got {depth}")
+    if how.axis == "token" and index >= link.prefix:
+        if how.token_match == "patch":
+            index += model.prefix - link.prefix
+        elif how.token_match == "relative":
+            index = model.prefix + _same_spot(
+                index - link.prefix, link.tokens - link.prefix, tokens - model.prefix
+            )
+    found = model.width if how.axis == "token" else tokens
+    if found != width and how.width_match == "incompatible":
+        what = "width" if how.axis == "token" else "token count"
+        raise Incompatible(f"expected the owner's {what} {width}, got {found}")
+    if index >= (tokens if how.axis == "token" else model.width):
+        raise Incompatible(f"expected a {how.axis} {index}, the suspect has none")
+    return Link(block, index, depth, model.prefix, tokens)
+
+
+@torch.no_grad()
+def count_tokens(model: VisionModel) -> int:
+    """Count the tokens between a model's blocks, prefix tokens with them."""
+    blank = torch.zeros(1, 3, *model.preprocess.size, device=model.mean.device)
+    return model.embed(blank).shape[1]
 
 
 def find_link(

@@ -35,6 +35,7 @@ from bench.types import (
     Access,
     Context,
     Evidence,
+    Incompatible,
     Json,
     Passes,
     Positive,
@@ -45,7 +46,16 @@ from bench.types import (
     Suspect,
     UserError,
 )
-from methods.activemark.channel import PROFILE_IMAGES, Channel, Codec, Link, Wiring, find_link
+from methods.activemark.channel import (
+    PROFILE_IMAGES,
+    Channel,
+    Codec,
+    Link,
+    Wiring,
+    count_tokens,
+    find_link,
+    found_again,
+)
 from methods.activemark.embedding import CACHE_BYTES, Embedding, draw_bits, embed
 
 LOST = 0.25
@@ -248,6 +258,29 @@ class ActiveMark:
             chance=0.5,  # n / 2 of n fair bits agree by chance
         )
 
+    def unreadable(self, owner: VisionModel, suspect: VisionModel) -> str:
+        """Say what does not fit; of blocks and places still to be chosen, one that fits will do."""
+        tokens, depth = count_tokens(owner), len(owner.blocks)
+        written = owner.width if self.axis == "token" else tokens
+        place = self.index if isinstance(self.index, int) else 0
+        said = ""
+        for block in range(depth - 1) if self.block == "auto" else [self.block]:
+            link = Link(block, place, depth, owner.prefix, tokens)
+            try:
+                found_again(self.wiring, link, written, suspect)
+            except Incompatible as error:
+                said = str(error)
+            else:
+                return self._misread(owner, suspect)
+        return said
+
+    def _misread(self, owner: VisionModel, suspect: VisionModel) -> str:
+        """Say that d does not fit what it would be given of a suspect."""
+        if self.read != "embedding" or self.width_match == "pad":
+            return ""
+        ours, found = (_embedding_width(m, count_tokens(m)) for m in (owner, suspect))
+        return "" if ours == found else f"expected the owner's width {ours}, got {found}"
+
     def protect_passes(self, sizes: Sizes) -> Passes:
         """Count the steps; the block in the middle stands for one that a rule will choose."""
         block = sizes.blocks // 2 if self.block == "auto" else self.block
@@ -297,11 +330,15 @@ class ActiveMark:
         written = model.width if self.axis == "token" else link.tokens
         read = written
         if self.read == "embedding":
-            with torch.no_grad():
-                flat = torch.zeros(1, link.tokens, model.width, device=model.mean.device)
-                read = model.embedding(flat).shape[1]
+            read = _embedding_width(model, link.tokens)
         hidden = self.encoder_hidden, self.decoder_hidden
         return Codec(written, read, self.bits, *hidden, self.wiring.encoder_output).draw(rng)
+
+
+@torch.no_grad()
+def _embedding_width(model: VisionModel, tokens: int) -> int:
+    blank = torch.zeros(1, tokens, model.width, device=model.mean.device)
+    return model.embedding(blank).shape[1]
 
 
 def _finetuned(model: VisionModel, ctx: Context) -> VisionModel:

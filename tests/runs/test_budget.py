@@ -217,6 +217,15 @@ def test_a_plug_in_that_counts_nothing_is_unknown_not_free(tmp_path, monkeypatch
     assert rows["utility"].seconds > 0
 
 
+def test_whom_a_plug_in_that_does_not_say_can_read_is_taken_for_all_and_said(tmp_path, monkeypatch):
+    monkeypatch.setitem(METHODS._plugins, "silent", (Silent, 1))
+    text = suite(methods=["{name: silent}"], innocents="{strangers: 1, other_shapes: 2}")
+    (said,) = budget.said_of(planned(tmp_path, text))
+    assert said.startswith(
+        "mini: silent: 5 of 5 strangers can be read, 4 of them as far as is known before a run;"
+    )
+
+
 @pytest.mark.parametrize("name", METHODS.names())
 def test_every_method_of_ours_says_what_it_costs(name):
     sizes = Sizes(images=100, held_out=50, blocks=12, tokens=197, width=192)
