@@ -51,7 +51,12 @@ TRAINS, HALF = "self, ctx.rng)", '__import__("dataclasses").replace(self, lr=sel
 PLANTED = [
     # A rate, a threshold, a norm, a scale: what was changed before and went unseen.
     ("finetune.classify", "attacks/finetune.py", TRAINS, HALF),
-    ("finetune.segment", "attacks/segment.py", TRAINS, HALF),
+    (
+        "finetune.segment",
+        "attacks/segment.py",
+        "self, ctx.rng, counted)",
+        HALF.replace("ctx.rng)", "ctx.rng, counted)"),
+    ),
     (
         "distill.logits",
         "attacks/distill.py",
@@ -124,8 +129,8 @@ def test_a_changed_default_needs_a_new_version_and_a_new_version_new_numbers():
     now = copy.deepcopy(was)
     now["defaults"]["sigma"] = 0.1
     said = golden.complaint("noise.weights", was, now)
-    assert "under version 1: default of sigma 0.05 -> 0.1; raise its version=" in said
-    newer = now | {"version": 2}
+    assert ": default of sigma 0.05 -> 0.1; raise its version=" in said
+    newer = now | {"version": was["version"] + 1}
     assert golden.complaint("noise.weights", was, newer).endswith("python tests/golden.py --update")
     assert golden.complaint("noise.weights", newer, newer) == ""
     assert "no golden numbers" in golden.complaint("noise.weights", None, now)
