@@ -178,8 +178,8 @@ def protect(
     `model` is mini or LIBRARY:NAME, `weights` hub, random or a file; of several sets of weights in
     it `entry` names one. `images` is a folder of yours,
     or the embedded photos or digits. Files go to `output`, or to a folder there for each user that
-    has a name. `note` is told what was understood of a file of weights, `watch` of every copy as
-    it is made.
+    has a name. `note` is told what was understood of a file of weights and of a folder of images,
+    `watch` of every copy as it is made.
 
     Raises:
         UserError: there is no such model, method or image, or a key lies there already.
@@ -202,6 +202,8 @@ def protect(
     for told in owner.notes.get("weights", []):
         note(f"{named.name}: {told}")
     listed = manifest.read("images", claim.described(images, labels), root)
+    for told in listed.notes:
+        note(f"images: {told}")
     pools = claim.owners_images(listed, owner.preprocess)
     return claim.protect_copies(owner, spec, pools, homes, seed, there, watch)
 

@@ -45,6 +45,19 @@ def test_a_table_is_a_frame_with_numbers_where_all_of_a_column_is(demo):
         assert table.frame().shape == (len(table.rows), len(table.columns))
 
 
+def test_names_in_a_frame_stay_text_whatever_they_look_like():
+    columns = ("method", "user", "copies", "run", "share", "code")
+    rows = (("1", "01", "2", "1e5", "-0.5", "nan"), ("2", "7", "", "2.50", "+1e-05", "True"))
+    frame = bench.Table("Users", "by name", columns, rows, heads=1).frame()
+    assert frame["method"].tolist() == ["1", "2"]  # heads are names
+    assert frame["user"].tolist() == ["01", "7"]
+    assert frame["code"].tolist() == ["nan", "True"]
+    assert frame["run"].tolist() == [1e5, 2.5]
+    assert frame["share"].tolist() == [-0.5, 1e-5]
+    assert frame["copies"].isna().tolist() == [False, True]
+    assert frame["copies"][0] == 2
+
+
 def test_a_report_has_the_tables_that_are_asked_for(demo):
     def names(**asked):
         return [table.name for table in bench.report(demo, **asked)]

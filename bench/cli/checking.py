@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from bench.data.manifest import Manifest
     from bench.data.settings import DataSettings
+    from bench.models.vision import VisionModel
     from bench.suite.graph import Plan
     from bench.suite.owners import OwnerSettings
 
@@ -101,11 +102,10 @@ def _weights_line(owner: OwnerSettings, data_dir: Path | None) -> tuple[str | Us
     try:
         identity = plan.weights_identity(owner, data_dir)
         place = owners.place(owner) if owner.from_hub else None
-        how = budget.shape(owners.architecture_of(owner)).preprocess  # refuses sizes that cannot be
+        model = owners.unweighted(owners.architecture_of(owner))  # refuses sizes that cannot be
     except UserError as error:
         return error, "missing"
-    height, width = how.size
-    reads = f", reads {height} x {width} ({how.mode}, crop {how.crop_pct:g}, {how.interpolation})"
+    reads = f", reads {_seen(model)}"
     if not owner.from_hub:
         return f"weights {identity}{reads}", "ok"
     if place is None:
@@ -115,6 +115,15 @@ def _weights_line(owner: OwnerSettings, data_dir: Path | None) -> tuple[str | Us
         return f"weights of {place.repository}{pin}, in the hub's cache{reads}", "ok"
     size = budget.shape(owners.architecture_of(owner)).bytes / 1e9
     return f"about {size:.1f} GB from the hub on the first run, or now: {place.command}", "fetch"
+
+
+def _seen(model: VisionModel) -> str:
+    """Say what a model makes of an image, and the tag of the weights it does so for."""
+    how, (height, width) = model.preprocess, model.preprocess.size
+    mean, std = ("/".join(f"{value:.3g}" for value in part) for part in model.scaling)
+    cut = f"{height} x {width} ({how.mode}, crop {how.crop_pct:g}, {how.interpolation})"
+    named = model.architecture.tag or model.architecture.name.partition(".")[2]
+    return f"{cut}, mean {mean}, std {std}, {f'tag {named}' if named else 'no tag'}"
 
 
 def _understood(owner: OwnerSettings, data_dir: Path | None) -> list[str | UserError]:

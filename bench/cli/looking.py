@@ -224,6 +224,10 @@ def profile_model(arguments: argparse.Namespace) -> int:
     else:
         settings = DataSettings("folder", path=arguments.images)
     listed = manifest.read("images", settings, arguments.data)
+    for told in model.notes.get("weights", []):
+        print(f"{owner.name}: {told}")
+    for told in listed.notes:
+        print(f"images: {told}")
     order = torch.randperm(len(listed.items), generator=torch.Generator().manual_seed(0))
     images = load(listed, order[: arguments.count].tolist(), model.preprocess)
     figure = activations.figure_2(

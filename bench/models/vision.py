@@ -103,6 +103,7 @@ class VisionModel(nn.Module):
         self.trunk = trunk
         self.preprocess = preprocess
         self.notes: dict[str, Json] = {}  # what the attack that made this model has to report
+        self.scaling = tuple(mean), tuple(std)  # as numbers: without weights the buffers have none
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
         self.head: ClassifierHead | LinearSegmenter | DptSegmenter | None = None

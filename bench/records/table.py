@@ -32,6 +32,9 @@ LEAST_COLUMN = 9
 FIRST_COLUMN = 17
 """Letters at least for the names of attacks: a name broken within a word is hard to read."""
 
+NUMBER = re.compile(r"[+-]?(0|[1-9]\d*)(\.\d+)?(e[+-]?\d+)?")
+"""What tables write for a number: no other zero comes first, so 01 is a name."""
+
 LATEX_LETTERS = str.maketrans(
     {
         **{letter: f"\\{letter}" for letter in "&%$#_{}"},
@@ -73,12 +76,17 @@ class Table:
     def frame(self) -> DataFrame:
         """Return the rows for pandas: numbers where all of a column is numbers, else text.
 
+        Names stay text: those of blocks, and any that are no number as numbers are written, as 01.
         Where nothing was asked a value is missing. A column's name that comes twice gets a number.
         """
         import pandas
 
-        nothing = [NOTHING, ""]
-        return pandas.read_csv(io.StringIO(csv(self)), na_values=nothing, keep_default_na=False)
+        nothing, text = [NOTHING, ""], io.StringIO(csv(self))
+        frame = pandas.read_csv(text, dtype=str, na_values=nothing, keep_default_na=False)
+        for number in range(self.heads, len(self.columns)):
+            if all(NUMBER.fullmatch(row[number]) or row[number] in nothing for row in self.rows):
+                frame.isetitem(number, pandas.to_numeric(frame.iloc[:, number]).to_numpy())
+        return frame
 
     def blocks(self) -> dict[tuple[str, ...], list[tuple[str, ...]]]:
         """Return the rows without their heads, by head, in order."""

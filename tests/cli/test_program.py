@@ -240,13 +240,39 @@ def test_a_check_names_the_path_of_what_is_missing(tmp_path):
     assert str(tmp_path / "nowhere") in missing[1]
 
 
-def test_a_check_says_once_what_was_understood_of_folders_and_heads(tmp_path):
+def lay_out_classes(folder):
+    """Leave 24 images of the classes 2 and 10, with what is none beside them."""
     for i in range(24):
-        path = tmp_path / "set" / ("2", "10")[i % 2] / f"{i}.gif"
+        path = folder / ("2", "10")[i % 2] / f"{i}.gif"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (8, 8), (9 * i, 0, 0)).save(path)
-    (tmp_path / "set" / ".cache").mkdir()
-    (tmp_path / "set" / "list.csv").write_text("a")
+    (folder / ".cache").mkdir()
+    (folder / "list.csv").write_text("a")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("profile", "mini", "--count", "4"),
+        ("protect", "mini", "--method", "oracle.weights", "-o", "out"),
+    ],
+)
+def test_an_owner_is_told_what_was_understood_of_a_folder(tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    lay_out_classes(tmp_path / "set")
+    said = bench(*command, "--images", "set", "--data", tmp_path, "--device", "cpu")
+    assert said.status == 0
+    told = [line for line in said.out.splitlines() if line.startswith("images: ")]
+    assert told == [
+        "images: passed over .cache: hidden, or left by an archiver",
+        "images: passed over what is no image: 1 .csv",
+        "images: classes 2 .. 10 are in the order of numbers, not of letters",
+        "images: class 2 is label 0 and class 10 is label 1",
+    ]
+
+
+def test_a_check_says_once_what_was_understood_of_folders_and_heads(tmp_path):
+    lay_out_classes(tmp_path / "set")
     suite = write(
         tmp_path,
         ("{embedded: mini}", "{timm: test_vit, weights: random}"),
@@ -257,6 +283,7 @@ def test_a_check_says_once_what_was_understood_of_folders_and_heads(tmp_path):
     notes = [line.removeprefix("note").strip() for line in said.out.splitlines() if "note" in line]
     assert "ok       data photos: 24 images, 2 classes: 2 12, 10 12" in said.out
     assert "weights random 0, reads 160 x 160 (center, crop 0.95, bicubic)" in said.out
+    assert ", mean 0.5/0.5/0.5, std 0.5/0.5/0.5, no tag\n" in said.out
     for note in (
         "data photos: passed over .cache: hidden, or left by an archiver",
         "data photos: passed over what is no image: 1 .csv",
