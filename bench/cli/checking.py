@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.cli.parser import OK, USERS_MISTAKE, Command, a_suite
-from bench.records.nouns import UserError
+from bench.records.nouns import UserError, how_many
 from bench.records.table import wide_console
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def check_suite(arguments: argparse.Namespace) -> int:
             said.add(f"data {name}: {told}")
     if not missing:
         made_plan = plan.make(loaded, arguments.data)
-        line(f"suite {loaded.name}", f"{len(made_plan.questions)} cells")
+        line(f"suite {loaded.name}", how_many(len(made_plan.questions), "cell"))
         said_of = budget.said_of(made_plan)
         for warning in (*_other_classes(made_plan), *made_plan.warnings, *said_of):
             if warning not in said:
@@ -158,7 +158,8 @@ def _print_source(console: Console, settings: DataSettings) -> None:
 
 def _size(made: Manifest) -> str:
     """Count a data set's images, and those of each class where it has few."""
-    total = f"{len(made.items)} images, {len(made.classes)} classes"
+    classes = how_many(len(made.classes), "class", "classes")
+    total = f"{how_many(len(made.items), 'image')}, {classes}"
     counts = Counter(item.label for item in made.items if item.label is not None)
     if not counts:
         return total

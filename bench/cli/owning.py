@@ -168,7 +168,9 @@ def verify_suspect(arguments: argparse.Namespace) -> int:
 
 def description(found: Verification) -> str:
     """Say what a suspect was read as, and what in its file was not read."""
-    parts = ", ".join(f"{part} ({count} tensors)" for part, count in found.ignored.items())
+    parts = ", ".join(
+        f"{part} ({how_many(count, 'tensor')})" for part, count in found.ignored.items()
+    )
     left_out = f"; ignored, as no part of the backbone: {parts}" if parts else ""
     return f"{found.suspect}, read as {found.architecture}{left_out}"
 
@@ -230,9 +232,9 @@ def _innocents_known(key: Key) -> str:
 def _ranks(found: Finding, verdict: Verdict) -> str:
     """Return the p-value and where it comes from, population by population."""
     parts = [
-        f"{rank.p:.4g} among {rank.n} {WHO[rank.kind]}"
+        f"{rank.p:.4g} among {how_many(rank.n, *WHO[rank.kind])}"
         if rank.p is not None
-        else f"no {WHO[rank.kind]} given"
+        else f"no {WHO[rank.kind][1]} given"
         for rank in _given(verdict)
     ]
     if found.p_value is None:
@@ -249,7 +251,7 @@ def _given(verdict: Verdict) -> list[Rank]:
 def _possible(found: Finding, verdict: Verdict, alpha: float) -> str:
     """Say how small p could have been, and what it would take to get below alpha, or further."""
     ranks = _given(verdict)
-    given = " and ".join(f"{rank.n} {rank.kind} given" for rank in ranks)
+    given = " and ".join(f"{how_many(rank.n, rank.kind[:-1])} given" for rank in ranks)
     each = " of each" if len(ranks) > 1 else ""
     smallest = f"at best {min(1.0, found.keys * verdict.attainable):.4g}"
     if verdict.outcome == "undecided":
@@ -258,11 +260,11 @@ def _possible(found: Finding, verdict: Verdict, alpha: float) -> str:
     return f"{smallest}, {given}; {stronger}{each} are needed for {alpha / 5:g}"
 
 
-WHO: Mapping[Kind, str] = {
-    "strangers": "strangers",
-    "descendants": "descendants of the clean owner",
+WHO: Mapping[Kind, tuple[str, str]] = {
+    "strangers": ("stranger", "strangers"),
+    "descendants": ("descendant of the clean owner", "descendants of the clean owner"),
 }
-"""The innocents that are given as files; a key remembers other users' copies."""
+"""The innocents that are given as files, one and many; a key remembers other users' copies."""
 
 PROTECT = Command(
     "protect",

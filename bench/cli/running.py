@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import bench
 from bench.cli import progress
 from bench.cli.parser import OK, SOME_FAILED, Command, a_device, a_suite, data_root, positive
+from bench.records.nouns import how_many
 from bench.records.table import print_table, wide_console, write_tables
 
 if TYPE_CHECKING:
@@ -151,7 +152,7 @@ def show_plan(arguments: argparse.Namespace) -> int:
         )
     console = wide_console()
     cells = len(made.questions)
-    console.print(f"{made.suite.name}: {cells} cells, {cells - len(todo)} answered")
+    console.print(f"{made.suite.name}: {how_many(cells, 'cell')}, {cells - len(todo)} answered")
     console.print(table)
     for line in (budget.basis(arguments.device), *found.notes):
         console.print(line, markup=False, highlight=False)
@@ -207,7 +208,8 @@ def show_store(arguments: argparse.Namespace) -> int:
         }
         gone = session.collect(store, kept)
         freed = sum(a.on_disk for a in gone) / 1e6
-        console.print(f"removed {len(gone)} artefacts, {freed:.1f} MB", highlight=False)
+        what = how_many(len(gone), "artefact")
+        console.print(f"removed {what}, {freed:.1f} MB", highlight=False)
     table = Grid("kind", "artefacts", "weights dropped", "MB")
     artefacts = list(store)
     for kind in sorted({a.kind for a in artefacts}):

@@ -16,7 +16,7 @@ from bench.models.heads import Head
 from bench.models.libraries import EMBEDDED, LIBRARIES, Place
 from bench.models.vision import Architecture, VisionModel
 from bench.models.weights import Loaded, load_weights, refuse_infinite
-from bench.records.nouns import UserError, first_line
+from bench.records.nouns import UserError, first_line, how_many
 from bench.suite.todo import start
 
 if TYPE_CHECKING:
@@ -54,7 +54,9 @@ def load_owner(owner: OwnerSettings, file: Path | None) -> VisionModel:
 
 def _left_out(loaded: Loaded) -> list[str]:
     """Say which tensors of a file are no part of the model."""
-    parts = ", ".join(f"{part} ({count} tensors)" for part, count in loaded.ignored.items())
+    parts = ", ".join(
+        f"{part} ({how_many(count, 'tensor')})" for part, count in loaded.ignored.items()
+    )
     return [f"left out, as no part of the backbone: {parts}"] if parts else []
 
 

@@ -24,6 +24,7 @@ from bench.records.nouns import (
     Rule,
     UserError,
     Utility,
+    how_many,
 )
 from bench.records.store import Artefact, Store
 from bench.suite import sources
@@ -136,7 +137,8 @@ def _see_to_other_code(session: Session) -> None:
         ledger.withdraw(session.home, again)
         for key in gone:
             store.remove(key)
-    what = f"{len(gone)} artefacts removed, {len(again)} answers withdrawn"
+    removed, withdrawn = how_many(len(gone), "artefact"), how_many(len(again), "answer")
+    what = f"{removed} removed, {withdrawn} withdrawn"
     session.note(f"note: other code: {what}, to be made again")
 
 

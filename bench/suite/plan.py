@@ -25,6 +25,7 @@ from bench.records.nouns import (
     Shape,
     Spec,
     UserError,
+    how_many,
 )
 from bench.registry import ATTACKS, METHODS
 from bench.suite.cells import Peers, cells, strange_to, uses_base
@@ -88,7 +89,8 @@ def _manifests(
         if made is None:
             made = manifest.read(name, settings, data_dir)
         else:
-            size = f"{len(made.items)} images, {len(made.classes)} classes"
+            images, classes = len(made.items), how_many(len(made.classes), "class", "classes")
+            size = f"{how_many(images, 'image')}, {classes}"
             said.append(f"data {name} is not there: counted with its published size, {size}")
         found[name] = made
     return found, said

@@ -44,7 +44,7 @@ def test_check_says_once_what_was_understood_of_a_checkpoint(folder):
     assert [line.removeprefix("note     owner mini: ") for line in notes] == [
         CHOSEN,
         "names are read after module.",
-        "left out, as no part of the backbone: head (1 tensors)",
+        "left out, as no part of the backbone: head (1 tensor)",
     ]
 
 

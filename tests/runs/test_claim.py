@@ -148,14 +148,14 @@ def test_two_keys_need_twice_the_innocents(story):
 
 def test_other_users_copies_are_innocent_of_a_key_and_its_own_is_not_counted(story):
     said = verify(story, "suspects/stolen.pth", "--descendants", story / "out")
-    assert "0.5 among 1 descendants of the clean owner" in said.out
+    assert "0.5 among 1 descendant of the clean owner" in said.out
 
 
 def test_equal_weights_count_as_one_innocent(story, tmp_path):
     for name in ("a", "b"):
         shutil.copy(story / "strangers/0.safetensors", tmp_path / f"{name}.safetensors")
     said = verify(story, "suspects/stolen.pth", "--strangers", tmp_path)
-    assert "0.5 among 1 strangers" in said.out
+    assert "0.5 among 1 stranger" in said.out
 
 
 def test_the_commitment_that_was_printed_is_the_one_that_is_checked(story):
@@ -265,7 +265,7 @@ def test_a_thiefs_head_and_prefix_are_no_hindrance(library, tmp_path, prefix):
                  "--key", library / "out/key.safetensors")  # fmt: skip
     assert said.status == UNDECIDED, said
     assert "head (2 tensors)" in said.out
-    assert ("decoder (1 tensors)" in said.out) == bool(prefix)
+    assert ("decoder (1 tensor)" in said.out) == bool(prefix)
     key = read(library / "out/key.safetensors")
     loaded = load_weights(tmp_path / "suspect.safetensors", key.owner)
     assert loaded.digest == key.released  # whatever head sits on it
