@@ -338,7 +338,7 @@ def roc_picture(groups: Iterable[tuple[str, str, Sequence[Record]]]) -> Picture 
         return None
     keys = min(curve.separation.keys for drawn in owners.values() for curve in drawn)
     caption = (
-        "ROC: the share of marked copies above a threshold against the share of innocents at or "
+        "ROC: the share of attacked copies above a threshold against the share of innocents at or "
         "above it, each kind of innocent by itself: ties count against ownership. AUC: with its "
         "interval, "
         f"{separation.interval_note(keys)}."

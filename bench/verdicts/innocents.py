@@ -250,6 +250,11 @@ def copy_of(record: Record) -> str:
     return f"{attack_of(record.cell)} {reading_of(record)}"
 
 
+def without_untouched(records: Iterable[Record]) -> list[Record]:
+    """Leave out the released model as it is: nobody took it, and it is the easiest to own."""
+    return [r for r in records if lineage(r) != "released" or attack_of(r.cell) != WHOLE]
+
+
 class _Found:
     """What the records of one claim have told so far."""
 

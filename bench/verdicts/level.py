@@ -1,4 +1,4 @@
-"""Say how often a method's verdicts are wrong about innocents and right about marked copies."""
+"""Say how often a method's verdicts are wrong about innocents and right about attacked copies."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from bench.verdicts.innocents import (
     same_keys,
     secret_of,
     verdict_on,
+    without_untouched,
 )
 from bench.verdicts.intervals import exact, upper_bound
 from bench.verdicts.verdict import Kind, Outcome, Verdict, decide, innocents_needed, rank_p_value
@@ -97,7 +98,7 @@ def level_table(outline: Outline, groups: Iterable[tuple[str, str, Sequence[Reco
         caption=f"verdicts at alpha = {outline.alpha:g} ({outline.heading})",
         columns=(
             *("owner", "method", "innocents", "n", "called owned", "AUC"),
-            *(f"TPR at FPR {RATE:g}", "copies owned", "Holm"),
+            *(f"TPR at FPR {RATE:g}", "attacked copies owned", "Holm"),
         ),
         rows=tuple(
             (owner, method, *line)
@@ -114,12 +115,14 @@ def level_table(outline: Outline, groups: Iterable[tuple[str, str, Sequence[Reco
             "them. descendants: those of one attack among the clusters of all other attacks, and "
             "above the clean owner and the public model, as after an attack that nobody "
             "foresaw. needed: as many would be, where those there can check nothing.",
+            "copies: attacked ones of the released model, in every column. The untouched model "
+            "itself, which nobody took and which is the easiest, is in none.",
             "AUC: the chance that a copy outscores an innocent of the kind, a tie being no win, "
             f"{separation.interval_note(keys)}. TPR: its exact 95 % interval is over copies; the "
             "threshold is set on half of the innocents of the kind; the rate in round brackets, "
-            "with its one-sided 95 % bound, counts the other half. copies owned: copies of the "
-            "released model against all kinds, exact 95 % interval as if they were independent, "
-            "and the kind that is too few to reach alpha. Holm: copies owned when all verdicts of "
+            "with its one-sided 95 % bound, counts the other half. attacked copies owned: "
+            "against all kinds, exact 95 % interval as if they were independent, "
+            "and the kind that is too few to reach alpha. Holm: those owned when all verdicts of "
             "a method are passed together.",
             "A copy that the method cannot read is not owned and outscores nobody. Nor is one "
             "owned that an attack left undecided, where the untouched copy is decided.",
@@ -152,7 +155,8 @@ def _lines(records: Sequence[Record], alpha: float) -> Iterator[tuple[str, ...]]
     """Yield a line for every kind of innocent that the method has; copies stand in the first."""
     nulls = innocents(records)
     found = outcomes(records, nulls, alpha)
-    read = [population for _, population in sorted(populations(records).items())]
+    tried = populations(without_untouched(records))
+    read = [population for _, population in sorted(tried.items())]
     copies = [record for population in read for record in population.marked]
     verdicts = [verdict_on(record, nulls, alpha) for record in copies]
     judged = [*zip(verdicts, (found[copy_of(record)] for record in copies), strict=True)]

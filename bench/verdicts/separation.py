@@ -27,6 +27,7 @@ from bench.verdicts.innocents import (
     secret_of,
     trained_strangers,
     unread_copies,
+    without_untouched,
 )
 from bench.verdicts.intervals import Interval, exact, upper_bound
 from bench.verdicts.verdict import Kind, innocents_needed
@@ -96,13 +97,14 @@ class AtRate:
 def readings(
     records: Iterable[Record],
 ) -> tuple[tuple[Reading, ...], dict[Kind, tuple[Reading, ...]]]:
-    """Return the scores of marked copies and, kind by kind, of innocents, over all claims.
+    """Return the scores of attacked copies and, kind by kind, of innocents, over all claims.
 
-    A stranger is one draw whatever was done to it, and so are the descendants of one attack and
-    all copies of one other key. Kinds without a reading are left out. A marked copy that the method
-    cannot read scores `UNREAD`.
+    The released model itself, untouched, is no copy that a thief has. A stranger is one draw
+    whatever was done to it, and so are the descendants of one attack and all copies of one other
+    key. Kinds without a reading are left out. An attacked copy that the method cannot read scores
+    `UNREAD`.
     """
-    read = list(records)
+    read = without_untouched(records)
     trained, digests = trained_strangers(read), secret_digests(read)
     marked = tuple(
         Reading(model_name(r), key, evidence_of(r).score)

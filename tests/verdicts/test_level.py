@@ -14,11 +14,11 @@ OUTLINE = outline(name="calibration")
 PRINT = Spec("ipguard")
 
 
-UNTOUCHED = (Spec("control.identity"),)
+UNTOUCHED, TUNED = (Spec("control.identity"),), (Spec("finetune.classify"),)
 
 
-def record(score, number, lineage="stranger", seed=0, tried=UNTOUCHED):
-    """Return a fingerprint's reading of one model, as a score over 100 queries."""
+def record(score, number, lineage="stranger", seed=0, tried=TUNED):
+    """Return a fingerprint's reading of one attacked model, as a score over 100 queries."""
     hits = round(100 * score)
     read = matches(*[1.0] * hits, *[0.0] * (100 - hits))
     return suspect(number, read, lineage, seed, PRINT, tried)
@@ -49,16 +49,16 @@ def other_key(score, key, seed=0):
     return dataclasses.replace(made, cell=cell, marks=True)
 
 
-def strangers(count):
-    return [record(0.10 + i / 1000, i) for i in range(count)]
+def strangers(count, tried=TUNED):
+    return [record(0.10 + i / 1000, i, tried=tried) for i in range(count)]
 
 
 def test_a_method_that_parts_all_models_has_full_power_at_its_level():
     (found,) = lines(
         [*strangers(99), *(record(0.9, i, "released") for i in range(10))]
     ).values()  # a fingerprint's descendants are guilty
-    assert found["n"] == "99"
-    assert found["copies owned"] == "10 of 10 [0.69, 1.00]"  # 0.05 / 2 = 0.69 ** 10
+    assert found["n"] == "0, attacked 99"
+    assert found["attacked copies owned"] == "10 of 10 [0.69, 1.00]"  # 0.05 / 2 = 0.69 ** 10
     assert found["AUC"].startswith("1.000 [")
     tpr, _, rest = found["TPR at FPR 0.05"].partition(" (FPR ")
     hits, _, bound = rest.rstrip(")").partition("/49 <= ")
@@ -118,21 +118,23 @@ def test_innocents_of_a_mark_have_a_line_for_each_kind():
     copies = marked([record(0.85, 0, "released")])
     found = lines([*mark_read(0, 0.1), *mark_read(1, 0.1), *keys, *copies])
     assert [*found] == ["strangers", "descendants", "other keys"]
-    assert [line["n"] for line in found.values()] == ["40", "20", "37"]
+    assert [line["n"] for line in found.values()] == ["40", "20", "0, attacked 37"]
     assert found["strangers"]["called owned"] == f"0 of 40 (<= {1 - 0.05 ** (1 / 20):.3f})"
     assert found["descendants"]["called owned"] == f"0 of 40 (<= {1 - 0.05 ** (1 / 20):.3f})"
     called, _, rest = found["other keys"]["called owned"].partition(" of ")
     assert int(called) % 2 == 0  # both secrets alike
     assert rest.startswith("36 (<= ")
-    assert found["strangers"]["copies owned"].startswith("1 of 1")
-    assert (found["descendants"]["copies owned"], found["other keys"]["Holm"]) == ("—", "—")
+    assert found["strangers"]["attacked copies owned"].startswith("1 of 1")
+    assert (found["descendants"]["attacked copies owned"], found["other keys"]["Holm"]) == (
+        "—",
+        "—",
+    )
     assert [line["AUC"][:5] for line in found.values()] == ["1.000", "1.000", "1.000"]
 
 
 def test_strangers_that_went_through_an_attack_are_counted_beside_the_untouched():
-    tuned = (Spec("finetune.classify"),)
-    alike = [record(0.1, i, tried=tuned) for i in range(37)]
-    found = line([*strangers(20), *alike])
+    alike = [record(0.1, i) for i in range(37)]
+    found = line([*strangers(20, UNTOUCHED), *alike])
     assert found["n"] == "20, attacked 37"
     assert found["called owned"] == f"0 of 18 (<= {upper_bound(0, 18):.3f})"  # by the other 19
 
@@ -146,10 +148,10 @@ def test_areas_under_the_curve_are_told_kind_by_kind_and_never_pooled():
 def test_copies_owned_say_against_which_innocents_alpha_is_out_of_reach():
     copies = marked([record(0.85, 0, "released")])
     read = [*mark_read(0, 0.1), *copies]
-    assert line(read)["copies owned"] == "1 of 1 [0.03, 1.00]; other keys not read"
-    one = line([*read, other_key(0.3, 1)])["copies owned"]
+    assert line(read)["attacked copies owned"] == "1 of 1 [0.03, 1.00]; other keys not read"
+    one = line([*read, other_key(0.3, 1)])["attacked copies owned"]
     assert one == "1 of 1 [0.03, 1.00]; other keys only at 1/2"
-    assert line([*read, other_key(0.9, 1)])["copies owned"].startswith("0 of 1")
+    assert line([*read, other_key(0.9, 1)])["attacked copies owned"].startswith("0 of 1")
 
 
 @pytest.mark.parametrize(("keys", "said"), [(1, True), (3, True), (4, False)])
@@ -171,7 +173,7 @@ def test_enough_innocents_survive_holm():
 
 def test_copies_that_score_like_strangers_are_not_owned():
     found = line([*strangers(40), *(record(0.1, i, "released") for i in range(5))])
-    assert found["copies owned"] == "0 of 5 [0.00, 0.52]"
+    assert found["attacked copies owned"] == "0 of 5 [0.00, 0.52]"
     assert float(found["AUC"].split()[0]) < 0.5
 
 
@@ -179,7 +181,7 @@ def test_copies_that_score_like_strangers_are_not_owned():
 def test_with_too_few_innocents_nothing_is_claimed(count):
     found = line([*strangers(count), record(0.9, 0, "released")])
     assert found["called owned"] == "37 needed"
-    assert found["copies owned"] == "undecided 1"
+    assert found["attacked copies owned"] == "undecided 1"
     assert found["Holm"].endswith("needed")
 
 
@@ -217,9 +219,9 @@ def test_keys_that_are_one_and_the_same_count_as_one(secrets, owned, said):
         lone = [record(0.1, i, seed=seed) for i in range(19)]
         read += [with_secret(r, secret) for r in (*copies, *lone)]
     found = line(read)
-    assert (found["n"], found["copies owned"]) == ("19", owned)
+    assert (found["n"], found["attacked copies owned"]) == ("0, attacked 19", owned)
     once = [r for r in read if r.cell.method_seed == 0]
-    assert all((found[c] == line(once)[c]) == said for c in ("copies owned", "Holm"))
+    assert all((found[c] == line(once)[c]) == said for c in ("attacked copies owned", "Holm"))
     text = "mini, ipguard: method seeds 0 and 1 give one and the same key, which counts as one."
     assert (text in table_of(read).notes) == said
 
@@ -231,15 +233,36 @@ def test_a_copy_that_cannot_be_read_is_not_owned_and_outscores_nobody():
     )
     found = line([*strangers(40), lost, *copies[1:]])
     # 3 of 4: Clopper and Pearson, 0.194 to 0.994; 3 * 40 of 4 * 40 pairs are won.
-    assert found["copies owned"] == "3 of 4 [0.19, 0.99]"
+    assert found["attacked copies owned"] == "3 of 4 [0.19, 0.99]"
     assert found["AUC"].startswith("0.750 [")
     assert found["TPR at FPR 0.05"].startswith("0.750 = 3/4 [0.19, 0.99]")
     assert found["Holm"] == "0 of 4, 59 needed"  # 1 / 60 is the first within 0.05 / 3
 
 
 def test_a_copy_that_an_attack_left_undecided_is_lost_where_the_untouched_one_is_decided():
-    tuned = (Spec("finetune.classify"),)  # which no stranger went through
-    attacked = record(0.9, 0, "released", tried=tuned)
-    untouched = record(0.9, 1, "released")
-    assert line([*strangers(19), attacked])["copies owned"] == "undecided 1"
-    assert line([*strangers(19), attacked, untouched])["copies owned"].startswith("1 of 2 [")
+    lone = strangers(19, UNTOUCHED)  # none of them went through the attack
+    attacked = record(0.9, 0, "released")
+    untouched = record(0.9, 1, "released", tried=UNTOUCHED)
+    assert line([*lone, attacked])["attacked copies owned"] == "undecided 1"
+    assert line([*lone, attacked, untouched])["attacked copies owned"].startswith("0 of 1 [")
+
+
+@pytest.mark.parametrize("kind", [list, marked], ids=["fingerprint", "mark"])
+@pytest.mark.parametrize("status", ["ok", "incompatible"])
+@pytest.mark.parametrize("score", [0.0, 0.9])
+def test_the_untouched_model_is_in_no_column_of_a_line(kind, status, score):
+    twins = [record(0.1, i, "owner", tried=(Spec("noise.weights", {"sigma": i}),)) for i in
+             range(20)]  # fmt: skip
+    copies = [record(0.9, i, "released") for i in range(3)]
+    lost = dataclasses.replace(
+        copies[0], status="incompatible", evidence=None, suspect_digest="", key="lost"
+    )
+    read = [*strangers(40), *strangers(40, UNTOUCHED), *twins, *copies, lost]
+    whole = record(score, 9, "released", tried=UNTOUCHED)
+    if status == "incompatible":
+        whole = dataclasses.replace(whole, status=status, evidence=None, suspect_digest="")
+    found = line(kind(read))
+    assert found["attacked copies owned"].startswith("3 of 4 [")
+    assert line(kind([*read, whole])) == found
+    alone = line(kind([*strangers(40), *strangers(40, UNTOUCHED), *twins, whole]))
+    assert {alone[c] for c in ("attacked copies owned", "AUC", "Holm")} == {"—"}
