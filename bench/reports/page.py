@@ -175,7 +175,6 @@ def _card(block: Block, alpha: float, first: int) -> Card:
         for row in block.rows
         for record in row.records("released")
     }
-    once = [verdict for row in block.rows for verdict in judged(row, nulls, alpha)]
     attacks = {
         result.key: row.label
         for row in block.rows
@@ -191,7 +190,7 @@ def _card(block: Block, alpha: float, first: int) -> Card:
     return Card(
         owner=block.owner,
         method=block.method,
-        facts=[*_facts(block, once)],
+        facts=[*_facts(block, alpha)],
         states=_states(block.results),
         curves=[(label, drawing) for label, drawing in drawn if drawing],
         histogram=drawings.histogram(block, name),
@@ -205,7 +204,7 @@ def _unit(block: Block) -> str:
     return f"{evidence.rule.statistic} of one {evidence.unit}" if evidence else ""
 
 
-def _facts(block: Block, verdicts: Iterable[Verdict]) -> Iterator[Line]:
+def _facts(block: Block, alpha: float) -> Iterator[Line]:
     """Yield access, rule, price, innocents, verdicts and costs, as far as records tell."""
     yield Line("needs", block.access or NOTHING)
     if block.records:
@@ -217,7 +216,10 @@ def _facts(block: Block, verdicts: Iterable[Verdict]) -> Iterator[Line]:
     for label, text, *_ in tables.price(block):
         yield Line(label, text)
     yield Line("innocent models", "; ".join(distinct(map(_null, block.nulls.values()))) or NOTHING)
-    yield Line("verdicts", counts_text([*verdicts], sum(row.unread for row in block.rows)))
+    attacked = [row for row in block.rows if row.chain]  # nobody took the untouched model
+    found = [verdict for row in attacked for verdict in judged(row, block.nulls, alpha)]
+    lost = sum(row.unread for row in attacked)
+    yield Line("verdicts on attacked copies", counts_text(found, lost))
     cost = tables.cost_row(block)
     yield Line("embedding", f"{cost.embed_minutes} min, {cost.embed_ratio} of its ideal")
     yield Line("extraction", f"{cost.extract_seconds} s, {cost.extract_ratio} of its ideal")

@@ -1,5 +1,6 @@
 import base64
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -149,6 +150,17 @@ def test_the_verdict_of_a_cell_is_the_tables():
     (verdict, *_) = judged(blocks[0].rows[0], innocents(blocks[0].records), 0.05)
     found = ("1.000", "0.9688", notes.largest_p([verdict]), verdict.outcome, "0.900")
     assert cells == ["control.identity", "marked", "0/0", "answered", *found]
+
+
+def test_the_overview_counts_verdicts_on_attacked_copies_alone():
+    unread = lost(answer(cell(attack=PRUNE, seed=2)), "incompatible")
+    whole = lost(answer(cell(attack=UNTOUCHED, seed=2)), "incompatible")
+    told = Elements(written([*answers(), unread, whole])).all
+    facts = [
+        "".join(dd) for (tag, _, dt), (_, _, dd) in itertools.pairwise(told)
+        if tag == "dt" and "".join(dt) == "verdicts on attacked copies"
+    ]  # fmt: skip
+    assert facts == ["incompatible 1/3, undecided 2/3", "undecided 1/1"]
 
 
 def test_what_is_missing_shows_as_what_it_is():
