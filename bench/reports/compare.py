@@ -21,8 +21,8 @@ from typing import Literal
 from bench.records.ledger import Results
 from bench.records.nouns import Cell, Json, Record, Spec, canonical, evidence_of, unpacked
 from bench.records.table import NOTHING, Table
-from bench.reports.blocks import grouped, judged, labelled
-from bench.verdicts.innocents import lineage
+from bench.reports.blocks import grouped, labelled
+from bench.verdicts.innocents import lineage, verdict_on
 
 Outcome = Literal["same", "within tolerance", "improved", "regressed", "not measured"]
 
@@ -165,8 +165,8 @@ def _owned(results: Results) -> dict[str, bool]:
     found = dict[str, bool]()
     for block in blocks:
         for row in block.rows:
-            verdicts = judged(row, block.nulls, results.outline.alpha)
-            for record, verdict in zip(row.records("released"), verdicts, strict=True):
+            for record in row.records("released"):  # also of keys that are one and the same
+                verdict = verdict_on(record, block.nulls, results.outline.alpha)
                 found[record.key] = verdict.outcome == "owned"
     return found
 

@@ -74,6 +74,25 @@ def test_a_fingerprints_descendants_are_guilty_and_a_copy_with_the_clean_weights
     assert outcome(results(prints[0]), results(prints[1])) == "regressed"
 
 
+def test_cells_of_two_keys_that_are_one_and_the_same_are_each_compared():
+    tuned, method = Spec("tune"), Spec("mark")
+
+    def read(score):
+        lone = [
+            answer(
+                made.cell(method, "owner", made.stranger(i, tuned)), 0, 0.1, suspect_digest=str(i)
+            )
+            for i in range(19)
+        ]
+        copies = [answer(made.cell(method, attack=(tuned,), seed=s), 50, score) for s in (0, 1)]
+        prints = [dataclasses.replace(r, marks=False) for r in (*lone, *copies)]
+        return results(*map(made.with_secret, prints))
+
+    found = compare.compare(read(0.9), read(0.05), Tolerance())
+    assert found.compared == 21
+    assert [m.lost for m in found.movements if m.what == "score"] == [2]
+
+
 def test_the_price_of_a_mark_is_part_of_its_utility():
     def priced(cosine, accuracy):
         return answer(MARKED, fidelity=Fidelity((cosine,) * 4, 0.9, accuracy, 100, "digits"))
