@@ -318,7 +318,8 @@ def bounds_table(outline: Outline, groups: Iterable[tuple[str, str, Sequence[Rec
             f"P: upper bounds of eq. 13 and 14, wanted at {MISSED:g} and {CALLED:g}; R high and R "
             "low: the thresholds that reach these. vacuous: even flawless suspects of this number "
             "could not reach them, so many are needed. "
-            "separated: R low lies below R high. Several keys: the worst of them.",
+            "separated: R low lies below R high. Several keys: the worst of them. marked: copies "
+            "of the released model, attacked or not, for R is to be high of both.",
             "bits, as printed: eq. 9 defines r on bits and eq. 12 uses it on images. bits, through "
             "eq. 6: an image by its bits, as if independent. images: detections per suspect, what "
             "eq. 12 needs. All three take the images of a suspect as independent, though they "
