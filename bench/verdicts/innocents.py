@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -225,9 +226,12 @@ def outcomes(
     """Say of every copy of the released model, by `copy_of`, what became of the claim.
 
     A copy that the method cannot read is not owned, nor one that an attack left undecided where
-    the untouched one is decided: both are the thief's success.
+    the untouched one is decided: both are the thief's success. Where fewer innocents than needed
+    were attacked alike, it is the suite that leaves it undecided, and it stays so.
     """
-    copies = {copy_of(r): r for r in records if lineage(r) == "released"}
+    read, needed = list(records), innocents_needed(alpha)
+    copies = {copy_of(r): r for r in read if lineage(r) == "released"}
+    alike = Counter(_claim_after(r) for r in read if lineage(r) == "stranger")
     found = {n: verdict_on(r, nulls, alpha).outcome for n, r in copies.items() if r.evidence}
     found |= {n: "not owned" for n, r in copies.items() if r.status == "incompatible"}
     decidable = {
@@ -241,8 +245,13 @@ def outcomes(
         if outcome == "undecided"
         and attack_of(copies[name].cell) != WHOLE
         and secret_of(copies[name]) in decidable
+        and (copies[name].marks or alike[_claim_after(copies[name])] >= needed)
     }
     return {**found, **dict.fromkeys(lost, "not owned")}
+
+
+def _claim_after(record: Record) -> tuple[str, str]:
+    return secret_of(record), attack_of(record.cell)
 
 
 def copy_of(record: Record) -> str:

@@ -240,11 +240,19 @@ def test_a_copy_that_cannot_be_read_is_not_owned_and_outscores_nobody():
 
 
 def test_a_copy_that_an_attack_left_undecided_is_lost_where_the_untouched_one_is_decided():
-    lone = strangers(19, UNTOUCHED)  # none of them went through the attack
+    lone = strangers(19, UNTOUCHED)
+    gone = [
+        dataclasses.replace(r, status="incompatible", evidence=None, suspect_digest="")
+        for r in strangers(19)  # after the attack nobody can read them
+    ]
     attacked = record(0.9, 0, "released")
     untouched = record(0.9, 1, "released", tried=UNTOUCHED)
-    assert line([*lone, attacked])["attacked copies owned"] == "undecided 1"
-    assert line([*lone, attacked, untouched])["attacked copies owned"].startswith("0 of 1 [")
+    assert line([*lone, *gone, attacked])["attacked copies owned"] == "undecided 1"
+    found = line([*lone, *gone, attacked, untouched])["attacked copies owned"]
+    assert found.startswith("0 of 1 [")
+    # The suite attacked too few of them: that is no success of the thief's.
+    found = line([*lone, *gone[:18], attacked, untouched])["attacked copies owned"]
+    assert found == "undecided 1"
 
 
 @pytest.mark.parametrize("kind", [list, marked], ids=["fingerprint", "mark"])

@@ -78,6 +78,12 @@ def test_undecided_copies_are_lost_where_the_untouched_one_is_decided_and_else_n
     assert (line["copies"], line["difference"], line["p"]) == ("0 of 24", "—", "—")
     assert line["outcome"].startswith("undecided")
     spec = Spec("b")
+    # One more stranger went through every attack, and nobody can read it any more.
+    few += [
+        dataclasses.replace(r, status="incompatible", evidence=None, suspect_digest="")
+        for r in read("b", 0.9, strangers=1)
+        if r.cell.lineage == "stranger"
+    ]
     for key in range(4):  # of 8
         few.append(suspect(0, matches(0.9), "released", key, spec, UNTOUCHED))
         few += [suspect(i, matches(0.1), "stranger", key, spec, UNTOUCHED) for i in range(19)]
