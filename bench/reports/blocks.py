@@ -225,7 +225,10 @@ def grouped(outline: Outline, records: Mapping[str, Record]) -> tuple[list[Block
     cells = [cell for _, cell in outline.cells]
     owners = labelled(cell.owner for cell in cells)
     methods = labelled(cell.method for cell in cells)
-    steps = labelled(step for cell in cells for step in (*core(cell), *_control(cell)))
+    steps = labelled(
+        (step for cell in cells if cell.base == "released" for step in core(cell)),
+        beside=(step for cell in cells for step in (*core(cell), *_control(cell))),
+    )
     told = {record.key: record for record in with_digests(records.values())}
     groups: dict[tuple[str, str], list[CellResult]] = {}
     for key, cell in outline.cells:
@@ -290,17 +293,41 @@ def _control(cell: Cell) -> tuple[Spec, ...]:
     return (Spec(first.name, kind, first.version),)
 
 
-def labelled(specs: Iterable[Spec]) -> _Labels:
-    """Name specs by name and by the settings that tell them from others of that name."""
+def labelled(specs: Iterable[Spec], beside: Iterable[Spec] = ()) -> _Labels:
+    """Name specs by name and by the settings that tell them from others of that name.
+
+    What stands `beside` them is named after them, and makes no name of theirs longer.
+    """
+    texts: dict[str, str] = {}
+    legend: list[str] = []
+    ours, others = _families(specs), _families(beside)
+    every = {n: ours.get(n, {}) | others.get(n, {}) for n in (*ours, *others)}
+    for named, among in ((ours, ours), (others, every)):
+        _name(named, among, texts, legend)
+    return _Labels(texts, tuple(legend))
+
+
+def _families(specs: Iterable[Spec]) -> dict[str, dict[str, Spec]]:
     families: dict[str, dict[str, Spec]] = {}
     for spec in specs:
         families.setdefault(spec.name, {})[spec.text] = spec
-    texts: dict[str, str] = {}
-    legend: list[str] = []
-    for name, family in families.items():
+    return families
+
+
+def _name(
+    named: Mapping[str, Mapping[str, Spec]],
+    among: Mapping[str, Mapping[str, Spec]],
+    texts: dict[str, str],
+    legend: list[str],
+) -> None:
+    """Add the labels of what is `named` and has none, told from all it is `among`."""
+    for name in named:
+        family = among[name]
         telling = _telling(list(family.values()))
         shown = _words(list(family.values()), telling) or telling
         for number, (key, spec) in enumerate(family.items(), start=1):
+            if key in texts:
+                continue
             label = " ".join([name, *(_setting(spec, setting) for setting in shown)])
             hidden = [setting for setting in telling if setting not in shown]
             if len(label) > LONGEST_LABEL or label in texts.values():
@@ -308,7 +335,6 @@ def labelled(specs: Iterable[Spec]) -> _Labels:
             if hidden:
                 legend.append(f"{label}: {', '.join(_setting(spec, s) for s in hidden)}")
             texts[key] = label
-    return _Labels(texts, tuple(legend))
 
 
 def _words(family: Sequence[Spec], telling: Sequence[str]) -> list[str]:
