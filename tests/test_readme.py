@@ -47,7 +47,9 @@ def test_the_readmes_table_is_what_the_published_records_say():
             owned = re.search(r"(?<!not )owned (\d/\d)", verdict)
             copies = owned[1] if owned else "0/" + verdict[-1]
             twin = twins[attack][method].partition(" ")[0]
-            assert cell == f"{rate} / {twin}, owned {copies}"
+            _, _, reservation = verdict.partition("; ")
+            assert cell == f"{rate} / {twin}, owned {copies}{'*' if reservation else ''}"
+            assert f"* **\\***: {reservation}" in README
     assert (len(shown), len(cells)) == (4, 3)
 
 
