@@ -186,6 +186,8 @@ def test_the_bench_measures_iou_on_scenes_the_thief_never_saw(tmp_path):
         "value": pytest.approx(probe.mean_iou(suspect, held_out, CPU)),
         "task": "digit-scenes, thief's test images",
         "n": 24,
+        "chance": 0.0,
+        "right": "",  # of pixels, not of images
     }
 
 

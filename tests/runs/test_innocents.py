@@ -19,7 +19,7 @@ from bench.runs import engines
 from bench.runs.laboratory import Laboratory, load_owners
 from bench.runs.session import answer
 from bench.suite import plan, reader
-from bench.verdicts.innocents import WHOLE, innocents
+from bench.verdicts.innocents import WHOLE, innocents, with_digests
 
 MODELS = [
     "{embedded: mini}",
@@ -100,7 +100,7 @@ def test_an_owner_without_a_classifier_has_no_task_of_its_own_in_the_price(recor
 
 
 def test_innocents_that_could_be_read_count_and_the_incompatible_do_not(records):
-    (null,) = innocents(records).values()
+    (null,) = innocents(with_digests(records)).values()
     strangers, descendants, other_keys = null.against(WHOLE, 0.05)
     assert len(strangers.scores) == 3
     assert descendants.scores == (null.clean,)

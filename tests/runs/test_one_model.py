@@ -13,9 +13,10 @@ from bench.models.heads import Head
 from bench.models.surgery import with_head
 from bench.models.vision import Architecture, clone
 from bench.models.weights import load_weights, sketch, weights_digest
+from bench.records.nouns import how_many
 from bench.runs.key import read
 from bench.verdicts.copies import NEAR, ROUNDED, cosine
-from bench.verdicts.innocents import innocents, populations
+from bench.verdicts.innocents import WHOLE, innocents, trained_strangers, with_digests
 
 TIMM = Architecture("timm", "test_vit")
 
@@ -123,7 +124,7 @@ def test_four_models_in_four_formats_are_four_innocents_and_stay_undecided(claim
                            strangers=claimed / "strangers", alpha=0.2, device="cpu")  # fmt: skip
     (finding,) = found.findings
     assert (finding.p_value, finding.outcome) == (0.2, "owned")
-    assert finding.verdict.n_strangers == 4
+    assert finding.verdict.rank("strangers").n == 4
 
 
 def test_a_suspects_tag_is_refused_where_its_library_has_none(claimed):
@@ -141,7 +142,7 @@ def test_a_nearly_equal_stranger_counts_once_and_a_slightly_nearer_one_twice(cla
         assert (exact > NEAR) == (count == 1)
         save_file(other.trunk.vit.state_dict(), tmp_path / "other.safetensors")
         said = verify(claimed, "--strangers", tmp_path)
-        assert f"among {count} strangers" in said.out
+        assert f"among {how_many(count, 'stranger')}" in said.out
 
 
 def test_the_owners_model_in_another_precision_is_no_stranger(claimed, tmp_path):
@@ -214,10 +215,9 @@ def test_a_suites_listed_models_count_once_where_their_weights_are_nearly_equal(
     records = list(found.records.values())
     strangers = [record for record in records if record.cell.other_model is not None]
     assert len({record.suspect_digest for record in strangers}) == len(files)  # read one by one
-    (null,) = innocents(records).values()
-    assert len(null.strangers) == 2
-    (population,) = populations(records).values()
-    assert len(population.strangers) == 2
+    assert len(set(trained_strangers(records).values())) == 2
+    (null,) = innocents(with_digests(records)).values()
+    assert [*null.strangers[WHOLE]] == ["timm test"]  # which are one family besides
     a = next(r for r in strangers if "copies" in r.notes).notes["copies"]["one_model"]
     assert a == weights_digest(load_weights(tmp_path / "a.safetensors", at_64).model)
     one = "test_vit (a.safetensors) and test_vit (a-half.pth) and test_vit (a-near.safetensors)"
