@@ -36,7 +36,7 @@ class L1Prune:
     * `scope`: whether magnitudes are ranked over all that is pruned, or within each layer.
     * `what`: the transformer blocks, or the "entire model", as in the paper. Departure: the default
       leaves the embedding of patches alone, whose small weights a common ranking takes first. Of
-      DeiT-Tiny's it zeroes 61 % at an amount of 20 %, which halves its accuracy.
+      DeiT-Tiny's it zeroes 61 % at an amount of 20 %, which leaves a third of its accuracy.
 
     By default the library's own classifier is left alone, as any head is; an entire model has all
     its heads pruned.

@@ -13,6 +13,15 @@ from bench.records.nouns import Access
 CPU = torch.device("cpu")
 
 
+def shaken(model):
+    """Draw every weight, so that no zero of the first weights hides what is read or cut."""
+    rng = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(torch.randn(weight.shape, generator=rng) * 0.05)
+    return model
+
+
 def images(count=12, side=32, seed=0, labels=None, classes=0):
     """Noise, each image a source of its own."""
     rng = torch.Generator().manual_seed(seed)

@@ -3,6 +3,7 @@ import json
 
 import pytest
 import torch
+from made_models import shaken
 from timm.layers.attention import Attention
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
@@ -23,15 +24,6 @@ from bench.records.nouns import Access, Incompatible, UserError
 from bench.testing import ATTACK_CHECKS, CPU, context, owner
 from methods.activemark import ActiveMark
 from methods.oracle import WeightOracle
-
-
-def shaken(model):
-    """Draw every weight, so that no layer scale or bias hides what is cut."""
-    rng = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.add_(torch.randn(weight.shape, generator=rng) * 0.05)
-    return model
 
 
 def headed(model=None):

@@ -104,6 +104,12 @@ def attacked(rng, attacks, seeds, likeness, lift=0.0):
     return twins
 
 
+def holds_its_level_among_clusters(draw):
+    level, power = realised(draw)
+    assert level <= allowed(ALPHA, TRIALS)
+    assert power >= 0.1
+
+
 LIKENESS = pytest.mark.parametrize("likeness", [0.0, 0.5, 0.9, 1.0])
 """Intraclass correlation: real descendants of one attack showed 0.35 to 0.61."""
 
@@ -118,9 +124,7 @@ def test_an_innocent_of_an_attack_with_few_twins_is_ranked_among_clusters(seeds,
         own = twins["attack 0"].pop(f"0 {seeds}")
         return Innocents(MILD, twins, MILD), "attack 0", own
 
-    level, power = realised(draw)
-    assert level <= allowed(ALPHA, TRIALS)
-    assert power >= 0.1
+    holds_its_level_among_clusters(draw)
 
 
 @LIKENESS
@@ -130,9 +134,7 @@ def test_an_innocent_of_an_attack_that_nobody_foresaw_is_ranked_among_clusters(l
         own = next(iter(twins.pop("attack 0").values()))
         return Innocents(MILD, twins, MILD), "attack 0", own
 
-    level, power = realised(draw)
-    assert level <= allowed(ALPHA, TRIALS)
-    assert power >= 0.1
+    holds_its_level_among_clusters(draw)
 
 
 @LIKENESS

@@ -6,7 +6,7 @@ import open_clip
 import pytest
 import timm
 import torch
-from made_models import CPU
+from made_models import CPU, shaken
 from PIL import Image
 from safetensors.torch import load, save
 from torch import nn
@@ -48,15 +48,6 @@ def tiny_clip(tmp_path_factory):
 
 def images(count=2, height=40, width=50, seed=0):
     return torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(seed))
-
-
-def shaken(model):
-    """Draw every weight, so that nothing is hidden behind a zero of the first weights."""
-    rng = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.add_(torch.randn(weight.shape, generator=rng) * 0.05)
-    return model
 
 
 @torch.no_grad()
