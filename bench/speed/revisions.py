@@ -77,6 +77,7 @@ def rival(name: str, tree: Path, files: Sequence[Path], device: str) -> Iterator
         cwd=tree,
         env=os.environ | environment,
     )
+    _settle(process.pid)
     assert process.stdin is not None
     assert process.stdout is not None
     asked, told = process.stdin, process.stdout
@@ -98,6 +99,15 @@ def rival(name: str, tree: Path, files: Sequence[Path], device: str) -> Iterator
             process.communicate(timeout=PATIENCE)  # no more questions: it tidies up and ends
         except subprocess.TimeoutExpired:
             process.kill()
+
+
+def _settle(process: int) -> None:
+    """Keep a process to one processor, the same for all: of two, one may be slower all along.
+
+    They run in turns, so nothing is lost by it.
+    """
+    if hasattr(os, "sched_setaffinity"):  # on Linux
+        os.sched_setaffinity(process, {min(os.sched_getaffinity(0))})
 
 
 def _git(folder: Path, *arguments: str, complaint: str) -> str:

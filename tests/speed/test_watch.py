@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import os
 import random
 import runpy
 import shutil
@@ -19,7 +20,7 @@ from bench import workload
 from bench.cli import main
 from bench.models.vision import VisionModel
 from bench.records.nouns import UserError
-from bench.speed import ideal, watch
+from bench.speed import ideal, revisions, watch
 from bench.speed.ideal import Counts
 from bench.speed.watch import Baseline, Expected
 from bench.workload import Prepared, Workload, load
@@ -66,9 +67,12 @@ MARKING = Workload("activemark.paper", marking)
 
 
 def spin(seconds):
-    """Spend seconds of the processor: those of the clock may be another's on a busy machine."""
-    until = time.process_time() + seconds
-    while time.process_time() < until:
+    """Spend seconds of this thread on the processor.
+
+    Those of the clock may be another's, and those of the process count threads that only wait.
+    """
+    until = time.thread_time() + seconds
+    while time.thread_time() < until:
         pass
 
 
@@ -191,9 +195,9 @@ def test_an_embedding_loop_slower_by_30_percent_is_found(known, monkeypatch):
 
     def slow(step, *others):
         def slowed(number):
-            began = time.process_time()
+            began = time.thread_time()
             step(number)
-            spin(0.3 * (time.process_time() - began))
+            spin(0.3 * (time.thread_time() - began))
 
         return repeat(slowed, *others)
 
@@ -346,12 +350,12 @@ def test_a_revision_that_is_not_there_is_one_line(versioned, complaint, tmp_path
 SLOWER = """
 
 def slow(self, tokens, start=0, stop=None, quick=VisionModel.run_blocks):
-    from time import process_time
+    from time import thread_time
 
-    began = process_time()
+    began = thread_time()
     tokens = quick(self, tokens, start, stop)
-    until = process_time() + 0.3 * (process_time() - began)
-    while start and process_time() < until:
+    until = thread_time() + 0.3 * (thread_time() - began)
+    while start and thread_time() < until:
         pass
     return tokens
 
@@ -397,6 +401,34 @@ def against_head(tree, monkeypatch, files, names):
     listed = subprocess.run(["git", "worktree", "list"], capture_output=True, text=True, check=True)
     assert listed.stdout.count("\n") == 1, "the worktree is left behind"
     return rows
+
+
+WHERE = """
+import os
+
+from bench.workload import Workload
+
+
+def prepare(device):
+    raise RuntimeError(f"on {sorted(os.sched_getaffinity(0))}")
+
+
+WORKLOADS = [Workload("where", prepare)]
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no processor is asked for here")
+def test_two_revisions_take_turns_on_one_processor(tmp_path):
+    file = written(tmp_path / "where.py", WHERE)
+    told = []
+    for name in ("old", "new"):
+        with (
+            revisions.rival(name, ROOT, [file], "cpu") as ask,
+            pytest.raises(revisions.Unmeasured) as error,
+        ):
+            ask("where")
+        told.append(str(error.value).removeprefix(f"{name}: RuntimeError: "))
+    assert told == [f"on {[min(os.sched_getaffinity(0))]}"] * 2
 
 
 @pytest.mark.perf
