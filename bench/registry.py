@@ -32,6 +32,7 @@ from bench.types import (
     HasReadout,
     Method,
     NamesData,
+    RedrawsBits,
     SaysUnreadable,
     UsesBase,
     UsesHead,
@@ -46,7 +47,10 @@ C = TypeVar("C", bound=type)
 A = TypeVar("A", bound=Attack)
 
 OPTIONAL: Mapping[str, tuple[type, ...]] = {
-    "method": (HasReadout, HasPrecision, CountsProtecting, CountsExtracting, SaysUnreadable),
+    "method": (
+        *(HasReadout, HasPrecision, CountsProtecting, CountsExtracting, SaysUnreadable),
+        RedrawsBits,
+    ),
     "attack": (NamesData, UsesBase, UsesHead, CountsPasses),
 }
 """What plug-ins of a kind may have beside what they must."""

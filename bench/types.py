@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
 from bench.records.nouns import Access as Access
 from bench.records.nouns import Evidence as Evidence
+from bench.records.nouns import ExactNull as ExactNull
 from bench.records.nouns import Incompatible as Incompatible
 from bench.records.nouns import Json as Json
 from bench.records.nouns import Passes as Passes
@@ -98,7 +99,7 @@ class Method(Protocol):
     """A way to claim a model: mark it or fingerprint it, then recognise it.
 
     What it may have beside is in `HasReadout`, `HasPrecision`, `CountsProtecting`,
-    `CountsExtracting` and `SaysUnreadable`.
+    `CountsExtracting`, `SaysUnreadable` and `RedrawsBits`.
     """
 
     needs: ClassVar[Access]
@@ -173,6 +174,19 @@ class SaysUnreadable(Protocol):
 
         Both models have shapes and no weights: they lie on PyTorch's meta device.
         """
+
+
+@runtime_checkable
+class RedrawsBits(Protocol):
+    """A method whose evidence has an exact null: its secret holds fair bits of its own.
+
+    They are drawn uniformly and apart from all else, and `extract` looks at them last, to compare.
+    Then about any model that owes the released one nothing each query agrees by a fair coin, and
+    `Evidence.null` says how p follows. `bench.testing` redraws the bits to see that it is so.
+    """
+
+    def redrawn(self, secret: Mapping[str, Tensor], rng: torch.Generator) -> Mapping[str, Tensor]:
+        """Return the secret with bits drawn anew from `rng`, and all else as it was."""
 
 
 @runtime_checkable

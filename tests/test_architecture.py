@@ -39,6 +39,7 @@ PUBLIC = {
             "CountsProtecting",
         ),
         *("HasPrecision", "HasReadout", "NamesData", "SaysUnreadable", "UsesBase", "UsesHead"),
+        *("ExactNull", "RedrawsBits"),
     ),
     "bench.registry": ("attack", "method"),
     "bench.models": (

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import bench
 from bench.cli.parser import OK, Command, a_device, a_model, data_root, positive, which_weights
 from bench.models.libraries import LIBRARIES
-from bench.records.nouns import UserError, how_many
+from bench.records.nouns import Evidence, UserError, how_many
+from bench.verdicts.exact.coins import least_log10_p, log10_p, p_text
 from bench.verdicts.verdict import innocents_needed
 
 if TYPE_CHECKING:
@@ -190,6 +191,10 @@ def advice(made: Claim) -> list[tuple[str, str]]:
     rule = f"by the paper's own rule, {made.released.rule.text}"
     clean = f"; off the clean owner {made.clean.rate:.3f}" if marks else ""
     lines.append(("rate", f"{made.released.rate:.3f} of the secret read back {rule}{clean}"))
+    if made.released.null is not None:
+        both = p_text(log10_p(made.released)), p_text(log10_p(made.clean))
+        text = "{} of the released copy, {} of the clean owner: exact, no innocents needed"
+        lines.append(("p-value", text.format(*both)))
     if made.released.rate <= 0.5:
         lines.append(("note", "the rule fails on most of the secret: give it more steps"))
     if marks and made.clean.rate > 0.5:
@@ -237,10 +242,16 @@ def _ranks(found: Finding, verdict: Verdict) -> str:
         else f"no {WHO[rank.kind][1]} given"
         for rank in _given(verdict)
     ]
+    if found.log10_p is not None and isinstance(found.evidence, Evidence) and found.evidence.null:
+        queries = f"{found.evidence.null.text}, exact by design"
+        return f"{p_text(found.log10_p)}: {queries}, no innocents needed{_corrected(found)}"
     if found.p_value is None:
         return f"none: {'; '.join(parts)}"
-    corrected = f", times {found.keys} keys" if found.keys > 1 else ""
-    return f"{found.p_value:.4g}: {'; '.join(parts)}{corrected}"
+    return f"{found.p_value:.4g}: {'; '.join(parts)}{_corrected(found)}"
+
+
+def _corrected(found: Finding) -> str:
+    return f", times {found.keys} keys" if found.keys > 1 else ""
 
 
 def _given(verdict: Verdict) -> list[Rank]:
@@ -250,6 +261,9 @@ def _given(verdict: Verdict) -> list[Rank]:
 
 def _possible(found: Finding, verdict: Verdict, alpha: float) -> str:
     """Say how small p could have been, and what it would take to get below alpha, or further."""
+    if verdict.log10_p is not None and isinstance(found.evidence, Evidence):
+        read = f"all queries that were read ({found.evidence.unit}) agreed"
+        return f"at best {p_text(least_log10_p(found.evidence))}, if {read}"
     ranks = _given(verdict)
     given = " and ".join(f"{how_many(rank.n, rank.kind[:-1])} given" for rank in ranks)
     each = " of each" if len(ranks) > 1 else ""

@@ -317,4 +317,7 @@ def _precedes(one: Record, other: Record) -> bool:
 
 def _text(record: Record) -> str:
     # What `extract` noted stands among the record's notes, with that of other stages.
-    return canonical(_RECORD.dump_python(record, warnings=False, exclude={"evidence": {"notes"}}))
+    # Without an exact null evidence is written as it was before there were any.
+    exact = record.evidence is not None and record.evidence.null is not None
+    left_out = {"evidence": {"notes"} if exact else {"notes", "null"}}
+    return canonical(_RECORD.dump_python(record, warnings=False, exclude=left_out))

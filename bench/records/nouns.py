@@ -150,6 +150,44 @@ class Rule:
         return f"{self.statistic} {self.comparison} {self.threshold:g}"
 
 
+@dataclass(frozen=True, slots=True)
+class ExactNull:
+    """What evidence says of any model that owes the released one nothing: coins, by design.
+
+    A query's agreement then lies on either side of 1/2 by a fair coin of its own, at a distance
+    that no coin had a part in. So a p-value follows from the evidence alone, without innocents.
+    The distance is a whole number of steps of 1 / (2 `levels`): with one level a query is a bit,
+    which agrees or not, or was not read (1/2); with more it counts by how plainly it was read.
+    """
+
+    levels: int = 1
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.levels <= 255:
+            raise ValueError(f"expected 1 to 255 levels, got {self.levels}")
+
+    @property
+    def text(self) -> str:
+        """Return the distribution in words."""
+        return "binomial" if self.levels == 1 else f"sign flips at {self.levels} levels"
+
+    def steps(self, agreement: Iterable[float]) -> tuple[int, ...]:
+        """Return how many steps each query lies above 1/2, or below it.
+
+        Raises:
+            ValueError: an agreement lies between two steps.
+
+        """
+        exact = [(2 * a - 1) * self.levels for a in agreement]
+        steps = tuple(map(round, exact))
+        between = [(s + self.levels) / (2 * self.levels) for s in exact if abs(s - round(s)) > 1e-6]
+        if between:
+            raise ValueError(
+                f"expected agreements in steps of 1/{2 * self.levels} from 1/2, got {between[:3]}"
+            )
+        return steps
+
+
 @dataclass(frozen=True)  # without slots, so that its means are taken once
 class Evidence:
     """What a method read off a suspect: its agreement with the secret, query by query.
@@ -160,6 +198,7 @@ class Evidence:
     None where nobody knows it beforehand, and strangers have to tell. The method reports what it
     saw; whether that proves ownership is decided in `bench.verdicts`. `notes` are for the reader:
     a record keeps them beside those of `protect`. "compared" and "of" say how much could be read.
+    `null` is declared by a method whose secret holds coins of its own, which then decide.
     """
 
     agreement: tuple[float, ...]
@@ -168,6 +207,7 @@ class Evidence:
     unit: str
     chance: float | None
     notes: Mapping[str, Json] = field(default_factory=dict, compare=False)
+    null: ExactNull | None = None
 
     def __post_init__(self) -> None:
         outside = [a for a in self.agreement if not 0.0 <= a <= 1.0]
@@ -180,6 +220,8 @@ class Evidence:
             )
         if self.chance is not None and not 0.0 <= self.chance <= 1.0:
             raise ValueError(f"expected chance in [0, 1], got {self.chance}")
+        if self.null is not None:
+            self.null.steps(self.agreement)
 
     @cached_property
     def score(self) -> float:

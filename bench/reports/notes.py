@@ -20,6 +20,7 @@ from bench.reports.blocks import (
     judged,
     per_model,
 )
+from bench.verdicts.exact.coins import p_text
 from bench.verdicts.innocents import (
     Innocents,
     core,
@@ -246,6 +247,9 @@ def models_text(count: int, between: Interval | None) -> str:
 
 def largest_p(verdicts: Sequence[Verdict]) -> str:
     """Write the largest p-value of several copies, if every one of them has one."""
+    exact = [verdict.log10_p for verdict in verdicts if verdict.log10_p is not None]
+    if exact and len(exact) == len(verdicts):
+        return p_text(max(exact))
     found = [verdict.p_value for verdict in verdicts if verdict.p_value is not None]
     return _p(max(found)) if found and len(found) == len(verdicts) else NOTHING
 
@@ -259,6 +263,8 @@ def ranked_among(verdicts: Sequence[Verdict]) -> str:
         kinds.setdefault(rank.kind, []).append(rank)
     fewest = [min(ranks, key=lambda rank: rank.n) for ranks in kinds.values()]
     needed, least = verdicts[0].needed, max(verdict.attainable for verdict in verdicts)
+    if not kinds:
+        return f"none needed; least p {_p(least)}"
     return f"{', '.join(_counted(rank, needed) for rank in fewest)}; least p {_p(least)}"
 
 

@@ -55,6 +55,7 @@ from bench.reports.notes import (
     utility_text,
 )
 from bench.verdicts import bounds, level, pairs
+from bench.verdicts.checks.uniform import uniform_table
 from bench.verdicts.innocents import Innocents
 from bench.verdicts.intervals import (
     Interval,
@@ -88,9 +89,9 @@ def tables(outline: Outline, records: Mapping[str, Record]) -> tuple[Table, ...]
 def calibration(
     outline: Outline, groups: Sequence[tuple[str, str, Sequence[Record]]]
 ) -> tuple[Table, ...]:
-    """Return what verdicts are worth: level and power, and every two methods compared."""
-    compared = pairs.pairs_table(outline, groups)
-    return (level.level_table(outline, groups), *((compared,) if compared.rows else ()))
+    """Return what verdicts are worth: level and power, exact nulls, every two methods compared."""
+    others = uniform_table(outline, groups), pairs.pairs_table(outline, groups)
+    return (level.level_table(outline, groups), *(table for table in others if table.rows))
 
 
 def _table_1(outline: Outline, blocks: Sequence[Block]) -> Table:

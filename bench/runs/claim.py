@@ -1,7 +1,8 @@
 """Mark or fingerprint a model for its owner, and say of a suspect whether it is that model.
 
 Whatever the method, a claim is judged by rank among innocent models, given as files: strangers that
-owe the owner nothing and, for a mark, descendants of the clean owner.
+owe the owner nothing and, for a mark, descendants of the clean owner. A method whose evidence has
+an exact null is judged by that, and needs none.
 
 "User-specific binary signature" (A. Chistyakova, M. Pautov, "ActiveMark: on watermarking of visual
 foundation models via massive activations", arXiv:2510.04966, section 3.2) is here a copy marked
@@ -13,6 +14,7 @@ trained on fresh messages carries anybody's.
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
@@ -36,7 +38,7 @@ from bench.runs.key import Key, is_key, refuse_to_replace, write
 from bench.suite.owners import WEIGHT_FILES
 from bench.types import Context, Method
 from bench.verdicts import copies
-from bench.verdicts.verdict import Null, Verdict, decide
+from bench.verdicts.verdict import Null, Verdict, decide, decide_exactly
 
 HELD_OUT = 0.3
 """Share of the owner's source images that a method may test on but not train on."""
@@ -108,6 +110,18 @@ class Finding:
         return None if p is None else min(1.0, p * self.keys)
 
     @property
+    def log10_p(self) -> float | None:
+        """Return log10 of the corrected p-value of an exact null, None without one."""
+        p = self.verdict.log10_p if self.verdict else None
+        return None if p is None else min(0.0, p + math.log10(self.keys))
+
+    @property
+    def rarity(self) -> tuple[float, float]:
+        """Return what orders findings by p, those too small for a float among themselves."""
+        p = self.p_value
+        return (1.0 if p is None else p, 0.0 if self.log10_p is None else self.log10_p)
+
+    @property
     def outcome(self) -> str:
         """Return the verdict in a word or two."""
         return self.verdict.outcome if self.verdict else "incompatible"
@@ -134,7 +148,7 @@ class Verification:
     def named(self) -> Finding | None:
         """Return the finding of the key that fits best, None if none does."""
         owned = [found for found in self.findings if found.outcome == "owned"]
-        return min(owned, key=lambda found: (found.p_value, -_score(found)), default=None)
+        return min(owned, key=lambda found: (*found.rarity, -_score(found)), default=None)
 
 
 def described(images: str, labels: Literal["none", "sorted"] = "none") -> DataSettings:
@@ -374,6 +388,9 @@ def _finding(
     known = max(recorded + _scores([m for m in innocent if any(r.digest in ours for r in m)], key))
     if isinstance(evidence, str):
         return Finding(key, evidence, None, known, len(keys))
+    if evidence.null is not None:
+        verdict = decide_exactly(evidence, alpha / len(keys))
+        return Finding(key, evidence, verdict, known, len(keys))
     nulls = [Null("strangers", _scores(strangers, key), "one by one")]
     if marks:
         others = () if key.others_score is None else (key.others_score,)  # the highest of them all

@@ -222,6 +222,8 @@ class Laboratory:
         evidence, seconds, ideal = self._timed_reading(read, model, precision, most)
         found = dataclasses.asdict(evidence)
         noted = {"notes": notes} if (notes := found.pop("notes")) else {}
+        if evidence.null is None:
+            del found["null"]
         payload = {"evidence": found, "queries": suspect.queries, **noted}
         return Made(payload, None, seconds, ideal)
 

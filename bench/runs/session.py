@@ -17,6 +17,7 @@ from bench.records.ledger import Results
 from bench.records.nouns import (
     Cost,
     Evidence,
+    ExactNull,
     Fidelity,
     Json,
     Outline,
@@ -296,7 +297,7 @@ def _record(laboratory: Laboratory, question: Question, failure: Failure | None)
         status="ok",
         suspect_digest=suspect["digest"],
         owner_digest=owner["digest"],
-        evidence=Evidence(**{**found, "rule": Rule(**found["rule"])}),
+        evidence=_evidence(found),
         utility=Utility(**utility["utility"]),
         fidelity=Fidelity(**fidelity) if fidelity else None,
         notes=_notes(stages, owner) | near_notes(plan, store, question),
@@ -308,6 +309,13 @@ def _record(laboratory: Laboratory, question: Question, failure: Failure | None)
             if stage["environment"] != extract["environment"]
         },
     )
+
+
+def _evidence(found: Mapping[str, Json]) -> Evidence:
+    """Build evidence as `extract` left it in the store."""
+    null = found.get("null")
+    parts = {"rule": Rule(**found["rule"]), "null": null and ExactNull(**null)}
+    return Evidence(**{**found, **parts})
 
 
 def _made_from(plan: Plan, store: Store, question: Question) -> dict[str, dict[str, str]]:

@@ -10,7 +10,15 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from bench.records.nouns import UNTOUCHED, Cell, Lineage, Record, Spec, canonical, evidence_of
-from bench.verdicts.verdict import Counted, Null, Outcome, Verdict, decide, innocents_needed
+from bench.verdicts.verdict import (
+    Counted,
+    Null,
+    Outcome,
+    Verdict,
+    decide,
+    decide_exactly,
+    innocents_needed,
+)
 
 WHOLE = ""
 """The attack that a model left untouched went through."""
@@ -215,9 +223,14 @@ def innocents(records: Iterable[Record]) -> dict[str, Innocents]:
 
 
 def verdict_on(record: Record, nulls: Mapping[str, Innocents], alpha: float) -> Verdict:
-    """Judge a suspect with evidence among the innocents of its claim, by what was done to it."""
+    """Judge a suspect with evidence among the innocents of its claim, by what was done to it.
+
+    Evidence with an exact null is judged by that alone.
+    """
+    if (evidence := evidence_of(record)).null is not None:
+        return decide_exactly(evidence, alpha)
     null = nulls[secret_of(record)].against(attack_of(record.cell), alpha)
-    return decide(evidence_of(record).score, null, alpha)
+    return decide(evidence.score, null, alpha)
 
 
 def outcomes(

@@ -9,6 +9,7 @@ from typing import get_args
 from bench.records.nouns import Outline, Record
 from bench.records.table import NOTHING, Table
 from bench.verdicts import separation
+from bench.verdicts.checks.uniform import innocent_evidence
 from bench.verdicts.families import ENOUGH_KEYS, holm
 from bench.verdicts.innocents import (
     PUBLIC,
@@ -25,7 +26,15 @@ from bench.verdicts.innocents import (
     without_untouched,
 )
 from bench.verdicts.intervals import exact, upper_bound
-from bench.verdicts.verdict import Kind, Outcome, Verdict, decide, innocents_needed, rank_p_value
+from bench.verdicts.verdict import (
+    Kind,
+    Outcome,
+    Verdict,
+    decide,
+    decide_exactly,
+    innocents_needed,
+    rank_p_value,
+)
 
 RATE = 0.05
 """The false-positive rate at which detection is stated."""
@@ -131,6 +140,12 @@ def level_table(outline: Outline, groups: Iterable[tuple[str, str, Sequence[Reco
                 for owner, method, records in told
                 if (same := same_keys(r for r in records if r.evidence))
             ),
+            *(
+                f"{owner}, {method}: by an exact null, which needs no innocents. called owned: of "
+                "each model read, whose p of that null is at most alpha."
+                for owner, method, records in told
+                if _exact(records)
+            ),
             *outline.reductions,
         ),
         heads=2,
@@ -139,7 +154,10 @@ def level_table(outline: Outline, groups: Iterable[tuple[str, str, Sequence[Reco
 
 def decidable(outline: Outline, groups: Iterable[tuple[str, str, Sequence[Record]]]) -> bool:
     """Say whether any secret was read on innocents enough for a verdict after some attack."""
+    groups = list(groups)
     nulls = [null for *_, records in groups for null in innocents(records).values()]
+    if any(_exact(records) for *_, records in groups):
+        return True
     return any(
         decide(1.0, null.against(attack, outline.alpha), outline.alpha).outcome != "undecided"
         for null in nulls
@@ -163,13 +181,14 @@ def _lines(records: Sequence[Record], alpha: float) -> Iterator[tuple[str, ...]]
     unread = sum(population.unread for population in read)
     marked, innocent = separation.readings(records)
     marks = any(null.descendants is not None for null in nulls.values())
+    exactly = _exact(records)
     power = (_owned(judged, unread), _together(verdicts, unread, alpha))
     for kind in get_args(Kind) if marks else ("strangers",):
         theirs = innocent.get(kind, ())
         yield (
             kind,
             _counts([*nulls.values()], kind),
-            _called(kind, nulls, alpha),
+            _called_exactly(records, kind, alpha) if exactly else _called(kind, nulls, alpha),
             _separation(marked, theirs),
             _detection(marked, theirs),
             *power,
@@ -203,6 +222,20 @@ def _called(kind: Kind, nulls: Mapping[str, Innocents], alpha: float) -> str:
         return f"{needed + 1 if kind == 'descendants' else 2 * needed - 1} needed"
     called, asked = sum(c.called for c in judged), sum(c.judged for c in judged)
     return f"{called} of {asked} (<= {max(c.upper for c in judged):.3f})"
+
+
+def _exact(records: Iterable[Record]) -> bool:
+    """Say whether verdicts on these readings are those of an exact null."""
+    return any(record.evidence and record.evidence.null for record in records)
+
+
+def _called_exactly(records: Iterable[Record], kind: Kind, alpha: float) -> str:
+    """Write how many innocents of a kind an exact null calls owned, each judged by itself."""
+    secrets = innocent_evidence(records).get(kind, [])
+    found = [decide_exactly(evidence, alpha) for readings in secrets for evidence in readings]
+    called = sum(verdict.outcome == "owned" for verdict in found)
+    upper = upper_bound(called, len(found))
+    return NOTHING if upper is None else f"{called} of {len(found)} (<= {upper:.3f})"
 
 
 def _owned(judged: Sequence[tuple[Verdict, Outcome]], unread: int) -> str:
@@ -248,4 +281,5 @@ def _together(verdicts: Sequence[Verdict], unread: int, alpha: float) -> str:
     family = holm(verdicts, alpha)
     owned = family.outcomes.count("owned")
     text = f"{owned} of {len(verdicts) + unread}"
-    return text if owned else f"{text}, {family.needed} needed"
+    exactly = any(verdict.log10_p is not None for verdict in verdicts)
+    return text if owned or exactly else f"{text}, {family.needed} needed"

@@ -11,6 +11,9 @@ the level holds against every kind that a verdict does not say to be too few:
 Ranks take an innocent suspect for one more draw of the innocents. The clean owner and the public
 model it came from are no draws: they are known models, of which chance decides nothing. So a mark
 must also score above each of them, whatever the ranks say (a rule of our own, from no paper).
+
+Evidence with an exact null needs no innocents: its p-value is that of the secret's own coins
+(`bench.verdicts.exact`). Innocents are then read to see whether the null holds.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bench.records.nouns import Evidence, UserError
+from bench.verdicts.exact.coins import least_log10_p, log10_p, power_of_ten
 
 Kind = Literal["strangers", "descendants", "other keys"]
 """Who an innocent is: what chance makes of strangers says nothing about another key's copy."""
@@ -70,6 +74,7 @@ class Verdict:
     attainable: float  # the smallest p these innocents allow
     needed: int  # innocents of a kind without which nothing is ever owned
     ranks: tuple[Rank, ...] = ()
+    log10_p: float | None = None  # of an exact null, where p may lie below what a float holds
 
     def rank(self, kind: Kind) -> Rank | None:
         """Return the rank among one kind; None where the kind says nothing of the method."""
@@ -123,6 +128,20 @@ def decide(score: float, nulls: Iterable[Null], alpha: float) -> Verdict:
     if p_value is not None and fewest >= needed:
         outcome = "owned" if p_value <= alpha else "not owned"
     return Verdict(outcome, p_value, 1 / (fewest + 1), needed, ranks)
+
+
+def decide_exactly(evidence: Evidence, alpha: float) -> Verdict:
+    """Call a suspect owned when the secret's coins seldom agree so well; no innocent is asked."""
+    if not 0 < alpha < 1:
+        raise UserError(f"expected alpha between 0 and 1, got {alpha}")
+    found = log10_p(evidence)
+    return Verdict(
+        outcome="owned" if found <= math.log10(alpha) else "not owned",
+        p_value=power_of_ten(found),
+        attainable=power_of_ten(least_log10_p(evidence)),
+        needed=0,
+        log10_p=found,
+    )
 
 
 def _rank(score: float, null: Null) -> Rank:

@@ -1,0 +1,1 @@
+"""Check on innocents that what a verdict rests on is so."""

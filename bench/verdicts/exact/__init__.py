@@ -1,0 +1,1 @@
+"""Judge evidence whose null is exact by design: no innocents are needed."""
