@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from bench.runs.key import Key as Key
     from bench.runs.session import Watch
     from bench.suite.graph import Plan as Plan
+    from bench.tuning.choice import Tuned as Tuned
 
 NOUNS = {
     "Claim": "bench.runs.claim",
@@ -38,12 +39,13 @@ NOUNS = {
     "Record": "bench.records.nouns",
     "Results": "bench.records.ledger",
     "Table": "bench.records.table",
+    "Tuned": "bench.tuning.choice",
     "UserError": "bench.records.nouns",
     "Verification": "bench.runs.claim",
 }
 """What the functions here take, return and raise, and how tables are written; loaded when asked."""
 
-__all__ = ["plan", "protect", "read", "report", "run", "verify", *NOUNS]
+__all__ = ["plan", "protect", "read", "report", "run", "tune", "verify", *NOUNS]
 
 
 def __getattr__(name: str) -> Any:
@@ -136,22 +138,68 @@ def report(
     reference: bool = False,
     frontier: bool = False,
     calibration: bool = False,
+    equal_price: bool = False,
 ) -> tuple[Table, ...]:
     """Make tables of results, as `bench report` prints them; `Table.frame` is one for pandas.
 
     They are the paper's; with `frontier` the price of removal instead. `reference` adds the figures
-    that the paper printed, `calibration` what verdicts are worth.
+    that the paper printed, `calibration` what verdicts are worth, `equal_price` what is read at
+    which price.
     """
     from bench.reports import frontier as removal
     from bench.reports import printed, tables
     from bench.reports.blocks import by_method
+    from bench.tuning import equal
 
     found = results.outline, results.records
     return (
         *(removal.tables(*found) if frontier else tables.tables(*found)),
         *(printed.tables(*found) if reference else ()),
         *(tables.calibration(results.outline, by_method(*found)) if calibration else ()),
+        *((equal.equal_price(*found),) if equal_price else ()),
     )
+
+
+def tune(
+    suite: str | Path,
+    results: str | Path = "results",
+    data: str | Path | None = None,
+    *,
+    budget: int = 8,
+    price: float = 0.02,
+    cosine: float = 0.0,
+    passes: float | None = None,
+    seed: int = 0,
+    write: str | Path | None = None,
+    **how: Any,
+) -> Tuned:
+    """Choose every method's settings for a suite, by one budget, on the owner's data alone.
+
+    Each method is tried at `budget` settings, its default and the suite's own among them, and none
+    may cost the owner more than `price`. What else bounds them is in `Terms`. No suspect is read.
+    Records go to the folder NAME-tuning in `results`, and a second call makes nothing anew. `write`
+    names a file for a copy of the suite with what was chosen. `how` is what `run` takes.
+
+    Raises:
+        UserError: the suite asks for what there is not, or is one of parts.
+
+    """
+    from bench.records.settings import settings
+    from bench.records.store import Store
+    from bench.runs.budget import protecting
+    from bench.suite import reader
+    from bench.tuning import choice, trials, writing
+    from bench.tuning.candidates import Terms
+
+    asked = {"budget": budget, "price": price, "cosine": cosine, "passes": passes, "seed": seed}
+    terms, file, root = settings(Terms, asked), Path(suite), _root(data)
+    read, store = reader.load(file), Store(Path(results) / ".store")
+    pools = trials.pools(read, terms, root, lambda made: protecting(made, store))
+    made = trials.plan_of(read, [c for pool in pools for c in pool.candidates], root)
+    tuned = choice.chosen(read.name, terms, pools, run(made, results, data, **how))
+    if write is not None:
+        writing.write(Path(write), file, terms, tuned.choices)
+    return tuned
 
 
 def protect(

@@ -33,6 +33,7 @@ from bench.types import (
     Method,
     NamesData,
     RedrawsBits,
+    SaysTunable,
     SaysUnreadable,
     UsesBase,
     UsesHead,
@@ -49,7 +50,7 @@ A = TypeVar("A", bound=Attack)
 OPTIONAL: Mapping[str, tuple[type, ...]] = {
     "method": (
         *(HasReadout, HasPrecision, CountsProtecting, CountsExtracting, SaysUnreadable),
-        RedrawsBits,
+        *(SaysTunable, RedrawsBits),
     ),
     "attack": (NamesData, UsesBase, UsesHead, CountsPasses),
 }
@@ -153,6 +154,10 @@ class Registry(Announced, Generic[T]):
         for name in sorted(own & optional.keys()):
             if wrong := _wrong(cls, name, optional[name]):
                 raise SettingError(f"{label}: {wrong}")
+        for name in getattr(cls, "tunable", ()):
+            if name not in settings_of:
+                hint = suggestion(name, sorted(settings_of))
+                raise SettingError(f"{label}: tunable: no setting '{name}'{hint}")
 
     def _check_reading(self, label: str, cls: type) -> None:
         """Refuse settings of reading where nothing is read."""

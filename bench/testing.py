@@ -38,6 +38,7 @@ from bench.registry import ATTACKS
 from bench.suite.innocents import Recipe
 from bench.training import loop, pretraining
 from bench.training.probe import pooled_features
+from bench.tuning.candidates import method_tunes_within_its_settings
 from bench.types import Attack, Context, Method, Protected, UsesBase, UsesHead
 from bench.verdicts.verdict import rank_p_value
 
@@ -226,10 +227,8 @@ def method_survives_a_round_trip(method: Method) -> None:
 
 def method_changes_weights_if_it_marks(method: Method) -> None:
     """Release other weights than the owner's if it is a mark, the same if it is a fingerprint."""
-    released, clean = (
-        weights_digest(_protected(method).model),
-        weights_digest(_owner_for(method.needs)),
-    )
+    models = _protected(method).model, _owner_for(method.needs)
+    released, clean = map(weights_digest, models)
     _require(not method.marks or released != clean, "a mark released the owner's weights")
     _require(method.marks or released == clean, "a fingerprint changed the owner's weights")
 
@@ -298,6 +297,7 @@ ATTACK_CHECKS: tuple[Callable[[Attack], None], ...] = (
 """What every attack must pass, cheapest explanation of a failure first."""
 
 METHOD_CHECKS: tuple[Callable[[Method], None], ...] = (
+    method_tunes_within_its_settings,
     method_keeps_tensors_only_as_secret,
     method_leaves_its_input_untouched,
     method_returns_finite_values,

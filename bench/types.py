@@ -99,7 +99,7 @@ class Method(Protocol):
     """A way to claim a model: mark it or fingerprint it, then recognise it.
 
     What it may have beside is in `HasReadout`, `HasPrecision`, `CountsProtecting`,
-    `CountsExtracting`, `SaysUnreadable` and `RedrawsBits`.
+    `CountsExtracting`, `SaysUnreadable`, `SaysTunable` and `RedrawsBits`.
     """
 
     needs: ClassVar[Access]
@@ -174,6 +174,17 @@ class SaysUnreadable(Protocol):
 
         Both models have shapes and no weights: they lie on PyTorch's meta device.
         """
+
+
+@runtime_checkable
+class SaysTunable(Protocol):
+    """A method that says which of its settings are tuned, and the values each may take.
+
+    Values stand in their order, where they have one: a draw of few covers the range by position.
+    A setting that only reading depends on is never tuned, nor how many queries there are.
+    """
+
+    tunable: ClassVar[Mapping[str, tuple[Json, ...]]]
 
 
 @runtime_checkable

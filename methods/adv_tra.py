@@ -83,6 +83,11 @@ class AdvTra:
 
     needs: ClassVar[Access] = Access.LABELS
     marks: ClassVar[bool] = False
+    tunable: ClassVar[Mapping[str, tuple[Json, ...]]] = {
+        "initial_step": (0.02, 0.05, 0.1, 0.2),
+        "step_lr": (0.01, 0.02, 0.05, 0.1),
+        "length_control": (0.8, 0.9, 0.95),
+    }
 
     mode: Literal["official", "fast"] = "official"
     trajectories: Positive = 100

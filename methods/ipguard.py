@@ -77,6 +77,10 @@ class IPGuard:
 
     needs: ClassVar[Access] = Access.LABELS
     marks: ClassVar[bool] = False
+    tunable: ClassVar[Mapping[str, tuple[Json, ...]]] = {
+        "k": (0.01, 0.1, 1.0, 5.0, 10.0, 20.0),  # RemovalNet takes 0.01, DeepJudge 5
+        "lr": (3e-4, 1e-3, 2.3e-3, 1e-2),
+    }
 
     points: Positive = 100
     initialisation: Literal["data", "noise"] = "data"

@@ -70,6 +70,9 @@ class RobustTriggerSet:
 
     needs: ClassVar[Access] = Access.LABELS
     marks: ClassVar[bool] = False
+    tunable: ClassVar[Mapping[str, tuple[Json, ...]]] = {
+        "sigma": (2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2),  # around the code's, for a ResNet-34
+    }
 
     queries: Positive = 100
     proxies: Positive = 64

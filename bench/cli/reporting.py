@@ -58,6 +58,12 @@ def _report_arguments(command: argparse.ArgumentParser) -> None:
         help="level and power of the verdicts, AUC, detection at a stated false-positive rate and "
         "every two methods compared, too, written beside the records with a picture (roc.svg)",
     )
+    command.add_argument(
+        "--equal-price",
+        action="store_true",
+        help="what is read at which price, too: methods within a class of equal prices, of each "
+        "mark the settings nearest to it; written beside the records",
+    )
 
 
 class _Formats:
@@ -111,6 +117,12 @@ def _asked(
         made, pictures = (*made, *judged), (*pictures, *drawn)
         if arguments.calibration:
             write_tables(home, judged, drawn)
+    if arguments.equal_price:
+        from bench.tuning import equal
+
+        level_prices = equal.equal_price(*found)
+        made = (*made, level_prices)
+        write_tables(home, [level_prices])
     return made, pictures
 
 

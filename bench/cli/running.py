@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import bench
 from bench.cli import progress
@@ -24,6 +24,25 @@ if TYPE_CHECKING:
 
 def _run_arguments(command: argparse.ArgumentParser) -> None:
     a_suite(command)
+    _how_arguments(command)
+    command.add_argument(
+        "--drop-copies",
+        action="store_true",
+        help="delete the weights of an attacked copy as soon as no cell of this suite needs them: "
+        "less disk, and records are as ever; a later suite makes again what it needs; two runs at "
+        "once on one store drop nothing",
+    )
+    command.add_argument(
+        "--stale",
+        choices=("warn", "remake"),
+        default="warn",
+        help="what becomes of artefacts and answers that other code made than is here now: told of "
+        "(default), or made again with all that follows from them",
+    )
+
+
+def _how_arguments(command: argparse.ArgumentParser) -> None:
+    """Take where stages are carried out, and by how many."""
     a_device(command)
     command.add_argument(
         "--engine",
@@ -54,20 +73,6 @@ def _run_arguments(command: argparse.ArgumentParser) -> None:
         help="run transformer blocks through torch.compile: the last digits of evidence may "
         "differ, and records say so (meant for GPUs; on a CPU it made DeiT-Tiny slower)",
     )
-    command.add_argument(
-        "--drop-copies",
-        action="store_true",
-        help="delete the weights of an attacked copy as soon as no cell of this suite needs them: "
-        "less disk, and records are as ever; a later suite makes again what it needs; two runs at "
-        "once on one store drop nothing",
-    )
-    command.add_argument(
-        "--stale",
-        choices=("warn", "remake"),
-        default="warn",
-        help="what becomes of artefacts and answers that other code made than is here now: told of "
-        "(default), or made again with all that follows from them",
-    )
 
 
 def run_suite(arguments: argparse.Namespace) -> int:
@@ -75,26 +80,13 @@ def run_suite(arguments: argparse.Namespace) -> int:
     plan = bench.plan(arguments.suite, arguments.data)
     console = wide_console()
     _print_warnings(plan, console)
-
-    def watch(start: Start, records: Iterator[Record]) -> Iterator[Record]:
-        cells = f"{start.suite}: {start.todo} of {start.cells} cells to answer"
-        console.print(f"{cells} on {start.where}", highlight=False)
-        names = progress.names([question.cell for question in plan.questions])
-        return progress.show(records, start.todo, names, console)
-
     results = bench.run(
         plan,
         arguments.results,
         arguments.data,
-        device=arguments.device,
-        engine=arguments.engine,
-        address=arguments.address,
-        workers=arguments.workers,
-        threads=arguments.threads,
-        compile=arguments.compile,
+        **_how(arguments, console),
         drop_copies=arguments.drop_copies,
         stale=arguments.stale,
-        watch=watch,
     )
     made = bench.report(results)
     for table in made:
@@ -106,6 +98,81 @@ def run_suite(arguments: argparse.Namespace) -> int:
     why = f"first: {results.failed[0].reason}; run again to retry them"
     print(f"bench: {count} of {cells} cells failed, {why}", file=sys.stderr)
     return SOME_FAILED
+
+
+def _how(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """Return how a run is carried out, and shown as it goes."""
+
+    def watch(start: Start, records: Iterator[Record]) -> Iterator[Record]:
+        cells = f"{start.suite}: {start.todo} of {start.cells} cells to answer"
+        console.print(f"{cells} on {start.where}", highlight=False)
+        return progress.show(records, start.todo, progress.names(start.asked), console)
+
+    named = ("device", "engine", "address", "workers", "threads", "compile")
+    return {name: getattr(arguments, name) for name in named} | {"watch": watch}
+
+
+def _tune_arguments(command: argparse.ArgumentParser) -> None:
+    a_suite(command)
+    _how_arguments(command)
+    command.add_argument(
+        "--budget",
+        type=positive,
+        default=8,
+        metavar="N",
+        help="settings each method is tried at, its default and the suite's own among them "
+        "(default 8); fewer where a method has fewer",
+    )
+    command.add_argument(
+        "--price",
+        type=float,
+        default=0.02,
+        metavar="SHARE",
+        help="the most a mark may cost, as a share of the owner's own task (default 0.02)",
+    )
+    command.add_argument(
+        "--cosine",
+        type=float,
+        default=0.0,
+        help="the least feature cosine of the owner and the released model (default 0: any)",
+    )
+    command.add_argument(
+        "--passes",
+        type=float,
+        help="the most that protecting once may take, in forward passes' worth (default: no end)",
+    )
+    command.add_argument("--seed", type=int, default=0, help="of the draw (default 0)")
+    command.add_argument(
+        "--write",
+        type=Path,
+        metavar="FILE",
+        help="write a copy of the suite with what was chosen; default: print its methods",
+    )
+
+
+def tune_suite(arguments: argparse.Namespace) -> int:
+    """Try every method at as many settings, on the owner's data alone; print what is chosen."""
+    from bench.tuning.tables import tuning_table
+    from bench.tuning.writing import fragment
+
+    console = wide_console()
+    named = ("budget", "price", "cosine", "passes", "seed", "write")
+    tuned = bench.tune(
+        arguments.suite,
+        arguments.results,
+        arguments.data,
+        **{name: getattr(arguments, name) for name in named},
+        **_how(arguments, console),
+    )
+    made = tuning_table(tuned)
+    print_table(made, console)
+    write_tables(arguments.results / tuned.results.outline.name, [made])
+    if arguments.write is None:
+        text = fragment(arguments.suite, tuned.terms, tuned.choices)
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+    else:
+        console.print(f"written: {arguments.write}", markup=False, highlight=False)
+    return OK
 
 
 def _print_warnings(plan: Plan, console: Console) -> None:
@@ -223,6 +290,12 @@ def show_store(arguments: argparse.Namespace) -> int:
 
 
 RUN = Command("run", "answer every cell of a suite and print its tables", _run_arguments, run_suite)
+TUNE = Command(
+    "tune",
+    "choose every method's settings by one budget, on the owner's data alone",
+    _tune_arguments,
+    tune_suite,
+)
 PLAN = Command(
     "plan", "say what a run would do, what is there, what it costs", _plan_arguments, show_plan
 )

@@ -160,10 +160,8 @@ def budget(plan: Plan, store: Store, todo: Iterable[str], device: str | None = N
     """
     if device is not None and device not in BFLOAT16_PEAKS:
         raise UserError(f"--device: no device '{device}'{suggestion(device, BFLOAT16_PEAKS)}")
-    estimates, left = _Estimates(plan, store, device), set(todo)
-    kinds = dict.fromkeys(stage.kind for stage in plan.stages.values())
-    rows = []
-    for kind in kinds:
+    estimates, left, rows = _Estimates(plan, store, device), set(todo), []
+    for kind in dict.fromkeys(stage.kind for stage in plan.stages.values()):
         keys = [key for key, stage in plan.stages.items() if stage.kind == kind]
         ahead = [key for key in keys if key in left]
         passes = [estimates.passes(plan.stages[key]) for key in ahead]
@@ -184,6 +182,12 @@ def budget(plan: Plan, store: Store, todo: Iterable[str], device: str | None = N
     sizes = {key: estimates.bytes(key) for key in plan.stages if key in left}
     decoded = estimates.decoded([plan.stages[key] for key in left])
     return Budget(tuple(rows), _at_once(plan, sizes), decoded)
+
+
+def protecting(plan: Plan, store: Store) -> dict[str, Passes | None]:
+    """Count the passes of every protection, by the key of its stage; None where nobody says."""
+    count = _Estimates(plan, store, None).passes
+    return {key: count(stage) for key, stage in plan.stages.items() if stage.kind == "protect"}
 
 
 def _at_once(plan: Plan, sizes: Mapping[str, float | None]) -> float | None:

@@ -15,6 +15,7 @@ from bench.records import ledger
 from bench.records.leases import KEPT, Leases, drop_spare
 from bench.records.ledger import Results
 from bench.records.nouns import (
+    Cell,
     Cost,
     Evidence,
     ExactNull,
@@ -49,12 +50,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """What a run is about to do: how many cells of how many, and where."""
+    """What a run is about to do: how many cells of how many, where, and which are asked at all."""
 
     suite: str
     todo: int
     cells: int
     where: str
+    asked: tuple[Cell, ...] = ()
 
 
 Stale = Literal["warn", "remake"]
@@ -169,7 +171,8 @@ def _answer_all(session: Session, todo: Sequence[Question]) -> None:
         )
         load_owners(laboratory)
         _write_outline(plan, home)  # only now: a run that cannot start changes no report
-        start = Start(plan.suite.name, len(todo), len(plan.questions), where)
+        cells = tuple(question.cell for question in plan.questions)
+        start = Start(plan.suite.name, len(todo), len(cells), where, cells)
         for _ in session.watch(start, answer(laboratory, todo, engine, _records_file(home))):
             pass
 

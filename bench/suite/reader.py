@@ -12,7 +12,7 @@ import yaml
 from yaml import MappingNode, Mark, Node, ScalarNode, SequenceNode
 
 from bench.models.libraries import LIBRARIES
-from bench.records.nouns import UserError
+from bench.records.nouns import Json, UserError
 from bench.records.settings import SettingError, settings, suggestion
 from bench.suite.grid import Composed, Suite
 
@@ -22,6 +22,16 @@ T = TypeVar("T")
 def load(path: Path) -> Suite:
     """Read one suite file and all it includes, checked; every error begins with its file:line."""
     return _load(path, ())
+
+
+def tree(path: Path) -> MappingNode:
+    """Read a suite file and all it includes as the nodes of one tree, unchecked."""
+    return _read(path, ())
+
+
+def plain(node: Node) -> Json:
+    """Return what a node of a suite says, as numbers and text."""
+    return _Loader("").construct_document(node)
 
 
 def _load(path: Path, above: tuple[Path, ...]) -> Suite:
@@ -148,7 +158,7 @@ def _as_written(node: Node, text: bool, named: frozenset[str]) -> Node:
     return node
 
 
-def _read(path: Path, stack: tuple[Path, ...]) -> Node:
+def _read(path: Path, stack: tuple[Path, ...]) -> MappingNode:
     """Parse a file and put what it includes beneath it, lines remembered."""
     try:
         with path.open("rb") as file:
@@ -170,7 +180,8 @@ def _read(path: Path, stack: tuple[Path, ...]) -> Node:
     own.value = [(key, value) for key, value in node.value if key.value != "include"]
     included = [value for key, value in node.value if key.value == "include"]
     base = [_include(item, path, (*stack, path)) for value in included for item in _items(value)]
-    return functools.reduce(_merge, [*base, own])
+    merged: MappingNode = functools.reduce(_merge, [*base, own])
+    return merged
 
 
 def _items(node: Node) -> list[ScalarNode]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from statistics import fmean
 
-from bench.records.nouns import Fidelity, Outline, Record, unpacked
+from bench.records.nouns import Fidelity, Outline, Record, how_many, unpacked
 from bench.records.table import NOTHING, Table
 from bench.verdicts.families import Answer, Paired, paired, paired_together
 from bench.verdicts.innocents import (
@@ -17,7 +18,7 @@ from bench.verdicts.innocents import (
     outcomes,
     secret_of,
 )
-from bench.verdicts.intervals import paired_interval
+from bench.verdicts.intervals import Interval, difference_interval, paired_interval
 
 FREE = "none"
 """The price of a fingerprint, whose released model is the owner's."""
@@ -30,25 +31,105 @@ PRICES = (
     "better."
 )
 
+NOT_ORDERED = (
+    "not ordered: what the two cost their owner differs by more than 0.01 of its own task (by "
+    "probe, where it has none), so neither is called better. Such a pair is not tested, nor "
+    "counted by Holm. `bench tune` finds settings at a stated price."
+)
+
+POINTS = (0.0, 0.01, 0.02, 0.05)
+"""The prices at which methods are set side by side, as shares of the owner's own task."""
+
+SAME_PRICE = 0.01
+"""Two prices count as equal up to here: one point of the owner's own task."""
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """What a mark loses its owner, as a share of `task`: positive where the task suffers.
+
+    `ends` is the 95 % interval, paired over images where records allow. A fingerprint's is nothing.
+    """
+
+    lost: float
+    ends: Interval
+    task: str
+
+    @property
+    def point(self) -> float | None:
+        """Return the nearest of the prices that are set side by side; None beyond the last."""
+        if self.lost > POINTS[-1] + SAME_PRICE:
+            return None
+        return min(POINTS, key=lambda point: abs(point - self.lost))
+
+
+def price_of(records: Iterable[Record]) -> Price | None:
+    """Return what a mark costs on its owner's own task, or by probe where there is none.
+
+    None where no record says it. One key counts once, several by their means.
+    """
+    read = list(records)
+    if read and not any(record.marks for record in read):
+        return Price(0.0, (0.0, 0.0), FREE)
+    found = [f for f in {r.cell.method_seed: r.fidelity for r in read if r.fidelity}.values() if f]
+    if not found:
+        return None
+    task = "own task"
+    pairs = own_answers(found)
+    if not pairs and all(f.released_probe_right for f in found):
+        task, n = "probe", found[0].probe_images
+        pairs = [
+            (unpacked(f.owner_probe_right, n), unpacked(f.released_probe_right, n)) for f in found
+        ]
+    if not pairs:  # an older record, which has totals alone
+        before = fmean(f.owner_probe_accuracy for f in found)
+        after = fmean(f.released_probe_accuracy for f in found)
+        low, high = difference_interval(before, after, found[0].probe_images)
+        return Price(before - after, (-high, -low), "probe")
+    low, high = paired_interval(pairs)
+    before, after = (fmean(fmean(pair[side]) for pair in pairs) for side in (0, 1))
+    return Price(before - after, (-high, -low), task)
+
+
+def price_text(price: Price) -> str:
+    """Write what the owner's task loses, with its interval: a loss is positive."""
+    low, high = price.ends
+    ends = "" if low == high == 0.0 else f" [{low:+.3f}, {high:+.3f}]"
+    return f"{price.lost:+.3f}{ends}" + (" by probe" if price.task == "probe" else "")
+
+
+def apart(first: Price | None, second: Price | None) -> str:
+    """Say why two prices forbid to order their methods; empty if they are equal."""
+    if first is None or second is None:
+        return "a price is not known"
+    gap = abs(first.lost - second.lost)
+    return f"prices {gap:.3f} apart" if gap > SAME_PRICE else ""
+
 
 def pairs_table(outline: Outline, groups: Iterable[tuple[str, str, Sequence[Record]]]) -> Table:
     """Return every two methods of every owner side by side, from (owner, method, records)."""
     owners: dict[str, list[tuple[str, list[Answer]]]] = {}
-    prices = {}
+    prices, paid = dict[tuple[str, str], str](), dict[tuple[str, str], Price | None]()
     for owner, method, records in groups:
-        prices[owner, method] = _price(records)
+        prices[owner, method], paid[owner, method] = _price(records), price_of(records)
         owners.setdefault(owner, []).append((method, recognised(records, outline.alpha)))
     compared = [
         (owner, first, second, paired(ours, theirs, outline.alpha))
         for owner, methods in owners.items()
         for (first, ours), (second, theirs) in itertools.combinations(methods, 2)
     ]
-    together = paired_together([pair for *_, pair in compared], outline.alpha)
+    why = [apart(paid[owner, first], paid[owner, second]) for owner, first, second, _ in compared]
+    equal = [pair for (*_, pair), reason in zip(compared, why, strict=True) if not reason]
+    decided = iter(paired_together(equal, outline.alpha))
+    lines = [
+        _unordered(pair, reason) if reason else _line(*next(decided))
+        for (*_, pair), reason in zip(compared, why, strict=True)
+    ]
     return Table(
         name="Methods compared",
         caption=(
             f"verdicts at alpha = {outline.alpha:g} on copies made by the same recipes, over "
-            f"{len(compared)} comparisons by Holm ({outline.heading})"
+            f"{how_many(len(equal), 'comparison')} at equal prices by Holm ({outline.heading})"
         ),
         columns=(
             *("owner", "first", "second", "price of first", "price of second", "copies"),
@@ -56,11 +137,12 @@ def pairs_table(outline: Outline, groups: Iterable[tuple[str, str, Sequence[Reco
             "outcome",
         ),
         rows=tuple(
-            (owner, first, second, prices[owner, first], prices[owner, second], *_line(*decided))
-            for (owner, first, second, _), decided in zip(compared, together, strict=True)
+            (owner, first, second, prices[owner, first], prices[owner, second], *line)
+            for (owner, first, second, _), line in zip(compared, lines, strict=True)
         ),
         notes=(
             PRICES,
+            NOT_ORDERED,
             "copies: attacked copies of the released model, made by one recipe (owner, attack, "
             "seed), that both methods judged, of those that any did; a mark is attacked in its own "
             "released model. One that a method cannot read is not owned, nor one that is undecided "
@@ -127,6 +209,12 @@ def _price(records: Sequence[Record]) -> str:
     """Write both prices of a method, each under its name, or that there is none."""
     own, cosine = own_task_price(records), cosine_price(records)
     return cosine if own == cosine else f"own task {own}, feature cosine {cosine}"
+
+
+def _unordered(pair: Paired, why: str) -> tuple[str, ...]:
+    """Write who recognises what, and that nothing follows: neither a p nor an outcome."""
+    *counts, difference, keys, _, _, _, _ = _line(pair, None)
+    return (*counts, difference, keys, NOTHING, NOTHING, NOTHING, f"not ordered: {why}")
 
 
 def _line(pair: Paired, adjusted: float | None) -> tuple[str, ...]:

@@ -147,6 +147,13 @@ class ActiveMark:
 
     needs: ClassVar[Access] = Access.WEIGHTS
     marks: ClassVar[bool] = True
+    tunable: ClassVar[Mapping[str, tuple[Json, ...]]] = {
+        # Silent in the paper; around the code's 1e-5, 1e-4 and lambda = 1, and up to where small
+        # models need them. Steps and images are the price in time, which a suite sets.
+        "lr": (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3),
+        "weight": (1.0, 3.0, 10.0, 30.0, 100.0, 300.0),
+        "codec_lr": (1e-4, 3e-4, 1e-3, 2e-3, 5e-3),
+    }
 
     variant: Literal["expressprint", "paper"] = "expressprint"
     block: int | Literal["auto"] = "auto"
