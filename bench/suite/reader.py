@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import re
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import yaml
 from yaml import MappingNode, Mark, Node, ScalarNode, SequenceNode
@@ -180,8 +180,7 @@ def _read(path: Path, stack: tuple[Path, ...]) -> MappingNode:
     own.value = [(key, value) for key, value in node.value if key.value != "include"]
     included = [value for key, value in node.value if key.value == "include"]
     base = [_include(item, path, (*stack, path)) for value in included for item in _items(value)]
-    merged: MappingNode = functools.reduce(_merge, [*base, own])
-    return merged
+    return cast(MappingNode, functools.reduce(_merge, [*base, own]))
 
 
 def _items(node: Node) -> list[ScalarNode]:

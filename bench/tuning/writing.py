@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
@@ -117,9 +118,8 @@ def _replaced(text: str, root: MappingNode, new: Mapping[str, str]) -> str:
     """Put new lines for some keys; comments that stand above the next key stay with it."""
     lines = text.splitlines(keepends=True)
     starts = [key.start_mark.line for key, _ in root.value] + [len(lines)]
-    spans = {
-        key.value: (i, j) for (key, _), i, j in zip(root.value, starts, starts[1:], strict=False)
-    }
+    names = [key.value for key, _ in root.value]
+    spans = dict(zip(names, itertools.pairwise(starts), strict=True))
     for name in sorted(new, key=lambda n: -spans[n][0]):
         first, after = spans[name]
         while after > first + 1 and lines[after - 1].strip()[:1] in ("", "#"):
