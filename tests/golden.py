@@ -60,6 +60,8 @@ CASES: Mapping[str, tuple[dict[str, object], ...]] = {
         {"trajectories": 4, "classes": 3, "max_iterations": 16, "mode": "fast", "length": 6},
     ),
     "akh": ({"queries": 24},),
+    "cka": ({"images": 16}, {"images": 16, "source": "noise", "estimator": "biased"}),
+    "cka.hidden": ({"images": 16},),
     "ipguard": (
         {"points": 12, "iterations": 16, "lr": 1e-2},
         {"points": 12, "iterations": 16, "initialisation": "noise", "k_unit": "median margin"}

@@ -54,9 +54,10 @@ PUBLIC = {
         *("Picture", "Preprocess", "masks_digest", "open_image", "sent", "sources"),
     ),
     "bench.training": (
-        *("Choice", "MicroBatches", "Parameters", "Precision", "Schedule", "Training"),
-        *("TrainingSettings", "activation_profile", "answers", "by_depth", "choose_block"),
-        *("classifier", "fit", "head_accuracy", "in_batches", "matches", "passes", "schedule"),
+        *("Choice", "Estimator", "MicroBatches", "Parameters", "Precision", "Schedule"),
+        *("Training", "TrainingSettings", "activation_profile", "answers", "by_depth"),
+        *("choose_block", "cka", "classifier", "fit", "head_accuracy", "in_batches", "matches"),
+        *("passes", "schedule"),
     ),
     "bench.testing": ("check_attack", "check_method", "context", "owner", "stranger"),
     "bench.workload": ("Prepared", "Workload"),

@@ -1,4 +1,4 @@
-"""What plug-ins build with: the training loop, short memory, probes, labels and activations."""
+"""What plug-ins build with: the training loop, short memory, probes, labels, likeness."""
 
 from bench.training.activations import Choice as Choice
 from bench.training.activations import activation_profile as activation_profile
@@ -18,3 +18,5 @@ from bench.training.loop import schedule as schedule
 from bench.training.microbatch import MicroBatches as MicroBatches
 from bench.training.microbatch import in_batches as in_batches
 from bench.training.probe import head_accuracy as head_accuracy
+from bench.training.similarity import Estimator as Estimator
+from bench.training.similarity import cka as cka
