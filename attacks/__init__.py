@@ -22,4 +22,7 @@ A value outside is refused, in a suite and in Python.
 | `uses_base` | `UsesBase` | asks for the public, unmarked model as `ctx.base` |
 | `uses_head` | `UsesHead` | says that the victim must have a classifier |
 | `passes` | `CountsPasses` | says how many passes it takes; without it `bench plan` says ? |
+| `change` | `SaysChange` | says what it changes, for tables; without it that is "other" |
+| `exact` | `IsExact` | says that a copy answers as its victim did, up to rounding |
+| `adaptive` | `IsAdaptive` | says what the thief knows of the defence, in a few words |
 """

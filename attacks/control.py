@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from bench.models import VisionModel, clone
 from bench.registry import attack
-from bench.types import Access, Context, Count, Passes, Shape, Sizes, UserError
+from bench.types import Access, Change, Context, Count, Passes, Shape, Sizes, UserError
 
 
 @attack("control.identity")
@@ -25,6 +25,7 @@ class Identity:
     offers: ClassVar[Access] = Access.ALL
     derived: ClassVar[bool] = True
     random: ClassVar[bool] = False
+    change: ClassVar[Change] = "control"
 
     def passes(self, sizes: Sizes) -> Passes:
         """Count none: no image is looked at."""
@@ -51,6 +52,7 @@ class Stranger:
     offers: ClassVar[Access] = Access.ALL
     derived: ClassVar[bool] = False
     random: ClassVar[bool] = False
+    change: ClassVar[Change] = "control"
 
     def passes(self, sizes: Sizes) -> Passes:
         """Count none: no image is looked at."""

@@ -25,6 +25,7 @@ from bench.registry import attack
 from bench.training import in_batches
 from bench.types import (
     Access,
+    Change,
     Context,
     Incompatible,
     NotNegative,
@@ -74,6 +75,7 @@ class DistilFeatures:
     offers: ClassVar[Access] = Access.ENCODER
     derived: ClassVar[bool] = True
     random: ClassVar[bool] = True
+    change: ClassVar[Change] = "extraction"
 
     def passes(self, sizes: Sizes) -> Passes:
         """Count the victim's answers, and every epoch of the student there and back."""
@@ -130,6 +132,7 @@ class DistilLogits:
     offers: ClassVar[Access] = Access.ALL
     derived: ClassVar[bool] = True
     random: ClassVar[bool] = True
+    change: ClassVar[Change] = "extraction"
     uses_head: ClassVar[bool] = True
 
     def passes(self, sizes: Sizes) -> Passes:

@@ -32,6 +32,7 @@ from bench.registry import attack
 from bench.training import in_batches
 from bench.types import (
     Access,
+    Change,
     Context,
     NotNegative,
     PartialShare,
@@ -89,6 +90,7 @@ class FinetuneClassify:
     offers: ClassVar[Access] = Access.ENCODER  # the head answers in the thief's classes
     derived: ClassVar[bool] = True
     random: ClassVar[bool] = True
+    change: ClassVar[Change] = "finetuning"
 
     def run(self, victim: VisionModel, ctx: Context) -> VisionModel:
         """Return the fine-tuned copy with its head; notes say the last epoch's loss."""

@@ -17,7 +17,16 @@ import torch
 
 from bench.models import VisionModel, clone
 from bench.registry import attack
-from bench.types import Access, Context, Incompatible, Passes, PositiveShare, Sizes, UserError
+from bench.types import (
+    Access,
+    Change,
+    Context,
+    Incompatible,
+    Passes,
+    PositiveShare,
+    Sizes,
+    UserError,
+)
 
 
 @attack("interpolate")
@@ -33,6 +42,7 @@ class Interpolate:
     offers: ClassVar[Access] = Access.ALL
     derived: ClassVar[bool] = True
     random: ClassVar[bool] = False
+    change: ClassVar[Change] = "merging"
     uses_base: ClassVar[bool] = True
 
     def passes(self, sizes: Sizes) -> Passes:

@@ -14,7 +14,7 @@ import torch
 
 from bench.models import VisionModel, clone
 from bench.registry import attack
-from bench.types import Access, Context, NotNegative, Passes, Sizes
+from bench.types import Access, Change, Context, NotNegative, Passes, Sizes
 
 
 @attack("noise.weights", version=2)
@@ -35,6 +35,7 @@ class WeightNoise:
     offers: ClassVar[Access] = Access.ALL
     derived: ClassVar[bool] = True
     random: ClassVar[bool] = True
+    change: ClassVar[Change] = "compression"
 
     def passes(self, sizes: Sizes) -> Passes:
         """Count none: no image is looked at."""

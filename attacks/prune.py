@@ -24,7 +24,7 @@ from torch import Tensor
 from bench import models
 from bench.models import VisionModel, clone
 from bench.registry import attack
-from bench.types import Access, Context, OpenShare, PartialShare, Passes, Sizes, UserError
+from bench.types import Access, Change, Context, OpenShare, PartialShare, Passes, Sizes, UserError
 
 
 @attack("prune.l1", version=2)
@@ -49,6 +49,7 @@ class L1Prune:
     offers: ClassVar[Access] = Access.ALL
     derived: ClassVar[bool] = True
     random: ClassVar[bool] = False
+    change: ClassVar[Change] = "compression"
 
     def passes(self, sizes: Sizes) -> Passes:
         """Count none: no image is looked at."""
@@ -90,6 +91,7 @@ class StructuredPrune:
     offers: ClassVar[Access] = Access.ALL
     derived: ClassVar[bool] = True
     random: ClassVar[bool] = False
+    change: ClassVar[Change] = "compression"
 
     def run(self, victim: VisionModel, ctx: Context) -> VisionModel:
         """Return the smaller copy; notes say how many units (of each block) are left."""

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from bench.models import VisionModel, clone
 from bench.registry import attack
-from bench.types import Access, Context, Passes, Sizes
+from bench.types import Access, Change, Context, Passes, Sizes
 
 LARGEST = {"int8": 127.0, "int4": 7.0, "fp8": 448.0}
 """The value on a format's grid that the largest magnitude is mapped to."""
@@ -46,6 +46,7 @@ class Quantize:
     offers: ClassVar[Access] = Access.ALL
     derived: ClassVar[bool] = True
     random: ClassVar[bool] = False
+    change: ClassVar[Change] = "compression"
 
     def passes(self, sizes: Sizes) -> Passes:
         """Count none: no image is looked at."""

@@ -24,6 +24,7 @@ from bench.models import VisionModel, segmentation_head, with_head
 from bench.registry import attack
 from bench.types import (
     Access,
+    Change,
     Context,
     NotNegative,
     PartialShare,
@@ -63,6 +64,7 @@ class FinetuneSegment:
     offers: ClassVar[Access] = Access.ENCODER  # the head answers pixel by pixel
     derived: ClassVar[bool] = True
     random: ClassVar[bool] = True
+    change: ClassVar[Change] = "finetuning"
 
     def passes(self, sizes: Sizes) -> Passes:
         """Count every epoch there and back."""

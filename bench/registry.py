@@ -30,9 +30,12 @@ from bench.types import (
     CountsProtecting,
     HasPrecision,
     HasReadout,
+    IsAdaptive,
+    IsExact,
     Method,
     NamesData,
     RedrawsBits,
+    SaysChange,
     SaysTunable,
     SaysUnreadable,
     UsesBase,
@@ -52,7 +55,10 @@ OPTIONAL: Mapping[str, tuple[type, ...]] = {
         *(HasReadout, HasPrecision, CountsProtecting, CountsExtracting, SaysUnreadable),
         *(SaysTunable, RedrawsBits),
     ),
-    "attack": (NamesData, UsesBase, UsesHead, CountsPasses),
+    "attack": (
+        *(NamesData, UsesBase, UsesHead, CountsPasses),
+        *(SaysChange, IsExact, IsAdaptive),
+    ),
 }
 """What plug-ins of a kind may have beside what they must."""
 

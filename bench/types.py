@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
 from bench.records.nouns import Access as Access
+from bench.records.nouns import Change as Change
 from bench.records.nouns import Evidence as Evidence
 from bench.records.nouns import ExactNull as ExactNull
 from bench.records.nouns import Incompatible as Incompatible
@@ -116,7 +117,8 @@ class Method(Protocol):
 class Attack(Protocol):
     """A way to obtain a suspect from a released model, or (a control) without it.
 
-    What it may have beside is in `NamesData`, `UsesBase`, `UsesHead` and `CountsPasses`.
+    What it may have beside is in `NamesData`, `UsesBase`, `UsesHead`, `CountsPasses`, `SaysChange`,
+    `IsExact` and `IsAdaptive`.
     """
 
     offers: ClassVar[Access]  # what the owner may still see of the result
@@ -230,3 +232,24 @@ class UsesHead(Protocol):
     """An attack whose victim must have a classifier, if true."""
 
     uses_head: ClassVar[bool]
+
+
+@runtime_checkable
+class SaysChange(Protocol):
+    """An attack that says what it changes: tables group rows by it. Without it, "other"."""
+
+    change: ClassVar[Change]
+
+
+@runtime_checkable
+class IsExact(Protocol):
+    """An attack after which a model answers as before, up to rounding, if true."""
+
+    exact: ClassVar[bool]
+
+
+@runtime_checkable
+class IsAdaptive(Protocol):
+    """An attack by a thief who knows the defence: says what of it he knows."""
+
+    adaptive: ClassVar[str]

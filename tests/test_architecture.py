@@ -39,7 +39,7 @@ PUBLIC = {
             "CountsProtecting",
         ),
         *("HasPrecision", "HasReadout", "NamesData", "SaysTunable", "SaysUnreadable", "UsesBase"),
-        *("UsesHead", "ExactNull", "RedrawsBits"),
+        *("UsesHead", "ExactNull", "RedrawsBits", "Change", "IsAdaptive", "IsExact", "SaysChange"),
     ),
     "bench.registry": ("attack", "method"),
     "bench.models": (

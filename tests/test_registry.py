@@ -57,7 +57,7 @@ class Prune(Base):
     norm: Norm = Norm.ONE
     limit: float | None = None
     block: int | Literal["auto", "last"] = "auto"
-    exact: bool = False
+    strict: bool = False
 
     def __post_init__(self):
         if not 0 < self.amount <= 1:
@@ -104,7 +104,7 @@ def test_a_spec_spells_out_every_default_in_json(attacks):
         "norm": "l2",
         "limit": None,
         "block": "auto",
-        "exact": False,
+        "strict": False,
     }
 
 
@@ -115,7 +115,7 @@ def test_a_spec_spells_out_every_default_in_json(attacks):
         ({"amount": 1}, {"amount": 1.0}),
         ({"limit": 2}, {"limit": 2.0}),
         ({"layers": (4,)}, {"layers": [4]}),
-        ({"steps": 5, "exact": True}, {"exact": True, "steps": 5}),
+        ({"steps": 5, "strict": True}, {"strict": True, "steps": 5}),
         ({"pair": [1, 2]}, {}),
     ],
 )
@@ -143,7 +143,7 @@ REFUSED = [
     ({"amount": float("nan")}, "amount: expected a finite number, got nan", "amount"),
     ({"amount": float("inf")}, "amount: expected a finite number, got inf", "amount"),
     ({"steps": 4, "amount": 7}, "expected amount in (0, 1], got 7.0", "amount"),
-    ({"exact": 1}, "exact: expected true or false, got 1", "exact"),
+    ({"strict": 1}, "strict: expected true or false, got 1", "strict"),
     ({"layers": 3}, "layers: expected a list, got 3", "layers"),
     ({"schedule": None}, "schedule: expected 'cosine' or 'linear', got nothing", "schedule"),
     (

@@ -220,6 +220,8 @@ def write_outline(path: Path, outline: Outline) -> None:
 
     value = _fields(outline)
     value["cells"] = [(key, _with_specs(_fields(cell), number)) for key, cell in outline.cells]
+    if steps := [(number(spec), dataclasses.asdict(facts)) for spec, facts in value.pop("steps")]:
+        value["steps"] = steps
     value["specs"] = [json.loads(text) for text in numbers]
     text = canonical({"schema": SCHEMA, "outline": value})
     write_atomically(path, f"{text}\n".encode())
@@ -243,6 +245,7 @@ def read_outline(path: Path) -> Outline:
         try:
             for _, cell in outline["cells"]:
                 cell |= _with_specs(cell, specs.__getitem__)
+            outline["steps"] = [(specs[n], facts) for n, facts in outline.get("steps", [])]
         except (LookupError, TypeError, ValueError) as error:
             hint = f"expected cells made of numbered specs ({error}); run the suite again"
             raise UserError(f"{path}: {hint}") from None

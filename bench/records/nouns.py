@@ -343,7 +343,7 @@ class Record:
     utility: Utility | None = None
     fidelity: Fidelity | None = None
     notes: Mapping[str, Json] = field(default_factory=dict)  # what `protect` and attacks reported
-    costs: Mapping[str, Cost] = field(default_factory=dict)  # by stage: protect, attack, extract
+    costs: Mapping[str, Cost] = field(default_factory=dict)  # by stage: protect, attack, ...
     environment: Mapping[str, str] = field(default_factory=dict)  # where the suspect was read
     elsewhere: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # by stage, if another
     data: Mapping[str, str] = field(default_factory=dict)  # digests of images, by the suite's names
@@ -359,9 +359,45 @@ def evidence_of(record: Record) -> Evidence:
     return record.evidence
 
 
+Change = Literal[
+    "exact",
+    "compression",
+    "finetuning",
+    "extraction",
+    "merging",
+    "serving",
+    "forgery",
+    "control",
+    "other",
+]
+"""What an attack changes: nothing of the function (exact); weights, to fewer, coarser or noisier
+ones without training (compression); weights, by training on (finetuning); the model, for a new one
+made from its answers (extraction); weights, by mixing in others (merging); answers, at serving time
+(serving); the evidence, where the accuser cheats (forgery). A control makes innocents."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepFacts:
+    """What a report must know of a step of an attack, and cannot ask of its plug-in (torch!).
+
+    `images` is the size of the thief's pool, None where nobody wrote it down; `data` the digest of
+    the data set it is of. `adaptive` says what a thief who knows the defence knows; empty for one
+    who does not.
+    """
+
+    change: Change = "other"
+    exact: bool = False
+    adaptive: str = ""
+    images: int | None = None
+    data: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class Outline:
-    """What was asked: the suite's cells by key and in its order, and what to print around them."""
+    """What was asked: the suite's cells by key and in its order, and what to print around them.
+
+    `steps` are those that suspects went through; older outlines name none.
+    """
 
     name: str
     title: str
@@ -369,6 +405,7 @@ class Outline:
     cells: tuple[tuple[str, Cell], ...]
     reductions: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    steps: tuple[tuple[Spec, StepFacts], ...] = ()
 
     @property
     def heading(self) -> str:
@@ -385,6 +422,9 @@ POPULATIONS: Mapping[Lineage, str] = {
     "stranger": "stranger",
 }
 """What tables call suspects, by what they descend from."""
+
+EARLIER = "earlier steps"
+"""What records call the cost of a chain's steps before the last, all together."""
 
 UNTOUCHED = "control.identity"
 """The attack that stands for "nothing was done": a plan prices a mark on it."""

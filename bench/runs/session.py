@@ -15,6 +15,7 @@ from bench.records import ledger
 from bench.records.leases import KEPT, Leases, drop_spare
 from bench.records.ledger import Results
 from bench.records.nouns import (
+    EARLIER,
     Cell,
     Cost,
     Evidence,
@@ -31,7 +32,7 @@ from bench.records.nouns import (
 from bench.records.store import Artefact, Store
 from bench.suite import sources
 from bench.suite.graph import Plan, Question
-from bench.suite.plan import departures
+from bench.suite.plan import departures, steps
 from bench.suite.sources import UNKNOWN
 from bench.suite.todo import near_notes, spare_copies
 
@@ -242,7 +243,9 @@ def _write_outline(plan: Plan, home: Path) -> None:
         *(f"Reduced: {text}" for text in suite.reductions),
         *(f"Not the default: {text}" for text in departures(suite)),
     )
-    outline = Outline(suite.name, suite.title, suite.alpha, cells, reductions, plan.warnings)
+    outline = Outline(
+        *(suite.name, suite.title, suite.alpha, cells, reductions, plan.warnings), steps(plan)
+    )
     ledger.write_outline(home / "suite.json", outline)
 
 
@@ -281,7 +284,8 @@ def _record(laboratory: Laboratory, question: Question, failure: Failure | None)
         # What cannot be read may still be worth stealing, which is what the thief is after.
         if worth := store.find(question.utility):
             known["utility"] = Utility(**worth.payload["utility"])
-        return Record(**known, status="incompatible", reason=failure.reason)
+        costs = _attack_costs(plan, store, question)
+        return Record(**known, status="incompatible", reason=failure.reason, costs=costs)
     protect, suspect, extract, utility, owner = (
         _payload(store, key)
         for key in (
@@ -304,7 +308,10 @@ def _record(laboratory: Laboratory, question: Question, failure: Failure | None)
         utility=Utility(**utility["utility"]),
         fidelity=Fidelity(**fidelity) if fidelity else None,
         notes=_notes(stages, owner) | near_notes(plan, store, question),
-        costs={name: Cost(**stage["cost"]) for name, stage in stages.items()},
+        costs={
+            **{name: Cost(**stage["cost"]) for name, stage in stages.items()},
+            **_attack_costs(plan, store, question),
+        },
         environment=extract["environment"],  # where it was read, which may be an earlier run
         elsewhere={
             name: stage["environment"]
@@ -319,6 +326,31 @@ def _evidence(found: Mapping[str, Json]) -> Evidence:
     null = found.get("null")
     parts = {"rule": Rule(**found["rule"]), "null": null and ExactNull(**null)}
     return Evidence(**{**found, **parts})
+
+
+def _attack_costs(plan: Plan, store: Store, question: Question) -> dict[str, Cost]:
+    """Return what the last step of a chain cost, and all before it together."""
+    found: list[Cost] = []
+    key = question.suspect
+    while plan.stages[key].kind == "attack":
+        if made := store.find(key):  # a pure copy may be gone, but what it cost is not
+            found.append(Cost(**made.payload["cost"]))
+        key = plan.stages[key].parents[0]
+    last, earlier = found[:1], found[1:]
+    return {
+        **({"attack": last[0]} if last else {}),
+        **({EARLIER: _together(earlier)} if earlier else {}),
+    }
+
+
+def _together(costs: Sequence[Cost]) -> Cost:
+    return Cost(
+        seconds=sum(cost.seconds for cost in costs),
+        forward_passes=sum(cost.forward_passes for cost in costs),
+        backward_passes=sum(cost.backward_passes for cost in costs),
+        peak_memory_mb=max(cost.peak_memory_mb for cost in costs),
+        device=", ".join(sorted({cost.device for cost in costs})),
+    )
 
 
 def _made_from(plan: Plan, store: Store, question: Question) -> dict[str, dict[str, str]]:

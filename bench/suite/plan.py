@@ -20,10 +20,12 @@ from bench.records.files import file_digest
 from bench.records.nouns import (
     Access,
     Cell,
+    Change,
     Json,
     Readout,
     Shape,
     Spec,
+    StepFacts,
     UserError,
     how_many,
 )
@@ -33,6 +35,7 @@ from bench.suite.graph import READ_WITH, Kind, Plan, Question, Stage
 from bench.suite.grid import Suite
 from bench.suite.innocents import RECIPE, families, kin, recipe_digest, untouched
 from bench.suite.owners import ClassifierSettings, OwnerSettings
+from bench.types import IsAdaptive, IsExact, SaysChange
 from bench.verdicts.innocents import family
 from bench.verdicts.verdict import innocents_needed
 
@@ -393,6 +396,35 @@ def _unobtainable(cell: Cell, images: Manifest) -> str:
 
 def _labelled(images: Manifest) -> bool:
     return len(images.classes) > 1 and not images.masked
+
+
+def steps(plan: Plan) -> tuple[tuple[Spec, StepFacts], ...]:
+    """Say of every step of an attack what a report must know, and cannot ask of its plug-in."""
+    pool = functools.cache(lambda key: len(manifest.split(plan.manifest(key)).thief_images))
+    found: dict[str, tuple[Spec, StepFacts]] = {}
+    for stage in plan.stages.values():
+        if stage.kind != "attack":
+            continue
+        spec = Spec(**stage.recipe["step"])
+        if ATTACKS.get(spec.name).derived:  # a stranger is no attack
+            made = _facts(spec, stage.recipe["data"], pool(stage.recipe["data"]))
+            _, held = found.get(spec.text, (spec, made))
+            # Of parts with probes of their own the larger pool counts: a price is never too low.
+            found[spec.text] = spec, max(held, made, key=lambda facts: facts.images or 0)
+    return tuple(found.values())
+
+
+def _facts(step: Spec, data: str, images: int) -> StepFacts:
+    attack = ATTACKS.get(step.name)
+    exact = isinstance(attack, IsExact) and attack.exact
+    told: Change = "exact" if exact else "other"
+    return StepFacts(
+        change=attack.change if isinstance(attack, SaysChange) else told,
+        exact=exact,
+        adaptive=attack.adaptive if isinstance(attack, IsAdaptive) else "",
+        images=images,
+        data=data,
+    )
 
 
 def departures(suite: Suite) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from bench.records.nouns import (
     Record,
     Rule,
     Spec,
+    StepFacts,
     UserError,
     Utility,
     packed,
@@ -233,3 +234,15 @@ def test_what_a_reading_noted_stands_once_among_the_records_notes(tmp_path):
     (back,) = read(tmp_path)
     assert back.notes == {"extract": {"compared": 1}}
     assert back.evidence.score == 1.0
+
+
+def test_an_outline_tells_of_every_step_what_a_report_cannot_ask_a_plug_in(tmp_path):
+    """One without steps is written as it always was."""
+    path, step = tmp_path / "suite.json", CELL.attack[0]
+    facts = StepFacts("exact", True, "the location of the mark", 300, "d1")
+    told = Outline("demo", "", 0.05, (("a", CELL),), steps=((step, facts),))
+    write_outline(path, told)
+    assert read_outline(path) == told
+    write_outline(path, dataclasses.replace(told, steps=()))
+    assert '"steps"' not in path.read_text()
+    assert read_outline(path).steps == ()

@@ -8,6 +8,7 @@ from made import ArrayStore, suite
 from PIL import Image
 from safetensors.numpy import save_file
 
+from bench.data import manifest
 from bench.records.nouns import SCHEMA, Access, Readout, UserError, digest
 from bench.records.store import Store
 from bench.registry import ATTACKS, METHODS
@@ -764,3 +765,22 @@ def test_what_a_cell_does_not_say_is_not_in_its_key(make):
     del before["other_seed"], before["other_model"]
     stages = [question.extract, question.utility, question.fidelity]
     assert question.key == digest(SCHEMA, "cell", before, stages, "")
+
+
+def test_a_plan_says_of_every_step_what_a_report_cannot_ask(make, monkeypatch):
+    """An attack that says nothing is "other", or exact where it says that; strangers are none."""
+    made = make()
+    monkeypatch.setattr(ATTACKS.get("prune.l1"), "exact", True, raising=False)
+    monkeypatch.setattr(ATTACKS.get("finetune.classify"), "adaptive", "the key", raising=False)
+    told = {spec.name: facts for spec, facts in plan.steps(made)}
+    assert {name: facts.change for name, facts in told.items()} == {
+        "control.identity": "other",
+        "finetune.classify": "other",
+        "prune.l1": "exact",
+    }
+    assert (told["prune.l1"].exact, told["finetune.classify"].adaptive) == (True, "the key")
+    digits = made.manifests["digits"]
+    pool = len(manifest.split(digits).thief_images)
+    assert {(f.images, f.data) for f in told.values()} == {(pool, digits.digest)}
+    monkeypatch.setattr(ATTACKS.get("prune.l1"), "change", "compression", raising=False)
+    assert {s.name: f.change for s, f in plan.steps(made)}["prune.l1"] == "compression"
