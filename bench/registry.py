@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Generic, NamedTuple, TypeVar, get_args, get_or
 from pydantic.errors import PydanticUndefinedAnnotation
 
 from bench.records.explained import reading
-from bench.records.nouns import Access, Spec
+from bench.records.nouns import ALIGN, Access, Align, Spec
 from bench.records.plugins import Announced, Origin
 from bench.records.settings import SettingError, adapter_of, settings, suggestion
 from bench.types import (
@@ -43,6 +43,8 @@ from bench.types import (
 )
 
 T = TypeVar("T")
+
+S = TypeVar("S")
 
 M = TypeVar("M", bound=Method)
 
@@ -73,6 +75,13 @@ class Source(NamedTuple):
     paper: str
 
 
+@dataclasses.dataclass(frozen=True)
+class _Aligned:
+    """What a method entry may say beside the plug-in's own settings."""
+
+    align: Align = "none"
+
+
 class Registry(Announced, Generic[T]):
     """A table of plug-in classes of one kind, filled on demand from an entry-point group."""
 
@@ -101,14 +110,29 @@ class Registry(Announced, Generic[T]):
         return self._find(name)[0]
 
     def build(self, name: str, args: Mapping[str, Any]) -> T:
-        """Make an instance from plain settings, rejecting unknown or ill-typed ones."""
-        return self._settings(name, self.get(name), args)
+        """Make an instance from plain settings, rejecting unknown or ill-typed ones.
+
+        How suspects are aligned is checked and left to the bench: no plug-in knows it.
+        """
+        cls = self.get(name)
+        if self.kind != "method" or ALIGN not in args:
+            return self._settings(name, cls, args)
+        said = self._settings(name, _Aligned, {ALIGN: args[ALIGN]})
+        made = self._settings(name, cls, {k: v for k, v in args.items() if k != ALIGN})
+        if said.align != "none" and (why := unhelped(cls, args)):
+            raise SettingError(f"method '{name}': align: expected none, got {said.align}; {why}")
+        return made
 
     def spec(self, name: str, args: Mapping[str, Any]) -> Spec:
-        """Return `name` with every setting spelled out, defaults included, as it is hashed."""
+        """Return `name` with every setting spelled out, defaults included, as it is hashed.
+
+        Suspects read as they are go without saying, as they did before they could be aligned.
+        """
         instance = self.build(name, args)
         cls, version = self._plugins[name]
-        return Spec(name, adapter_of(cls).dump_python(instance, mode="json"), version)
+        own = adapter_of(cls).dump_python(instance, mode="json")
+        aligned = {ALIGN: args[ALIGN]} if args.get(ALIGN, "none") != "none" else {}
+        return Spec(name, {**own, **aligned}, version)
 
     def reading(self, name: str) -> tuple[str, ...]:
         """List the settings that decide how a suspect is read, and nothing before."""
@@ -141,6 +165,8 @@ class Registry(Announced, Generic[T]):
             raise SettingError(f"{label} lacks {', '.join(missing)}")
         if "name" in cls.__dataclass_fields__:
             raise SettingError(f"{label} has a setting 'name': that is the plug-in's own")
+        if self.kind == "method" and ALIGN in cls.__dataclass_fields__:
+            raise SettingError(f"{label} has a setting '{ALIGN}': that is the bench's own")
         self._check_optional(label, cls)
         self._check_reading(label, cls)
         known = self._plugins.get(name, (cls, 0))[0]
@@ -188,7 +214,7 @@ class Registry(Announced, Generic[T]):
         if not hasattr(init, "__wrapped__"):  # registered before, or its base was
             cls.__init__ = checked  # type: ignore[misc]
 
-    def _settings(self, name: str, cls: type[T], args: Mapping[str, Any]) -> T:
+    def _settings(self, name: str, cls: type[S], args: Mapping[str, Any]) -> S:
         try:
             return settings(cls, args)
         except SettingError as error:
@@ -206,6 +232,22 @@ class Registry(Announced, Generic[T]):
         if self._plugins.get(name, (None,))[0] is not loaded:
             message = f"{self.kind} '{name}': {point.value} does not register itself by that name"
             raise self.refused(message)
+
+
+def unhelped(cls: type, args: Mapping[str, Any]) -> str:
+    """Say why aligning a suspect cannot help a method read it; empty if it can.
+
+    An exact change of basis leaves what a suspect answers as it is: it hides from who reads
+    weights, and from a head that was made for the owner's basis.
+    """
+    needs, readout = cls.needs, args.get("readout", getattr(cls, "readout", "native"))  # type: ignore[attr-defined]
+    if Access.WEIGHTS in needs or (needs in Access.BLACK_BOX and readout == "graft"):
+        return ""
+    if needs not in Access.BLACK_BOX:
+        return f"it reads {needs.text}, and only what reads weights is written in another basis"
+    heads = {"native": "the suspect's own head", "relinear": "a head fitted anew"}
+    way_out = "; readout: graft can be" if hasattr(cls, "readout") else ""
+    return f"{heads[readout]} answers in any basis{way_out}"
 
 
 def _members(protocol: type) -> set[str]:

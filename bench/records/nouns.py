@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 SCHEMA = 1
 """Version of records, artefacts and keys together; a reader refuses any other."""
@@ -84,6 +84,14 @@ Readout = Literal["graft", "relinear", "native"]
 from a linear head fitted anew on the suspect's frozen features with the owner's labelled images
 (relinear), or from the suspect's own head (native), only where label spaces agree."""
 
+Align = Literal["none", "static", "auto"]
+"""What is undone before a suspect is read: nothing, or a change of basis, in which it is written as
+the reference is. The fit is to static tensors, and in `auto`, where these tell too little, to
+activations."""
+
+ALIGN = "align"
+"""The setting of a reading that is the bench's own: a spec names it where it is not "none"."""
+
 
 @dataclass(frozen=True)  # without slots, so that the text is written once
 class Spec:
@@ -92,6 +100,17 @@ class Spec:
     name: str
     args: Mapping[str, Json] = field(default_factory=dict)
     version: int = 1
+
+    @property
+    def align(self) -> Align:
+        """Return what is undone before a suspect is read; of a method alone."""
+        return cast(Align, self.args.get(ALIGN, "none"))
+
+    @property
+    def unaligned(self) -> Spec:
+        """Return the same plug-in reading suspects as they are."""
+        args = {name: value for name, value in self.args.items() if name != ALIGN}
+        return self if len(args) == len(self.args) else Spec(self.name, args, self.version)
 
     def json(self) -> Json:
         """Return the canonical form that is hashed and stored."""

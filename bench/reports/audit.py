@@ -98,13 +98,19 @@ class _StoreIndex:
         utilities = self._by_parents("utility")
         fidelities = self._by_parents("fidelity")
         for extract in self._of("extract"):
-            protect, *made = extract.parents
-            suspect, owner = map(self.artefacts.get, made)
+            protect, read, owner_key = extract.parents
+            suspect, owner = self._suspect(read), self.artefacts.get(owner_key)
             if suspect is None or owner is None:
                 continue
             for utility in utilities.get((suspect.key,), ()):
                 for fidelity in (None, *fidelities.get((owner.key, protect), ())):
                     yield _Stages(extract, utility, fidelity, suspect, owner)
+
+    def _suspect(self, key: str) -> Artefact | None:
+        """Return the model that was read, which may have been aligned before."""
+        found = self.artefacts.get(key)
+        aligned = found is not None and found.kind == "align"
+        return self.artefacts.get(found.parents[0]) if found and aligned else found
 
     def _of(self, kind: str) -> Iterator[Artefact]:
         return (artefact for artefact in self.artefacts.values() if artefact.kind == kind)

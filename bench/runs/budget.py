@@ -11,7 +11,6 @@ import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from statistics import median
 from typing import Any, cast
 
 import torch
@@ -32,12 +31,12 @@ from bench.records.nouns import (
     how_many,
 )
 from bench.records.settings import suggestion
-from bench.records.store import Artefact, Store
+from bench.records.store import Store
 from bench.registry import ATTACKS, METHODS
 from bench.reports.blocks import labelled
 from bench.runs.owners import architecture_at, unweighted
 from bench.suite.graph import Kind, Plan, Question, Stage
-from bench.suite.todo import guesses, spare_copies, start
+from bench.suite.todo import guesses, pace, spare_copies, start
 from bench.training.readout import head_for
 from bench.types import CountsExtracting, CountsPasses, CountsProtecting, Method, SaysUnreadable
 from bench.verdicts.innocents import WHOLE, attack_of, family
@@ -275,6 +274,8 @@ def reaches(plan: Plan) -> list[Reach]:
 def _unreadable(method: Spec, owner: Architecture, suspect: Architecture) -> str | None:
     """Say why a suspect cannot be read; empty if it can, None if nobody knows before a run."""
     plugin = METHODS.build(method.name, method.args)
+    if method.align != "none" and not _alike(owner, suspect):
+        return None  # aligned it may take the owner's shape
     if plugin.needs in Access.BLACK_BOX:
         return _without_head(method.args.get("readout", "native"), owner, suspect)
     if not isinstance(plugin, SaysUnreadable):
@@ -321,7 +322,7 @@ class _Estimates:
 
     def __init__(self, plan: Plan, store: Store, device: str | None) -> None:
         self.plan, self.device = plan, device
-        self.guessed, self.pace = guesses(plan, store), _pace(store)
+        self.guessed, self.pace = guesses(plan, store), pace(store)
         self._pools = functools.cache(lambda data: split(plan.manifest(data)))
         self._model = functools.cache(functools.partial(architecture_at, plan))
 
@@ -341,6 +342,7 @@ class _Estimates:
             "cohort": lambda trained: None,  # in a loop of its own: only earlier runs tell
             "protect": self._protect,
             "attack": self._attack,
+            "align": self._align,
             "extract": self._extract,
             "utility": self._utility,
             "fidelity": self._fidelity,
@@ -380,6 +382,10 @@ class _Estimates:
         if not isinstance(attack, CountsPasses):
             return None
         return attack.passes(self._sizes(stage, stage.recipe["data"], "thief_images", None))
+
+    def _align(self, stage: Stage) -> Passes:
+        data = stage.recipe.get("data")  # looked at by both models, where weights tell too little
+        return Passes(2 * self.count(data, "owner_images"), bound="at most") if data else Passes()
 
     def _utility(self, stage: Stage) -> Passes:
         own, owner, probe = (stage.recipe[name] for name in ("own", "owner", "probe"))
@@ -438,6 +444,8 @@ class _Estimates:
         stage = self.plan.stages[key]
         if stage.kind == "cohort":
             return None
+        if stage.kind == "align":
+            return 8 * self.shape(stage).width ** 2  # a matrix in float64, of a width as usual
         kept = self.shape(stage).bytes if _keeps_a_model(stage) else 0
         if stage.kind != "protect":
             return kept
@@ -457,7 +465,7 @@ class _Estimates:
         owners, recipe = ("owner_images", "owner_held_out"), stage.recipe
         if stage.kind == "attack":
             yield recipe["data"], "thief_images"
-        if stage.kind == "classifier":
+        if stage.kind in ("classifier", "align") and "data" in recipe:
             yield recipe["data"], "owner_images"
         if stage.kind == "protect":
             yield from ((recipe["data"], pool) for pool in owners)
@@ -480,20 +488,3 @@ def _keeps_a_model(stage: Stage) -> bool:
 
 def _method(protect: Stage) -> Method:
     return METHODS.build(protect.recipe["method"]["name"], protect.settings)
-
-
-def _pace(store: Store) -> dict[tuple[str, int | None], float]:
-    """Return the seconds of a forward pass of every model that was trained or attacked here."""
-    found: dict[tuple[str, int | None], list[float]] = {}
-    for artefact in store:
-        if made := _timed(artefact):
-            found.setdefault(made[0], []).append(made[1])
-    return {model: median(paces) for model, paces in found.items()}
-
-
-def _timed(artefact: Artefact) -> tuple[tuple[str, int | None], float] | None:
-    described, cost = artefact.payload.get("architecture"), artefact.payload["cost"]
-    work = Passes(cost["forward_passes"], cost["backward_passes"]).work
-    if described is None or not work:
-        return None
-    return (described["name"], described["image_size"]), cost["seconds"] / work

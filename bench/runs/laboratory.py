@@ -24,6 +24,7 @@ from bench.models.vision import Architecture, VisionModel, compiling
 from bench.models.weights import load_state, secret_digest, sketch, weights_digest
 from bench.records.leases import Leases
 from bench.records.nouns import (
+    ALIGN,
     UNTOUCHED,
     Access,
     Cost,
@@ -48,6 +49,7 @@ from bench.suite.graph import Kind, Plan, Stage
 from bench.suite.owners import ClassifierSettings, OwnerSettings
 from bench.suite.plan import weights_file
 from bench.suite.todo import near_models
+from bench.symmetry import Alignment, align, rewritten
 from bench.training import pretraining, probe, readout
 from bench.training.loop import passes
 from bench.training.microbatch import in_batches
@@ -124,6 +126,7 @@ class Laboratory:
             "cohort": self._cohort,
             "protect": self._protect,
             "attack": self._attack,
+            "align": self._align,
             "extract": self._extract,
             "utility": self._utility,
             "fidelity": self._fidelity,
@@ -194,6 +197,16 @@ class Laboratory:
         attacked = attack.run(victim, ctx)
         made = Made.of(attacked.cpu(), dict(attacked.notes))
         return dataclasses.replace(made, tensors=None) if spec["name"] == UNTOUCHED else made
+
+    def _align(self, stage: Stage) -> Made:
+        with aside(self.device):
+            suspect, reference = (self._model(key).to(self.device) for key in stage.parents)
+        images = None
+        if data := stage.recipe.get("data"):
+            images = self._pool(data, "owner_images", reference)
+        rng = torch.Generator().manual_seed(int(stage.key, 16) >> 1)
+        found = align(suspect, reference, stage.recipe[ALIGN], images, rng, self.device)
+        return Made({"notes": found.json()}, found.tensors())
 
     def _extract(self, stage: Stage) -> Made:
         protect = self.store.find(stage.parents[0])
@@ -316,6 +329,9 @@ class Laboratory:
         assert made is not None, "a parent was planned and made"
         if made.kind == "cohort":
             return self._member(made, 0)
+        if made.kind == "align":
+            suspect = self._model(made.parents[0])
+            return rewritten(suspect, Alignment.of(self.store.tensors(key), made.payload["notes"]))
         if not made.tensors:  # left untouched: it is kept as what it was
             return self._model(made.parents[0])
         model = blank(Architecture.of(made.payload["architecture"]))

@@ -299,6 +299,8 @@ def _record(laboratory: Laboratory, question: Question, failure: Failure | None)
     found = extract["evidence"]
     fidelity = _payload(store, question.fidelity)["fidelity"] if question.fidelity else None
     stages = {"protect": protect, "attack": suspect, "extract": extract, "utility": utility}
+    if question.align:
+        stages["align"] = _payload(store, question.align)
     return Record(
         **known,
         status="ok",

@@ -8,13 +8,21 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from bench.data.manifest import Manifest
-from bench.records.nouns import SCHEMA, Cell, Json, Readout, digest
+from bench.records.nouns import SCHEMA, Align, Cell, Json, Readout, digest
 from bench.suite.grid import Suite
 from bench.suite.innocents import Recipe
 from bench.suite.owners import OwnerSettings
 
 Kind = Literal[
-    "owner", "classifier", "cohort", "protect", "attack", "extract", "utility", "fidelity"
+    "owner",
+    "classifier",
+    "cohort",
+    "protect",
+    "attack",
+    "align",
+    "extract",
+    "utility",
+    "fidelity",
 ]
 
 STRANGER = "control.stranger"
@@ -26,6 +34,9 @@ READ_WITH: Mapping[Readout, str] = {
     "native": "suspect's own head",
 }
 """How tables say by what head labels were obtained."""
+
+ALIGNED: Mapping[Align, str] = {"static": "aligned", "auto": "aligned, auto"}
+"""How tables say that a suspect was written in the reference's basis before it was read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +65,10 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A cell and the stages that answer it; `skip` says why it is not asked at all."""
+    """A cell and the stages that answer it; `skip` says why it is not asked at all.
+
+    Where a suspect is aligned before it is read, extraction follows from `align`.
+    """
 
     cell: Cell
     access: str
@@ -66,6 +80,7 @@ class Question:
     utility: str
     fidelity: str | None = None
     skip: str = ""
+    align: str | None = None
 
     @property
     def key(self) -> str:
@@ -77,7 +92,8 @@ class Question:
     @property
     def stages(self) -> tuple[str, ...]:
         """Return the keys of the stages whose results the record holds."""
-        wanted = (self.owner, self.protect, self.suspect, self.extract, self.utility, self.fidelity)
+        made = self.owner, self.protect, self.suspect, self.align
+        wanted = (*made, self.extract, self.utility, self.fidelity)
         return tuple(key for key in wanted if key) if not self.skip else ()
 
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from pydantic import BeforeValidator, Field, PlainValidator
+from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator
 
 from bench.data.settings import DataSettings
-from bench.records.nouns import Json, Spec
+from bench.records.nouns import ALIGN, Align, Json, Spec
 from bench.records.settings import Count, OpenShare, SettingError, settings, suggestion
-from bench.registry import ATTACKS, METHODS
+from bench.registry import ATTACKS, METHODS, unhelped
 from bench.suite.innocents import (
     RECIPE,
     Chain,
@@ -38,7 +39,29 @@ def _no_parts(value: Json) -> tuple[Suite, ...]:
     return ()
 
 
-Method = Annotated[Spec, PlainValidator(lambda value: named_spec(METHODS, value))]
+def _several(value: Json) -> Json:
+    return value if isinstance(value, list | tuple) else [value]
+
+
+def _readings(value: Json) -> tuple[Spec, ...]:
+    """Read one entry: a method once for each of the ways in which it says suspects are aligned."""
+    entry = mapping_of(value, "name: ...")
+    listed = entry.get(ALIGN, "none")
+    if listed == []:
+        raise SettingError(f"{ALIGN}: expected at least 1, got none", (ALIGN,))
+    return tuple(named_spec(METHODS, {**entry, ALIGN: one}) for one in _several(listed))
+
+
+def _flat(entries: tuple[tuple[Spec, ...], ...]) -> tuple[Spec, ...]:
+    return tuple(itertools.chain.from_iterable(entries))
+
+
+Method = Annotated[Spec, PlainValidator(_readings)]
+
+Methods = Annotated[tuple[Method, ...], Field(min_length=1), AfterValidator(_flat)]
+"""An entry may be several methods: read raw, and aligned."""
+
+Aligns = Annotated[tuple[Align, ...], Field(min_length=1), BeforeValidator(_several)]
 
 Data = Annotated[DataSettings, PlainValidator(functools.partial(settings, DataSettings))]
 
@@ -55,13 +78,14 @@ class Suite:
 
     `owner_images` and `probe` name data sets: what the owner marks and reads with, and the labelled
     images on which models without a head of their own are probed. `reductions` says, for reading,
-    what this suite does more cheaply than the paper. A suite of `parts` asks what they ask, each
-    its own grid; its other fields then hold what those of the parts come to.
+    what this suite does more cheaply than the paper; `align` is for every method that it can help
+    and that says nothing of it itself. A suite of `parts` asks what they ask, each its own grid;
+    its other fields then hold what those of the parts come to.
     """
 
     name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
     owners: Annotated[tuple[Owner, ...], NotEmpty]
-    methods: Annotated[tuple[Method, ...], NotEmpty]
+    methods: Methods
     attacks: Annotated[tuple[Chain, ...], NotEmpty]
     data: Annotated[Mapping[str, Data], NotEmpty, BeforeValidator(_named_loaders)]
     owner_images: str
@@ -71,6 +95,7 @@ class Suite:
     innocents: Innocents = field(default_factory=InnocentSettings)
     alpha: OpenShare = 0.05
     reductions: tuple[str, ...] = ()
+    align: Aligns = ("none",)
     parts: Annotated[tuple[Suite, ...], PlainValidator(_no_parts)] = ()
 
     def __post_init__(self) -> None:
@@ -151,6 +176,25 @@ class Suite:
                 f"{len(recipes) + 1} with the clean owner (`innocents: descendants` adds some): "
                 f"marks will be undecided{but}"
             )
+
+
+def with_align(suite: Mapping[str, Json]) -> Mapping[str, Json]:
+    """Have every method that says nothing of `align`, and can be helped, do as its suite says."""
+    entries = suite.get("methods")
+    if ALIGN not in suite or not isinstance(entries, list):
+        return suite
+    return {**suite, "methods": [_said(entry, suite[ALIGN]) for entry in entries]}
+
+
+def _said(entry: Json, align: Json) -> Json:
+    """Add a suite's `align` to an entry, unless it has one or is wrong, which is told later."""
+    try:
+        given = mapping_of(entry, "name: ...")
+        spec = named_spec(METHODS, {k: v for k, v in given.items() if k != ALIGN})
+    except SettingError:
+        return entry
+    helped = not unhelped(METHODS.get(spec.name), spec.args)
+    return {ALIGN: align, **given} if helped else entry
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from bench.data.settings import LOADERS
 from bench.models.libraries import EMBEDDED, LIBRARIES
 from bench.records.files import file_digest
 from bench.records.nouns import (
+    ALIGN,
     Access,
     Cell,
     Change,
@@ -31,7 +32,7 @@ from bench.records.nouns import (
 )
 from bench.registry import ATTACKS, METHODS
 from bench.suite.cells import Peers, cells, strange_to, uses_base
-from bench.suite.graph import READ_WITH, Kind, Plan, Question, Stage
+from bench.suite.graph import ALIGNED, READ_WITH, Kind, Plan, Question, Stage
 from bench.suite.grid import Suite
 from bench.suite.innocents import RECIPE, families, kin, recipe_digest, untouched
 from bench.suite.owners import ClassifierSettings, OwnerSettings
@@ -261,8 +262,7 @@ class _Builder:
                     )
 
     def _ask(self, cell: Cell, owner: str) -> None:
-        method, readout = METHODS.get(cell.method.name), _readout(cell.method)
-        access = f"{method.needs.text} ({READ_WITH[readout]})" if readout else method.needs.text
+        method, access = METHODS.get(cell.method.name), _access(cell.method)
         task = self._task(cell.owner)
         images = task if _asks_only(cell.method) else self.manifests[self.suite.owner_images]
         owner_data = images.digest
@@ -279,7 +279,8 @@ class _Builder:
         if cell.other_model is not None:
             start = self._add("owner", _owner_recipe(_alone(cell.other_model)))  # loaded before
         suspect, data = self._attacked(cell, owner, start)
-        extract = self._add("extract", how, (protect, suspect, owner))
+        align = self._aligned(cell.method, suspect, protect if method.marks else owner, images)
+        extract = self._add("extract", how, (protect, align or suspect, owner))
         probe = self.manifests[self.suite.probe].digest
         tests = {"own": data, "owner": task.digest, "probe": probe}
         utility = self._add("utility", tests, (suspect,))
@@ -288,9 +289,24 @@ class _Builder:
             tests = {"task": task.digest, "owner": owner_data, "probe": probe}
             fidelity = self._add("fidelity", tests, (owner, protect))
         question = Question(
-            cell, access, method.marks, owner, protect, suspect, extract, utility, fidelity
+            *(cell, access, method.marks, owner, protect, suspect, extract, utility, fidelity),
+            align=align,
         )
         self.questions.setdefault(question.key, question)
+
+    def _aligned(self, method: Spec, suspect: str, reference: str, drawn: Manifest) -> str | None:
+        """Add the stage that fits a suspect to the model the claim is about, if any is asked for.
+
+        Activations are compared on images that the method has not `drawn` its secret from, where
+        the suite has others: a fit to what a mark was put into would read it into innocents.
+        """
+        if method.align == "none":
+            return None
+        recipe: dict[str, Json] = {ALIGN: method.align}
+        if method.align == "auto":
+            both = (self.manifests[name] for name in (self.suite.owner_images, self.suite.probe))
+            recipe["data"] = next((m for m in both if m.digest != drawn.digest), drawn).digest
+        return self._add("align", recipe, (suspect, reference))
 
     def _task(self, owner: Spec) -> Manifest:
         """Return the images on which an owner's own head is tested."""
@@ -367,11 +383,22 @@ def _readout(method: Spec) -> Readout | None:
     return method.args.get("readout") if _asks_only(method) else None
 
 
+def _access(method: Spec) -> str:
+    """Say in words what a method needs to see, by whose head it is answered, and in what basis."""
+    readout = _readout(method)
+    how = [*([READ_WITH[readout]] if readout else []), ALIGNED.get(method.align, "")]
+    said = ", ".join(filter(None, how))
+    return METHODS.get(method.name).needs.text + (f" ({said})" if said else "")
+
+
 def _apart(method: Spec) -> tuple[Json, dict[str, Json]]:
-    """Name what makes the secret, and beside it the settings by which suspects are read later."""
-    reading = METHODS.reading(method.name)
-    args = {name: value for name, value in method.args.items() if name not in reading}
-    how = {name: value for name, value in method.args.items() if name in reading}
+    """Name what makes the secret, and beside it the settings by which suspects are read later.
+
+    Alignment is neither: it is a stage of its own.
+    """
+    reading, given = METHODS.reading(method.name), method.unaligned.args
+    args = {name: value for name, value in given.items() if name not in reading}
+    how = {name: value for name, value in given.items() if name in reading}
     return Spec(method.name, args, method.version).json(), how
 
 
@@ -388,9 +415,11 @@ def _unobtainable(cell: Cell, images: Manifest) -> str:
     )
     # A head can be put on whatever gives features.
     wanted = Access.FEATURES if readout in ("graft", "relinear") else needs
+    who = f"{readout} needs" if readout else "needs"
+    if wanted in offered and cell.method.align != "none":
+        who, wanted = "align needs", Access.WEIGHTS  # it writes them in another basis
     if wanted in offered:
         return ""
-    who = f"{readout} needs" if readout else "needs"
     return f"{who} {wanted.text}, the suspect offers {offered.text or 'nothing'}"
 
 

@@ -14,7 +14,7 @@ from yaml import MappingNode, Mark, Node, ScalarNode, SequenceNode
 from bench.models.libraries import LIBRARIES
 from bench.records.nouns import Json, UserError
 from bench.records.settings import SettingError, settings, suggestion
-from bench.suite.grid import Composed, Suite
+from bench.suite.grid import Composed, Suite, with_align
 
 T = TypeVar("T")
 
@@ -40,7 +40,7 @@ def _load(path: Path, above: tuple[Path, ...]) -> Suite:
         value = _Loader("").construct_document(node)
         if "parts" in value:
             return _joined(settings(Composed, value), path, (*above, path))
-        suite = settings(Suite, value)
+        suite = settings(Suite, with_align(value))
     except yaml.YAMLError as error:
         raise _syntax(path, error) from None
     except SettingError as error:

@@ -57,6 +57,10 @@ WORK: Mapping[Kind, tuple[str, ...]] = {
         *("bench.runs.laboratory:Laboratory._attack", _DRAWS),
         *(*_TRAINING, *_MODELS, *_IMAGES),
     ),
+    "align": (
+        *("bench.runs.laboratory:Laboratory._align", _DRAWS, "bench.symmetry"),
+        *(*_MODELS, *_IMAGES),
+    ),
     "extract": (
         *("bench.runs.laboratory:Laboratory._extract", _DRAWS, "bench.models.suspect"),
         *("bench.training.labels", "bench.training.readout", "bench.training.probe:fit_linear"),

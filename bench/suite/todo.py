@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator, Mapping
+from statistics import median
 from typing import Any
 
-from bench.records.nouns import UNTOUCHED, Json, digest
+from bench.records.nouns import ALIGN, UNTOUCHED, Json, Passes, digest
 from bench.records.store import Artefact, Store
 from bench.suite.graph import Plan, Question, Stage
 from bench.verdicts.copies import NEAR, one_model
+
+COPIES = ("attack", "align")
+"""Kinds of stages that make suspects or say how they are rewritten: made again at will."""
 
 
 def missing(plan: Plan, store: Store, questions: Iterable[Question]) -> tuple[str, ...]:
@@ -23,7 +27,7 @@ def missing(plan: Plan, store: Store, questions: Iterable[Question]) -> tuple[st
         if key not in wanted or (loaded and not wanted[key]):
             there = store.verify(key) if loaded else store.find(key) is not None
             wanted[key] = not there
-            if not there or (loaded and _stands_for_its_parent(store, key)):
+            if not there or (loaded and _stands_on_its_parent(store, key)):
                 for parent in plan.stages[key].parents:
                     want(parent, True)
         return wanted[key]
@@ -35,7 +39,7 @@ def missing(plan: Plan, store: Store, questions: Iterable[Question]) -> tuple[st
 
 
 def spare_copies(plan: Plan, left: Container[str]) -> Iterator[str]:
-    """Yield the attacked copies that none of the stages `left` makes or loads.
+    """Yield the attacked copies, and their alignments, that no stage `left` makes or loads.
 
     Owners, marks and keys are never spare: they are few, and any later suite starts from them.
     """
@@ -45,21 +49,24 @@ def spare_copies(plan: Plan, left: Container[str]) -> Iterator[str]:
             needed.add(key)
             for parent in stage.parents:
                 needed.add(parent)
-                while _is_untouched(plan.stages[parent]):
+                while _is_loaded_from_its_parent(plan.stages[parent]):
                     parent = plan.stages[parent].parents[0]
                     needed.add(parent)
-    yield from (k for k, s in plan.stages.items() if s.kind == "attack" and k not in needed)
+    yield from (k for k, s in plan.stages.items() if s.kind in COPIES and k not in needed)
 
 
-def _is_untouched(stage: Stage) -> bool:
-    """Say whether a stage makes a model left untouched, which is kept as its parent alone."""
-    return stage.kind == "attack" and stage.recipe["step"]["name"] == UNTOUCHED
+def _is_loaded_from_its_parent(stage: Stage) -> bool:
+    """Say whether a stage makes a model left untouched, or says how one is to be rewritten."""
+    untouched = stage.kind == "attack" and stage.recipe["step"]["name"] == UNTOUCHED
+    return untouched or stage.kind == "align"
 
 
-def _stands_for_its_parent(store: Store, key: str) -> bool:
-    """Say whether an artefact is a model left untouched, which is kept as its parent alone."""
+def _stands_on_its_parent(store: Store, key: str) -> bool:
+    """Say whether an artefact is a model that is kept as its parent, or as changes to that."""
     found = store.find(key)
-    return found is not None and found.kind == "attack" and not found.tensors
+    if found is None:
+        return False
+    return found.kind == "align" or (found.kind == "attack" and not found.tensors)
 
 
 def guesses(plan: Plan, store: Store) -> dict[str, tuple[float, int]]:
@@ -99,7 +106,7 @@ def _likeness(stage: Stage | Artefact, known: Mapping[str, Stage] | Mapping[str,
     elif origin is not None and "owner" in origin.recipe:
         owner = origin.recipe["owner"]
         model = [owner["name"], owner["args"].get("image_size")]
-    plugin = recipe.get("method") or recipe.get("step") or recipe.get("shape")
+    plugin = recipe.get("method") or recipe.get("step") or recipe.get(ALIGN) or recipe.get("shape")
     return digest(stage.kind, plugin, model)
 
 
@@ -107,6 +114,23 @@ def _middle(alike: list[Artefact]) -> tuple[float, int]:
     seconds = sorted(float(a.payload["cost"]["seconds"]) for a in alike)
     sizes = sorted(a.bytes for a in alike)
     return seconds[len(seconds) // 2], sizes[len(sizes) // 2]
+
+
+def pace(store: Store) -> dict[tuple[str, int | None], float]:
+    """Return the seconds of a forward pass of every model that was trained or attacked here."""
+    found: dict[tuple[str, int | None], list[float]] = {}
+    for artefact in store:
+        if made := _timed(artefact):
+            found.setdefault(made[0], []).append(made[1])
+    return {model: median(paces) for model, paces in found.items()}
+
+
+def _timed(artefact: Artefact) -> tuple[tuple[str, int | None], float] | None:
+    described, cost = artefact.payload.get("architecture"), artefact.payload["cost"]
+    work = Passes(cost["forward_passes"], cost["backward_passes"]).work
+    if described is None or not work:
+        return None
+    return (described["name"], described["image_size"]), cost["seconds"] / work
 
 
 def near_models(plan: Plan, store: Store) -> tuple[tuple[str, ...], ...]:
