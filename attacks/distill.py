@@ -86,7 +86,7 @@ class DistilFeatures:
         student = _student(victim, None, ctx)
         if self.width is not None:
             _make_narrower(student, self.width)
-        widen = _map(student.width, victim.width, ctx)
+        widen = _map(student.num_features, victim.num_features, ctx)
         wanted = _answers(victim, ctx.images, _tokens, ctx.device)  # (n, t, d)
         prefix = victim.prefix
 

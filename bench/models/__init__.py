@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from bench.models.meter import timed as timed
     from bench.models.surgery import dimensions as dimensions
     from bench.models.surgery import narrow as narrow
+    from bench.models.surgery import reshape as reshape
     from bench.models.surgery import segmentation_head as segmentation_head
     from bench.models.surgery import with_head as with_head
     from bench.models.suspect import View as View
@@ -42,7 +43,7 @@ _SHOWN = {
     "heads": ("ClassifierHead", "Head", "SegmentationHead"),
     "libraries": ("Library", "Place"),
     "meter": ("Ideal", "aside", "measuring", "timed"),
-    "surgery": ("dimensions", "narrow", "segmentation_head", "with_head"),
+    "surgery": ("dimensions", "narrow", "reshape", "segmentation_head", "with_head"),
     "suspect": ("View",),
     "vision": ("Architecture", "Dimensions", "Part", "VisionModel", "clone"),
 }

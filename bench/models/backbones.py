@@ -16,7 +16,8 @@ class Backbone(nn.Module):
     Tokens are (b, n, d), prefix tokens (CLS, registers) first. A transformer is `embed`, a sequence
     of `blocks`, `finish`; with `blocks = None` a backbone has `forward_features` instead. The last
     four members are about a classifier that the library keeps within the backbone. `patch` is the
-    height and width in pixels of what becomes a token, where images are cut into such.
+    height and width in pixels of what becomes a token, where images are cut into such. `readout` is
+    a linear map of a model's own that follows `finish`: its stream may speak in another basis.
     """
 
     width: int
@@ -24,11 +25,20 @@ class Backbone(nn.Module):
     grid: tuple[int, int]
     patch: tuple[int, int] | None = None
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.readout: nn.Linear | None = None
+
     if TYPE_CHECKING:  # at run time it would hide a module that is assigned to the name
 
         @property
         def blocks(self) -> nn.Module | None:
             """The transformer blocks, in order; None where there is no plain sequence of them."""
+
+    @property
+    def num_features(self) -> int:
+        """Channels of final tokens."""
+        return self.width if self.readout is None else self.readout.out_features
 
     @property
     def has_class_token(self) -> bool:

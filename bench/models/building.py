@@ -6,7 +6,7 @@ import dataclasses
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -14,8 +14,8 @@ from torch.overrides import TorchFunctionMode
 
 from bench.models.heads import make_head
 from bench.models.libraries import LIBRARIES
-from bench.models.surgery import narrow
-from bench.models.vision import Architecture, Part, VisionModel
+from bench.models.surgery import reshape
+from bench.models.vision import Architecture, VisionModel
 from bench.records.nouns import UserError, digest
 
 DRAWS = frozenset(
@@ -37,17 +37,16 @@ def build(
         UserError: the library is not known, does not know the name, or publishes no such weights.
 
     """
-    make, pruned = _maker(architecture, pretrained, revision), architecture.pruned
+    make = _maker(architecture, pretrained, revision)
     # The libraries draw first weights on the global generator: it is put back where it was.
     with torch.random.fork_rng(devices=[]), _quietly():
-        if pruned is None:
+        plain = dataclasses.replace(architecture, dimensions=None, readout=None, eps=None)
+        if plain == architecture:
             return make(architecture).eval()
         own: Literal["own"] | None = "own" if architecture.head == "own" else None
-        model = make(dataclasses.replace(architecture, head=own))
-        for part, left in dataclasses.asdict(pruned).items():
-            narrow(model, cast(Part, part), left)
-        # A head of ours comes last: it is as wide as what is left.
-        model.architecture = architecture
+        model = make(dataclasses.replace(plain, head=own))
+        reshape(model, architecture)
+        # A head of ours comes last: it is as wide as what it reads.
         if not isinstance(architecture.head, str | None):
             model.head = make_head(model.trunk, architecture.head, model.preprocess.size[0])
         return model.eval()

@@ -56,8 +56,8 @@ class LinearSegmenter(nn.Module):
 
     def __init__(self, trunk: Backbone, head: SegmentationHead) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(trunk.width)
-        self.convolution = nn.Conv2d(trunk.width, head.classes, 1)
+        self.norm = nn.LayerNorm(trunk.num_features)
+        self.convolution = nn.Conv2d(trunk.num_features, head.classes, 1)
 
     def forward(self, maps: list[Tensor], first: list[Tensor | None]) -> Tensor:
         """Map patch tokens (b, d, h, w) to class scores (b, k, h, w)."""
@@ -86,7 +86,7 @@ class DptSegmenter(nn.Module):
         from segmentation_models_pytorch.decoders.dpt.decoder import DPTDecoder, DPTSegmentationHead
 
         super().__init__()
-        count, width = len(head.blocks), trunk.width
+        count, width = len(head.blocks), trunk.num_features
         self.decoder = DPTDecoder(
             encoder_out_channels=[width] * count,
             encoder_output_strides=[stride] * count,
@@ -115,7 +115,7 @@ def make_head(
 
     """
     if isinstance(head, Head):
-        return ClassifierHead(2 * trunk.width, head)
+        return ClassifierHead(2 * trunk.num_features, head)
     if trunk.blocks is None:
         raise Incompatible(
             "expected a sequence of transformer blocks to segment with, got a backbone without one"

@@ -1,7 +1,8 @@
-"""Give a model another head, or cut some of it out."""
+"""Give a model another head or another shape, or cut some of it out."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import math
@@ -11,9 +12,16 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from bench.models.backbones import TimmViT
+from bench.models.backbones import OpenClipViT, TimmViT
 from bench.models.heads import ClassifierHead, Head, SegmentationHead, make_head
-from bench.models.vision import Dimensions, Part, VisionModel, clone, compiling
+from bench.models.vision import (
+    Architecture,
+    Dimensions,
+    Part,
+    VisionModel,
+    clone,
+    compiling,
+)
 from bench.records.nouns import UserError
 
 
@@ -85,7 +93,7 @@ def narrow(
             _narrow_ends(model, left, sorted(weakest.tolist()))
     for block in blocks if part == "heads" else ():
         block.attn.num_heads, block.attn.attn_dim = left, left * size
-    model.architecture = dataclasses.replace(model.architecture, pruned=dimensions(model))
+    model.architecture = dataclasses.replace(model.architecture, dimensions=dimensions(model))
 
 
 def dimensions(model: VisionModel) -> Dimensions:
@@ -107,7 +115,9 @@ def dimensions(model: VisionModel) -> Dimensions:
             f"got {model.architecture.name}; choose an attack that keeps its shape"
         )
     first = blocks[0]
-    return Dimensions(first.mlp.fc1.out_features, first.attn.num_heads, model.width)
+    return Dimensions(
+        first.mlp.fc1.out_features, first.attn.num_heads, model.width, depth=len(blocks)
+    )
 
 
 def _traced(model: VisionModel) -> Callable[..., Any]:
@@ -131,7 +141,11 @@ def _refuse_fixed_width(model: VisionModel) -> None:
     vit = cast(TimmViT, model.trunk).vit
     head = model.architecture.head
     layer_norms = isinstance(model.blocks[0].norm1, nn.LayerNorm)
-    if vit.attn_pool is not None or not layer_norms or not isinstance(head, Head | str | None):
+    # Behind a readout everything keeps its width.
+    fits = model.trunk.readout is not None or (
+        vit.attn_pool is None and isinstance(head, Head | str | None)
+    )
+    if not (layer_norms and fits):
         raise UserError(
             f"expected a transformer with layer norms, without attention pooling or a head for "
             f"masks, to change its width, got {model.architecture.name}; cut 'mlp' or 'heads'"
@@ -144,7 +158,10 @@ def _narrow_ends(model: VisionModel, left: int, gone: list[int]) -> None:
 
     vit: Any = cast(TimmViT, model.trunk).vit
     before = model.width
-    vit.embed_dim = vit.num_features = vit.head_hidden_size = model.trunk.width = left
+    vit.embed_dim = model.trunk.width = left
+    if model.trunk.readout is not None:
+        return
+    vit.num_features = vit.head_hidden_size = left
     kept = model.trunk.get_classifier() if model.architecture.head == "own" else None
     for layer in [] if kept is None else kept.modules():
         if isinstance(layer, nn.Linear):  # a distilled model has two
@@ -153,3 +170,108 @@ def _narrow_ends(model: VisionModel, left: int, gone: list[int]) -> None:
         both = gone + [before + channel for channel in gone]  # of [CLS; mean patch]
         tp.prune_layernorm_out_channels(model.head.norm, both)
         tp.prune_linear_in_channels(model.head.linear, both)
+
+
+def reshape(model: VisionModel, to: Architecture) -> None:
+    """Give a transformer the dimensions, readout and eps that an architecture names, in place.
+
+    What is left of it are its first units. What is new repeats what was there, to have a value: it
+    is a place for weights to be written to.
+    """
+    trunk = model.trunk
+    if to.dimensions is not None:
+        _set_depth(cast(nn.Sequential | nn.ModuleList, model.blocks), to.dimensions.depth)
+        for block in model.blocks:
+            _resize_block(block, to.dimensions)
+        if to.dimensions.width != trunk.width:
+            _resize_ends(cast(TimmViT, trunk), to.dimensions.width, to.readout)
+    if to.readout is not None:
+        if trunk.readout is None:
+            made = nn.Linear(trunk.width, to.readout, device=model.mean.device)
+            trunk.readout = made.to(next(trunk.parameters()).dtype)
+        _fit(trunk.readout, to.readout, trunk.width)
+    for norm in stream_norms(model) if to.eps is not None else []:
+        norm.eps = to.eps
+    model.architecture = to
+
+
+def stream_norms(model: VisionModel) -> list[Any]:
+    """List the norms with an `eps` that read the residual stream; none that stand before it."""
+    found = [
+        getattr(block, name)
+        for block in model.blocks
+        for name in ("norm1", "norm2", "ln_1", "ln_2")
+        if hasattr(block, name)
+    ]
+    if isinstance(model.trunk, TimmViT):
+        found.append(model.trunk.vit.norm)
+    elif isinstance(model.trunk, OpenClipViT) and model.trunk.plain:
+        found.append(model.trunk.visual.ln_post)
+    return [norm for norm in found if hasattr(norm, "eps")]
+
+
+def _set_depth(blocks: nn.Sequential | nn.ModuleList, depth: int) -> None:
+    while len(blocks) > depth:
+        del blocks[-1]
+    while len(blocks) < depth:
+        blocks.append(copy.deepcopy(blocks[-1]))
+
+
+def _resize_block(block: Any, to: Dimensions) -> None:
+    if hasattr(block.mlp, "c_fc"):  # open_clip's, whose attention is as wide as the stream
+        _fit(block.mlp.c_fc, to.mlp)
+        _fit(block.mlp.c_proj, into=to.mlp)
+        return
+    attn, mlp, width, channels = block.attn, block.mlp, to.width, to.heads * block.attn.head_dim
+    for each in (block.norm1, block.ls1, block.norm2, block.ls2):
+        _fit(each, width)
+    _fit(attn.qkv, 3 * channels, width, groups=3)
+    _fit(getattr(attn, "gate", None), channels, width)
+    _fit(getattr(attn, "norm", None), channels)
+    _fit(attn.proj, width, channels)
+    attn.num_heads, attn.attn_dim = to.heads, channels
+    halves = 2 if hasattr(mlp, "fc1") and mlp.fc1.out_features > mlp.fc2.in_features else 1
+    for name in ("fc1", "fc1_g", "fc1_x"):
+        _fit(getattr(mlp, name, None), halves * to.mlp, width, halves)
+    _fit(getattr(mlp, "norm", None), to.mlp)
+    _fit(mlp.fc2, width, to.mlp)
+
+
+def _resize_ends(trunk: TimmViT, width: int, readout: int | None) -> None:
+    vit: Any = trunk.vit
+    for name in ("cls_token", "reg_token", "dist_token", "pos_embed"):
+        if getattr(vit, name, None) is not None:
+            setattr(vit, name, _sized(getattr(vit, name), -1, width))
+    for each in (vit.patch_embed.proj, vit.norm_pre, vit.norm):
+        _fit(each, width)
+    vit.embed_dim = trunk.width = width
+    if readout is None:  # or what reads final tokens finds them as wide as ever
+        vit.num_features = vit.head_hidden_size = width
+        _fit(vit.fc_norm, width)
+        for name in ("head", "head_dist"):
+            _fit(getattr(vit, name, None), into=width)
+
+
+def _fit(module: Any, out: int | None = None, into: int | None = None, groups: int = 1) -> None:
+    """Give a linear map, a norm or a scale `out` channels of `into`, if there is one, in place."""
+    for name, value in [] if module is None else list(module.named_parameters(recurse=False)):
+        made = value if out is None else _sized(value, 0, out, groups)
+        made = made if into is None or value.ndim < 2 else _sized(made, 1, into)
+        setattr(module, name, made)
+    if isinstance(module, nn.Linear):
+        module.out_features, module.in_features = module.weight.shape
+    elif isinstance(module, nn.Conv2d):
+        module.out_channels = len(module.weight)
+    elif hasattr(module, "normalized_shape") and out is not None:
+        module.normalized_shape = (out,)
+
+
+def _sized(value: nn.Parameter, axis: int, size: int, groups: int = 1) -> nn.Parameter:
+    """Take the first units of each of `groups` along an axis, or repeat them to fill `size`."""
+    if value.shape[axis] == size:
+        return value
+    each = value.shape[axis] // groups
+    first = torch.arange(size // groups, device=value.device) % each
+    chosen = (torch.arange(groups, device=value.device)[:, None] * each + first).flatten()
+    made = value.detach().index_select(axis, chosen)
+    return nn.Parameter(made, requires_grad=value.requires_grad)

@@ -38,11 +38,12 @@ Part = Literal["mlp", "heads", "width"]
 
 @dataclass(frozen=True, slots=True)
 class Dimensions:
-    """How large each part of a transformer is: neurons and heads of a block, residual channels."""
+    """How large a transformer is: neurons and heads of a block, residual channels, blocks."""
 
     mlp: int
     heads: int
     width: int
+    depth: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,18 +53,22 @@ class Architecture:
     `head` is None (features only), "own" (the library's own classifier), a `Head` or a
     `SegmentationHead`. `tag` names published weights where a library has several of one model:
     preprocessing and activation function follow it, whether or not the weights come from there.
+    `dimensions`, `readout` and `eps` say where a model is another than its library makes.
     """
 
     library: str
     name: str
     image_size: int | None = None
     head: Head | SegmentationHead | Literal["own"] | None = None
-    pruned: Dimensions | None = None  # None: of the library's own size
+    dimensions: Dimensions | None = None  # None: of the library's own size
     tag: str | None = None
+    readout: int | None = None  # channels out of a linear map behind the final norm; None: no map
+    eps: float | None = None  # of the norms that read the residual stream; None: the library's own
 
     def json(self) -> Json:
-        """Return the form that artefacts store."""
-        return dataclasses.asdict(self)
+        """Return the form that artefacts store; a model as its library makes it needs no more."""
+        found = dataclasses.asdict(self)
+        return {k: v for k, v in found.items() if k not in _CHANGED or v is not None}
 
     @staticmethod
     def of(value: Mapping[str, Json]) -> Architecture:
@@ -72,11 +77,15 @@ class Architecture:
         if isinstance(head, dict):
             segments = "blocks" in head
             head = SegmentationHead(**head) if segments else Head(**head)
-        cut = value["pruned"]
-        pruned = None if cut is None else Dimensions(**cut)
+        changed = {name: value.get(name) for name in _CHANGED}
+        if changed["dimensions"] is not None:
+            changed["dimensions"] = Dimensions(**changed["dimensions"])
         return Architecture(
-            value["library"], value["name"], value["image_size"], head, pruned, value["tag"]
+            value["library"], value["name"], value["image_size"], head, tag=value["tag"], **changed
         )
+
+
+_CHANGED = ("dimensions", "readout", "eps")
 
 
 class VisionModel(nn.Module):
@@ -156,8 +165,13 @@ class VisionModel(nn.Module):
 
     @property
     def width(self) -> int:
-        """Width d of the residual stream."""
+        """Width of the residual stream."""
         return self.trunk.width
+
+    @property
+    def num_features(self) -> int:
+        """Width d of final tokens: of the residual stream, unless a linear readout follows it."""
+        return self.trunk.num_features
 
     @property
     def prefix(self) -> int:
@@ -191,8 +205,9 @@ class VisionModel(nn.Module):
         return tokens
 
     def finish(self, tokens: Tensor) -> Tensor:
-        """Apply the final norm to the residual stream (b, n, d)."""
-        return self.trunk.finish(tokens)
+        """Apply the final norm to the residual stream (b, n, d), and the readout if there is one."""
+        tokens, readout = self.trunk.finish(tokens), self.trunk.readout
+        return tokens if readout is None else cast(Tensor, readout(tokens))
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Map images (b, 3, h, w) to final tokens (b, n, d), or what a model without them has."""

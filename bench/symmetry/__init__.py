@@ -1,5 +1,16 @@
-"""What leaves a model's function as it is, and how an owner undoes it."""
+"""Change the parameters of a transformer and not its function: what is free, and what is not.
+
+Pure functions of a model: each returns a new one, computed matrix by matrix in float64 and cast
+once to the model's own precision. Where a freedom does not exist, they refuse and say why.
+"""
 
 from bench.symmetry.align import Alignment as Alignment
 from bench.symmetry.align import align as align
 from bench.symmetry.align import rewritten as rewritten
+from bench.symmetry.anatomy import Anatomy as Anatomy
+from bench.symmetry.anatomy import dimensions as dimensions
+from bench.symmetry.anatomy import read as read
+from bench.symmetry.streams import bake_means as bake_means
+from bench.symmetry.streams import fold as fold
+from bench.symmetry.streams import map_stream as map_stream
+from bench.symmetry.streams import shift_writers as shift_writers

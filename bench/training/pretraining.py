@@ -71,7 +71,7 @@ class Pretraining(nn.Module):
     def __init__(self, classes: int, shape: Shape = "mini") -> None:
         super().__init__()
         self.model = build(Architecture(EMBEDDED, shape))
-        self.classifier = nn.Linear(2 * self.model.width, classes)
+        self.classifier = nn.Linear(2 * self.model.num_features, classes)
         for block in self.model.blocks:
             block.attn.fused_attn = False  # type: ignore[union-attr]  # SDPA has no vmap rule
 

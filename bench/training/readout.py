@@ -86,16 +86,17 @@ def _native(suspect: VisionModel, owner: VisionModel) -> Callable[[Tensor], Tens
 
 
 def _graft(suspect: VisionModel, owner: VisionModel) -> Callable[[Tensor], Tensor]:
-    if suspect.width != owner.width:
-        raise Incompatible(f"the owner's head fits width {owner.width}, got {suspect.width}")
-    ours = clone(owner).to(suspect.mean.device).requires_grad_(False)
-    head = ours.head
+    ours, theirs = owner.num_features, suspect.num_features
+    if theirs != ours:
+        raise Incompatible(f"the owner's head fits width {ours}, got {theirs}")
+    whole = clone(owner).to(suspect.mean.device).requires_grad_(False)
+    head = whole.head
     if isinstance(head, ClassifierHead):
         return lambda tokens: cast(Tensor, head(suspect.pooled(tokens)))
     if type(suspect.trunk) is not type(owner.trunk):  # the library pools in its own way
         kinds = type(owner.trunk).__name__, type(suspect.trunk).__name__
         raise Incompatible("the owner's head fits a {}, got a {}".format(*kinds))
-    return ours.forward_head
+    return whole.forward_head
 
 
 def _relinear(

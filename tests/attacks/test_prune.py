@@ -320,7 +320,7 @@ class HeadsOf16(Attention):
 def test_what_is_left_is_timms_own_transformer_of_that_size(part):
     victim = owner()
     made = StructuredPrune(part, 0.5).run(victim, context())
-    size = made.architecture.pruned
+    size = made.architecture.dimensions
     shape = {"embed_dim": size.width, "num_heads": size.heads, "attn_layer": HeadsOf16}
     shape["mlp_ratio"] = (size.mlp + 0.5) / size.width  # timm rounds down
     library = VisionTransformer(**{**MINI, **shape}).eval()

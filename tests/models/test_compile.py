@@ -98,7 +98,7 @@ def test_a_model_is_cut_op_by_op(graphs):
     model = testing.owner()
     with compiling(True):
         narrow(model, "mlp", 24)
-        assert dimensions(model) == Dimensions(24, 3, 48)
+        assert dimensions(model) == Dimensions(24, 3, 48, 6)
         assert not graphs
 
 

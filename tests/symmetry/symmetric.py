@@ -1,0 +1,103 @@
+"""Small transformers of every family, none of whose parameters is trivial, and what compares."""
+
+import dataclasses
+import functools
+import json
+import math
+
+import torch
+from made_models import shaken
+from safetensors.torch import load, save
+
+from bench.models import Architecture, build
+from bench.models.building import blank
+from bench.models.weights import load_state
+from bench.symmetry import dimensions
+from bench.testing import CPU, context, owner
+
+CASES = {
+    "mini": ("embedded", "mini", None),
+    "deit": ("timm", "deit_tiny_patch16_224", 32),
+    "distilled": ("timm", "deit_tiny_distilled_patch16_224", 32),
+    "deit3": ("timm", "deit3_small_patch16_224", 32),  # LayerScale, positions of patches alone
+    "registers": ("timm", "vit_small_patch14_reg4_dinov2", 28),
+    "gated": ("timm", "vit_giant_patch14_dinov2", 28),  # SwiGLU
+    "clip": ("timm", "vit_base_patch32_clip_224", 64),
+    "siglip": ("timm", "vit_base_patch16_siglip_224", 32),  # attention pooling, no CLS
+    "open_clip": ("open_clip", "ViT-B-32", 64),
+    "no bias": ("timm", "vit_little_patch16_reg4_gap_256", 32),
+}
+"""Libraries, names and sides of images."""
+
+DEPTH = 2
+
+NARROWED = {"gated", "clip"}
+"""Which of these get fewer channels, too."""
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@functools.cache
+def transformer(case):
+    """The first two blocks of a model, in float64, every weight of which is drawn anew."""
+    library, name, side = CASES[case]
+    own = "own" if library == "timm" else None
+    if case == "mini":
+        return shaken(owner()).double()
+    with torch.device("meta"):
+        whole = build(Architecture(library, name, side, own))
+    size = dataclasses.replace(dimensions(whole), depth=DEPTH)
+    if case in NARROWED:
+        size = dataclasses.replace(size, mlp=96, heads=2, width=128)
+    model = blank(dataclasses.replace(whole.architecture, dimensions=size))
+    rng = generator(1)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            gain = "norm" in name or ".ln_" in name or "gamma" in name
+            weight.normal_(float(gain and name.endswith(("weight", "gamma"))), 0.1, generator=rng)
+    return model.double().eval()
+
+
+def haar(width, seed=0):
+    """A random rotation about the all-ones direction."""
+    first = torch.zeros(width).double()
+    first[0] = 1
+    gone = first - 1 / math.sqrt(width)
+    mirror = torch.eye(width).double() - 2 * torch.outer(gone, gone) / gone.square().sum()
+    turned = torch.randn(width - 1, width - 1, generator=generator(seed)).double()
+    inner = torch.block_diag(torch.ones(1, 1).double(), torch.linalg.qr(turned)[0])
+    return mirror @ inner @ mirror
+
+
+def permuted(width):
+    return torch.eye(width).double()[torch.randperm(width, generator=generator())]
+
+
+def asked(model):
+    """Noise, and photographs of digits, at the model's size."""
+    size = model.preprocess.size
+    noise = torch.rand(2, 3, *size, generator=generator(7)).double()
+    digits = context().images.batch(slice(0, 2), CPU).double()
+    return torch.cat([noise, torch.nn.functional.interpolate(digits, size)])
+
+
+def apart(one, other):
+    """How far tokens, what heads read of them, and answers are apart, over the largest."""
+    images = asked(one).to(next(one.parameters()).dtype)
+    with torch.no_grad():
+        tokens, moved = one.forward_features(images), other.forward_features(images)
+        pairs = [
+            (tokens, moved),
+            (one(images), other(images)),
+            (one.embedding(tokens), other.embedding(moved)),
+            (one.pooled(tokens), other.pooled(moved)),
+        ]
+    return max(float((a - b).abs().max() / a.abs().max()) for a, b in pairs)
+
+
+def round_trip(model):
+    described = Architecture.of(json.loads(json.dumps(model.architecture.json())))
+    kind = next(model.parameters()).dtype
+    return load_state(build(described).to(kind), load(save(model.state_dict())), "it").eval()
