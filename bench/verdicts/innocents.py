@@ -39,9 +39,9 @@ class Innocents:
 
     Strangers are named by the weights they were trained to, or by their family. `descendants` are
     models by their weights, None for a fingerprint; `other_keys` are copies of the clean owner
-    marked with another key, by that key. `clean` is the highest score of the clean owner itself and
-    `public` that of the public model it was finetuned from, both among the descendants too; None if
-    not read, or for a fingerprint.
+    marked with another key, by that key. `clean` is the highest score of the clean owner itself;
+    None if not read, or for a fingerprint. `public` is that of the public model it was finetuned
+    from, None if not read. Of a mark both are among the descendants too.
     """
 
     strangers: Mapping[str, Scores] = field(default_factory=dict)
@@ -52,7 +52,11 @@ class Innocents:
 
     @property
     def bar(self) -> float | None:
-        """Return the score that a mark must exceed: the highest of the known innocents."""
+        """Return the score that a copy must exceed: the highest of the known innocents.
+
+        A fingerprint names what a model was trained on from. Others finetune the same public model:
+        what is no nearer to the owner's than that one is may be theirs, whatever strangers say.
+        """
         known = (self.clean, self.public)
         return max((score for score in known if score is not None), default=None)
 
@@ -75,7 +79,8 @@ class Innocents:
         twins', too, which must be outscored as well.
         """
         if self.descendants is None:
-            return (Null("strangers", _ordered(self.strangers.get(attack)), _alike(attack)),)
+            scores = _ordered(self.strangers.get(attack))
+            return (Null("strangers", scores, _alike(attack), self.bar),)
         return (
             Null("strangers", _ordered(self.strangers.get(WHOLE)), "untouched"),
             self._descended(attack, innocents_needed(alpha)),
@@ -288,6 +293,9 @@ class _Found:
     def add(self, record: Record, trained: Mapping[str, str], digests: Mapping[str, str]) -> None:
         origin, attack, score = lineage(record), attack_of(record.cell), evidence_of(record).score
         group, name = str(origin), innocent_name(record, trained)
+        if is_public(record) and not self.marks:
+            _raise(self.known, "public", score)
+            return  # no stranger: it is what the owner's own weights come from
         if is_other_key(record):
             seed = record.cell.other_seed
             group, name = "other key", name if seed is None else other_key(record.cell, digests)
@@ -303,7 +311,7 @@ class _Found:
     def innocents(self) -> Innocents:
         strangers = self.groups.get("stranger", {})
         if not self.marks:
-            return Innocents(strangers)
+            return Innocents(strangers, public=self.known.get("public"))
         return Innocents(
             strangers=strangers,
             descendants=self.groups.get("owner", {}),
@@ -321,6 +329,16 @@ def _raise(scores: dict[str, float], name: str, score: float) -> None:
 def is_other_key(record: Record) -> bool:
     """Say whether the suspect is the owner's model marked with another key than the claim's."""
     return record.cell.base == "other key" and not is_clean_owner(record)
+
+
+def is_public(record: Record) -> bool:
+    """Say whether the suspect is the public model that the owner finetuned its own from."""
+    owner, other = record.cell.owner, record.cell.other_model
+    if record.cell.base != "other model" or other is None or other.name != owner.name:
+        return False
+    finetuned = owner.args.get("classifier") or {}
+    same = {**owner.args, "classifier": None} == {**other.args, "classifier": None}
+    return same and finetuned.get("backbone") == "finetuned"
 
 
 def trained_strangers(records: Iterable[Record]) -> dict[str, str]:

@@ -10,7 +10,8 @@ the level holds against every kind that a verdict does not say to be too few:
 
 Ranks take an innocent suspect for one more draw of the innocents. The clean owner and the public
 model it came from are no draws: they are known models, of which chance decides nothing. So a mark
-must also score above each of them, whatever the ranks say (a rule of our own, from no paper).
+must also score above each of them, whatever the ranks say, and a fingerprint above the public model
+(a rule of our own, from no paper).
 
 Evidence with an exact null needs no innocents: its p-value is that of the secret's own coins
 (`bench.verdicts.exact`). Innocents are then read to see whether the null holds.

@@ -309,6 +309,46 @@ def test_the_public_model_an_owner_came_from_is_known_and_a_cluster_of_its_own()
     assert (null.clean, null.public, null.bar) == (0.3, 0.7, 0.7)
 
 
+OWN = Spec("vit", {"library": "timm", "classifier": {"backbone": "finetuned"}})
+
+
+def of_a_fingerprint(*records, owner=OWN):
+    cells = [dataclasses.replace(r.cell, owner=owner) for r in records]
+    pairs = zip(records, cells, strict=True)
+    return [dataclasses.replace(r, marks=False, cell=cell) for r, cell in pairs]
+
+
+@pytest.mark.parametrize(
+    ("score", "outcome"), [(0.7, "not owned"), (0.69, "not owned"), (0.71, "owned")]
+)
+@pytest.mark.parametrize("attack", [(), (TUNE,)])
+def test_a_copy_no_nearer_than_the_public_model_is_nobodys_by_a_fingerprint(score, outcome, attack):
+    base = record((Spec("control.identity"),), "other model", "stranger", 0.7, "public")
+    public = Spec("vit", {"library": "timm"})
+    base = dataclasses.replace(base, cell=dataclasses.replace(base.cell, other_model=public))
+    others = [stranger(i, *attack, score=0.1) for i in range(19)]
+    (null,) = innocents(of_a_fingerprint(base, *others)).values()
+    assert (null.public, null.bar) == (0.7, 0.7)
+    (met,) = null.against(text(*attack), ALPHA)
+    assert len(met.scores) == 19
+    assert decide(score, (met,), ALPHA).outcome == outcome
+
+
+@pytest.mark.parametrize(
+    ("owner", "other"),
+    [
+        (OWN, Spec("another", {"library": "timm"})),
+        (OWN, Spec("vit", {"library": "open_clip"})),
+        (Spec("vit", {"library": "timm", "classifier": {"backbone": "frozen"}}), Spec("vit")),
+    ],
+)
+def test_any_other_model_is_a_stranger_of_a_fingerprint(owner, other):
+    base = record((Spec("control.identity"),), "other model", "stranger", 0.7, "other")
+    base = dataclasses.replace(base, cell=dataclasses.replace(base.cell, other_model=other))
+    (null,) = innocents(of_a_fingerprint(base, owner=owner)).values()
+    assert (scores(null), null.bar) == (((0.7,),), None)
+
+
 def twins(attack, *scores):
     return [record(attack, weights=f"{attack} {i}", score=s) for i, s in enumerate(scores)]
 
