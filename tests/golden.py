@@ -67,6 +67,9 @@ CASES: Mapping[str, tuple[dict[str, object], ...]] = {
         {"points": 12, "iterations": 16, "initialisation": "noise", "k_unit": "median margin"}
         | {"target": "random", "k": 0.5, "adam_reset": True, "clamp": False},
     ),
+    "lineage.invariants": ({"rows": 32}, {"rows": 32, "term": "qk"}),
+    "lineage.procrustes": ({},),
+    "lineage.profile": ({},),
     "oracle.weights": ({"entries": 64},),
     "pautov2024": (
         {"queries": 8, "proxies": 3},

@@ -43,7 +43,8 @@ PUBLIC = {
     ),
     "bench.registry": ("attack", "method"),
     "bench.symmetry": (
-        *("Anatomy", "bake_means", "dimensions", "fold", "map_stream", "read", "shift_writers"),
+        *("Anatomy", "Attention", "Mlp"),
+        *("bake_means", "dimensions", "fold", "map_stream", "read", "shift_writers"),
     ),
     "bench.models": (
         *("Architecture", "Backbone", "ClassifierHead", "Dimensions", "Head", "Ideal"),

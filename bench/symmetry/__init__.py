@@ -8,6 +8,8 @@ from bench.symmetry.align import Alignment as Alignment
 from bench.symmetry.align import align as align
 from bench.symmetry.align import rewritten as rewritten
 from bench.symmetry.anatomy import Anatomy as Anatomy
+from bench.symmetry.anatomy import Attention as Attention
+from bench.symmetry.anatomy import Mlp as Mlp
 from bench.symmetry.anatomy import dimensions as dimensions
 from bench.symmetry.anatomy import read as read
 from bench.symmetry.streams import bake_means as bake_means
