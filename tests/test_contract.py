@@ -343,7 +343,12 @@ class RememberingMethod(FeaturePrint):
         return self.suspects[-2:][0]  # the one before
 
 
+class TunedForOneReading(MarkedForOneReading):
+    tunable: ClassVar = {"way": ("plain", "other")}
+
+
 BROKEN_METHODS = [
+    (testing.method_tunes_within_its_settings, TunedForOneReading),
     (testing.method_leaves_its_input_untouched, MarkInPlace),
     (testing.method_leaves_its_input_untouched, SpoilingItsSecret),
     (testing.method_repeats_under_equal_randomness, MarkFromGlobalRandomness),

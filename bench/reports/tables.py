@@ -64,7 +64,16 @@ from bench.verdicts.intervals import (
     mean_interval,
     paired_interval,
 )
-from bench.verdicts.pairs import FREE, PRICES, cosine_price, own_answers, own_task_price
+from bench.verdicts.pairs import (
+    CLASSES,
+    FREE,
+    PRICES,
+    class_text,
+    cosine_price,
+    own_answers,
+    own_task_price,
+    price_of,
+)
 
 
 def tables(outline: Outline, records: Mapping[str, Record]) -> tuple[Table, ...]:
@@ -200,6 +209,7 @@ def _side_by_side(outline: Outline, blocks: Sequence[Block], legend: Sequence[st
             "says what other keys are. A fingerprint has no twins: whatever descends from the "
             "unmarked owner is its own.",
             PRICES,
+            *([CLASSES] if any(cells[2] == "price class" for cells in rows) else []),
             *([LOST] if any_unread(blocks) else []),
             *legend,
         ),
@@ -227,6 +237,9 @@ def _columns(blocks: Sequence[Block | None], alpha: float) -> Iterator[tuple[str
     own = tuple(map(own_task_price, records))
     if not {*own} <= {NOTHING, FREE}:
         yield ("what is compared", "price: the owner's own task", *own)
+    paid = [price_of(each) for each in records]
+    if any(price is not None and price.task != FREE for price in paid):
+        yield ("what is compared", "price class", *map(class_text, paid))
     for origin in POPULATIONS:
         shown: set[tuple[str, ...]] = set()
         for label in labels:

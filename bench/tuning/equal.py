@@ -9,7 +9,16 @@ from bench.records.nouns import UNTOUCHED, Lineage, Outline, Record, canonical
 from bench.records.table import NOTHING, Table
 from bench.reports.blocks import MARKED_AND_TWINS, Block, Row, detection, grouped, judged
 from bench.reports.notes import counts_text
-from bench.verdicts.pairs import POINTS, SAME_PRICE, Price, cosine_price, price_of, price_text
+from bench.verdicts.pairs import (
+    CLASSES,
+    POINTS,
+    SAME_PRICE,
+    Price,
+    class_text,
+    cosine_price,
+    price_of,
+    price_text,
+)
 
 
 def equal_price(outline: Outline, records: Mapping[str, Record]) -> Table:
@@ -24,23 +33,17 @@ def equal_price(outline: Outline, records: Mapping[str, Record]) -> Table:
         ),
         rows=tuple(_rows(blocks, outline.alpha)),
         notes=(
-            f"price class: points of the owner's own task, {_classes()}. Of the settings of one "
-            "method in a class, the one nearest to it stands there, whatever it reads; of those "
-            f"beyond the last by more than {100 * SAME_PRICE:g}, the cheapest. A fingerprint costs "
-            "nothing, and all its settings stand at 0.",
-            "compare within a class alone, and verdicts rather than rates, which differ in unit. "
-            "Rows come in the suite's order.",
+            CLASSES,
+            "of a mark's settings in a class the nearest to it stands there, whatever it reads; "
+            f"of those beyond the last by more than {100 * SAME_PRICE:g}, the cheapest. A "
+            "fingerprint costs nothing, and all its settings stand at 0. Rows come in the suite's "
+            "order. Compare verdicts rather than rates, which differ in unit.",
             "worst attacked rate: the lowest of any attack that leaves a usable theft; a copy that "
             "cannot be read counts 0. attacked copies: their verdicts, after any attack.",
             *legend,
         ),
         heads=2,
     )
-
-
-def _classes() -> str:
-    *most, last = [f"{100 * point:g}" for point in POINTS]
-    return f"{', '.join(most)} and {last}"
 
 
 def _rows(blocks: Sequence[Block], alpha: float) -> Iterator[tuple[str, ...]]:
@@ -54,13 +57,7 @@ def _rows(blocks: Sequence[Block], alpha: float) -> Iterator[tuple[str, ...]]:
         for point in (*POINTS, None):
             inside = [found for found in priced if found[1].point == point]
             for block, price in _nearest(inside, point):
-                yield (owner, _named(point), block.method, *_read(block, price, alpha))
-
-
-def _named(point: float | None) -> str:
-    if point is None:
-        return f"more than {100 * (POINTS[-1] + SAME_PRICE):g} points"
-    return f"about {100 * point:g} points" if point else "nothing, or nearly"
+                yield (owner, class_text(price), block.method, *_read(block, price, alpha))
 
 
 def _nearest(
@@ -89,23 +86,18 @@ def _off(price: Price, point: float | None) -> float:
 
 def _read(block: Block, price: Price, alpha: float) -> tuple[str, ...]:
     whole = next((row for row in block.rows if row.label == UNTOUCHED), None)
-    attacked = [
-        row
-        for row in block.rows
-        if row.label != UNTOUCHED
-        and (row.records("released") or row.unread)
-        and row.usable(block.least)
-    ]
-    rates = {row.label: _rate(row) for row in attacked}
+    tried = [r for r in block.rows if r.label != UNTOUCHED and (r.records("released") or r.unread)]
+    rates = {row.label: _rate(row) for row in tried if row.usable(block.least)}
     worst = min(rates, key=lambda label: rates[label]) if rates else None
-    verdicts = [verdict for row in attacked for verdict in judged(row, block.nulls, alpha)]
+    # A copy is no theft where the mark ruined its owner: there the verdict counts all the same.
+    verdicts = [verdict for row in tried for verdict in judged(row, block.nulls, alpha)]
     return (
         price_text(price),
         cosine_price(block.records),
         *(_mean(whole, origin) for origin in MARKED_AND_TWINS),
         NOTHING if worst is None else f"{rates[worst]:.3f}",
         NOTHING if worst is None else worst,
-        counts_text(verdicts, sum(row.unread for row in attacked)) if attacked else NOTHING,
+        counts_text(verdicts, sum(row.unread for row in tried)) if tried else NOTHING,
     )
 
 

@@ -7,7 +7,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from bench.records.nouns import Fidelity, Outline, Record, how_many, unpacked
+from bench.records.nouns import (
+    SCORE_DECIMALS,
+    Fidelity,
+    Outline,
+    Record,
+    how_many,
+    unpacked,
+)
 from bench.records.table import NOTHING, Table
 from bench.verdicts.families import Answer, Paired, paired, paired_together
 from bench.verdicts.innocents import (
@@ -44,6 +51,13 @@ SAME_PRICE = 0.01
 """Two prices count as equal up to here: one point of the owner's own task."""
 
 
+CLASSES = (
+    "price class: points of the owner's own task that a mark costs (of a probe, where it has "
+    f"none), the nearest of {', '.join(f'{100 * point:g}' for point in POINTS)}. What is read "
+    "compares within a class, and says nothing across classes."
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Price:
     """What a mark loses its owner, as a share of `task`: positive where the task suffers.
@@ -58,7 +72,7 @@ class Price:
     @property
     def point(self) -> float | None:
         """Return the nearest of the prices that are set side by side; None beyond the last."""
-        if self.lost > POINTS[-1] + SAME_PRICE:
+        if self.lost > round(POINTS[-1] + SAME_PRICE, SCORE_DECIMALS):
             return None
         return min(POINTS, key=lambda point: abs(point - self.lost))
 
@@ -85,10 +99,24 @@ def price_of(records: Iterable[Record]) -> Price | None:
         before = fmean(f.owner_probe_accuracy for f in found)
         after = fmean(f.released_probe_accuracy for f in found)
         low, high = difference_interval(before, after, found[0].probe_images)
-        return Price(before - after, (-high, -low), "probe")
+        return Price(_lost(before, after), (-high, -low), "probe")
     low, high = paired_interval(pairs)
     before, after = (fmean(fmean(pair[side]) for pair in pairs) for side in (0, 1))
-    return Price(before - after, (-high, -low), task)
+    return Price(_lost(before, after), (-high, -low), task)
+
+
+def _lost(before: float, after: float) -> float:
+    """Return a difference of accuracies; its last digits must not decide what a price allows."""
+    return round(before - after, SCORE_DECIMALS)
+
+
+def class_text(price: Price | None) -> str:
+    """Name the prices that a price is set beside: those nearest to one point of the task."""
+    if price is None:
+        return NOTHING
+    if price.point is None:
+        return f"more than {100 * (POINTS[-1] + SAME_PRICE):g} points"
+    return f"about {how_many(round(100 * price.point), 'point')}"
 
 
 def price_text(price: Price) -> str:
@@ -102,7 +130,7 @@ def apart(first: Price | None, second: Price | None) -> str:
     """Say why two prices forbid to order their methods; empty if they are equal."""
     if first is None or second is None:
         return "a price is not known"
-    gap = abs(first.lost - second.lost)
+    gap = round(abs(first.lost - second.lost), SCORE_DECIMALS)
     return f"prices {gap:.3f} apart" if gap > SAME_PRICE else ""
 
 
