@@ -6,10 +6,14 @@ from bench.records.nouns import Spec, how_many
 from bench.records.table import NOTHING, Table
 from bench.registry import METHODS
 from bench.reports.blocks import labelled
-from bench.tuning.candidates import ranges
-from bench.tuning.choice import RULE, Choice, Tuned
+from bench.tuning.candidates import Terms, ranges
+from bench.tuning.choice import RULE, Choice, Tuned, outcome
 from bench.tuning.trials import Trial
 from bench.verdicts.pairs import price_text
+
+
+LONGEST = 60
+"""Letters of a reason; the record keeps the whole of it."""
 
 
 def tuning_table(tuned: Tuned) -> Table:
@@ -25,10 +29,10 @@ def tuning_table(tuned: Tuned) -> Table:
         ),
         columns=(
             *("method", "setting", "from", "own rate", "clean rate", "margin"),
-            *("price", "cosine", "passes", "chosen"),
+            *("price", "cosine", "passes", "outcome"),
         ),
         rows=tuple(
-            (label(choice.entry), setting(trial.candidate.spec), *_line(trial, choice))
+            (label(choice.entry), setting(trial.candidate.spec), *_line(trial, choice, terms))
             for choice in choices
             for trial in choice.trials
         ),
@@ -62,10 +66,14 @@ def _value(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _line(trial: Trial, choice: Choice) -> tuple[str, ...]:
-    chosen = "chosen" if trial.candidate.spec.text == choice.chosen.text else ""
+def _line(trial: Trial, choice: Choice, terms: Terms) -> tuple[str, ...]:
+    said = outcome(trial, terms)
+    if len(said) > LONGEST:
+        said = said[: LONGEST - 1] + "…"
+    if trial.candidate.spec.text == choice.chosen.text:
+        said = "chosen" if said == "within the price" else f"kept: {said}"
     if not trial.owners:
-        return (trial.candidate.origin, *(NOTHING,) * 6, trial.reason or chosen)
+        return (trial.candidate.origin, *(NOTHING,) * 6, said)
     clean = [own.clean_rate for own in trial.owners if own.clean_rate is not None]
     return (
         trial.candidate.origin,
@@ -75,5 +83,5 @@ def _line(trial: Trial, choice: Choice) -> tuple[str, ...]:
         price_text(trial.price),
         f"{trial.cosine:.3f}" if clean else NOTHING,
         f"{trial.work:,.0f}",
-        chosen,
+        said,
     )

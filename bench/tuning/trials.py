@@ -26,6 +26,7 @@ from bench.suite.graph import Plan
 from bench.suite.grid import Suite
 from bench.suite.innocents import InnocentSettings
 from bench.tuning.candidates import Candidate, Terms, candidates
+from bench.verdicts.intervals import wilson
 from bench.verdicts.pairs import Price, price_of
 
 NOBODY = InnocentSettings(strangers=0, twin_seeds=1)
@@ -60,6 +61,17 @@ class Own:
         """Return how far the owner's own model scores above what owes the secret nothing."""
         return self.score - self.floor
 
+    @property
+    def told(self) -> bool:
+        """Say whether a mark is read more often off what carries it than off the clean owner.
+
+        A decoder may learn to read its message off any model: then nothing was written into this
+        one. Told apart are rates whose 95 % intervals do not meet.
+        """
+        if self.clean_rate is None:
+            return True
+        return wilson(self.rate, self.queries)[0] > wilson(self.clean_rate, self.queries)[1]
+
 
 @dataclass(frozen=True, slots=True)
 class Trial:
@@ -81,6 +93,11 @@ class Trial:
     def rate(self) -> float:
         """Return the least share of its own queries that hold."""
         return min(own.rate for own in self.owners)
+
+    @property
+    def told(self) -> bool:
+        """Say whether the mark is told from every clean owner."""
+        return all(own.told for own in self.owners)
 
     @property
     def queries(self) -> int:

@@ -110,7 +110,7 @@ def test_every_method_gets_one_budget_and_the_choice_keeps_to_the_price(suite, r
     assert ruin.price.task == "own task"
     assert loud.trial.margin > 0.8
     assert loud.chosen.args["strength"] in (0.05, 0.5)
-    assert akh.why == "the largest margin of 1 within the price"
+    assert akh.why == "the largest margin of 1 that hold within the price"
 
 
 def test_nobody_is_read_but_the_released_model_and_the_clean_owner(suite, results, tmp_path):

@@ -46,9 +46,11 @@ def known(monkeypatch):
 ENTRY = Spec("fake.mark", {"lr": 0.2})
 
 
-def trial(lr, margin, lost=0.0, origin="drawn", rate=1.0, queries=20, work=1.0, cosine=1.0):
+def trial(
+    lr, margin, lost=0.0, origin="drawn", rate=1.0, queries=20, work=1.0, cosine=1.0, clean=0.1
+):
     """What came of a setting: how far it is read, and at what price."""
     candidate = Candidate(ENTRY, Spec("fake.mark", {"lr": lr}), origin)
     paid = Price(lost, (lost - 0.01, lost + 0.01), "own task")
-    own = Own(rate, 0.1, 0.5 + margin, 0.5, queries, paid, cosine, work)
+    own = Own(rate, clean, 0.5 + margin, 0.5, queries, paid, cosine, work)
     return Trial(candidate, (own,))
