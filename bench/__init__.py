@@ -136,24 +136,30 @@ def report(
     results: Results,
     *,
     reference: bool = False,
+    price: bool = False,
     frontier: bool = False,
     calibration: bool = False,
     equal_price: bool = False,
 ) -> tuple[Table, ...]:
     """Make tables of results, as `bench report` prints them; `Table.frame` is one for pandas.
 
-    They are the paper's; with `frontier` the price of removal instead. `reference` adds the figures
-    that the paper printed, `calibration` what verdicts are worth, `equal_price` what is read at
-    which price.
+    They are the paper's, and the worst of every kind of attack. With `price` they are the worst
+    case and the price of removal instead, as a grid of budgets, with `frontier` strength by
+    strength. `reference` adds the figures that the paper printed, `calibration` what verdicts are
+    worth, `equal_price` what is read at which price.
     """
     from bench.reports import frontier as removal
     from bench.reports import printed, tables
     from bench.reports.blocks import by_method
+    from bench.reports.price import grid, kinds
     from bench.tuning import equal
 
     found = results.outline, results.records
+    whole = not (price or frontier)
     return (
-        *(removal.tables(*found) if frontier else tables.tables(*found)),
+        *((*tables.tables(*found), *kinds.tables(*found)) if whole else ()),
+        *(grid.tables(*found) if price else ()),
+        *(removal.tables(*found) if frontier else ()),
         *(printed.tables(*found) if reference else ()),
         *(tables.calibration(results.outline, by_method(*found)) if calibration else ()),
         *((equal.equal_price(*found),) if equal_price else ()),

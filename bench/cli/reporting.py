@@ -47,6 +47,12 @@ def _report_arguments(command: argparse.ArgumentParser) -> None:
         "--reference", action="store_true", help="the paper's printed figures beside ours, too"
     )
     command.add_argument(
+        "--price",
+        action="store_true",
+        help="the worst case instead: what the worst attack leaves of every claim, by what the "
+        "thief can pay in utility, images and compute, printed and written beside the records",
+    )
+    command.add_argument(
         "--frontier",
         action="store_true",
         help="the price of removal instead: utility lost against what is still detected, printed "
@@ -99,8 +105,13 @@ def _asked(
     from bench.reports import drawings, frontier, printed
 
     found, whole = (results.outline, results.records), arguments.format == PAGE
-    made = () if arguments.frontier else bench.report(results)
+    made = () if arguments.frontier or arguments.price else bench.report(results)
     pictures: tuple[Picture, ...] = ()
+    if arguments.price or whole:
+        worst = bench.report(results, price=True)
+        made = (*worst, *made)
+        if arguments.price:
+            write_tables(home, worst)
     if arguments.frontier or (whole and frontier.has_sweeps(results.outline)):
         prices = bench.report(results, frontier=True)
         pictures = (drawings.frontier_picture(*found),)

@@ -88,10 +88,10 @@ def run_suite(arguments: argparse.Namespace) -> int:
         drop_copies=arguments.drop_copies,
         stale=arguments.stale,
     )
-    made = bench.report(results)
-    for table in made:
+    made, priced = bench.report(results), bench.report(results, price=True)
+    for table in (*made, priced[0]):  # the worst case in a line each; its grid is for the file
         print_table(table, console)
-    write_tables(arguments.results / plan.suite.name, made)
+    write_tables(arguments.results / plan.suite.name, (*made, *priced))
     if not results.failed:
         return OK
     count, cells = len(results.failed), len(results.outline.cells)

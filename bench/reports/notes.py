@@ -58,7 +58,9 @@ LEGEND = (
     "name, stand in rows of their own and count among the strangers.",
     "p: the largest p-value of the marked copies, each (1 + innocents scoring at least as high) / "
     "(1 + innocents), the largest over the kinds of innocents it is ranked among; 1 for a mark "
-    "that scores no higher than the clean owner itself or the public model it was finetuned from. "
+    "that does not outscore every innocent that is known and no draw: the clean owner, the public "
+    "model it was finetuned from, twins of the row's own attack that are too few to rank, and, "
+    "where no other key was attacked alike, other keys' untouched copies. "
     "ranked among: the fewest that count as one, of each kind, and the least p these allow. "
     "strangers: models, of a family of published ones the highest score; of a fingerprint, those "
     "that went through the row's attack; of a mark, untouched ones, for its twins answer for the "

@@ -121,7 +121,8 @@ def test_another_process_with_other_hashes_writes_the_same_bytes(tmp_path):
         ).stdout
         for seed in ("1", "2")
     }
-    assert pages == {page.html(outline, records, tables.tables(outline, records)).encode()}
+    made = (*grid.tables(outline, records), *tables.tables(outline, records))
+    assert pages == {page.html(outline, records, made).encode()}
 
 
 def test_every_cell_is_there_with_its_record_and_where_it_comes_from():

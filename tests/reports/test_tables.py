@@ -204,8 +204,9 @@ def test_a_copy_that_the_clean_owner_outdoes_is_not_owned_however_it_ranks():
     assert tuned["p"] == "1.000"  # the first ranks above all 60 twins
     assert tuned["verdict"] == "not owned 1/2, owned 1/2; other keys not read"
     assert (
-        "1 for a mark that scores no higher than the clean owner itself or the public model it was "
-        "finetuned from"
+        "1 for a mark that does not outscore every innocent that is known and no draw: the clean "
+        "owner, the public model it was finetuned from, twins of the row's own attack that are too "
+        "few to rank, and, where no other key was attacked alike, other keys' untouched copies"
     ) in notes(table)
     unread = "The clean owner itself was not read: no copy had to score above it."
     assert unread not in notes(table)
