@@ -16,6 +16,7 @@ from bench.records import ledger
 from bench.records.nouns import Cost, Evidence, Rule, Spec, Utility
 from bench.reports import notes, page, tables
 from bench.reports.blocks import grouped, judged
+from bench.reports.price import grid
 from bench.verdicts.innocents import innocents
 
 PRUNE = (Spec("prune.l1", {"amount": 0.4}),)
