@@ -14,34 +14,34 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from bench.claims.claim import Claim as Claim
+    from bench.claims.claim import Finding as Finding
+    from bench.claims.claim import Verification as Verification
+    from bench.claims.key import Key as Key
     from bench.records.ledger import Results as Results
+    from bench.records.nouns import Align, Json
     from bench.records.nouns import Incompatible as Incompatible
-    from bench.records.nouns import Json
     from bench.records.nouns import Record as Record
     from bench.records.nouns import UserError as UserError
     from bench.records.table import Format as Format
     from bench.records.table import Table as Table
-    from bench.runs.claim import Claim as Claim
-    from bench.runs.claim import Finding as Finding
-    from bench.runs.claim import Verification as Verification
-    from bench.runs.key import Key as Key
     from bench.runs.session import Watch
     from bench.suite.graph import Plan as Plan
     from bench.tuning.choice import Tuned as Tuned
 
 NOUNS = {
-    "Claim": "bench.runs.claim",
-    "Finding": "bench.runs.claim",
+    "Claim": "bench.claims.claim",
+    "Finding": "bench.claims.claim",
     "Format": "bench.records.table",
     "Incompatible": "bench.records.nouns",
-    "Key": "bench.runs.key",
+    "Key": "bench.claims.key",
     "Plan": "bench.suite.graph",
     "Record": "bench.records.nouns",
     "Results": "bench.records.ledger",
     "Table": "bench.records.table",
     "Tuned": "bench.tuning.choice",
     "UserError": "bench.records.nouns",
-    "Verification": "bench.runs.claim",
+    "Verification": "bench.claims.claim",
 }
 """What the functions here take, return and raise, and how tables are written; loaded when asked."""
 
@@ -240,18 +240,18 @@ def protect(
         Incompatible: the method cannot work with this model.
 
     """
+    from bench.claims import claim, key
     from bench.data import manifest
     from bench.registry import METHODS
-    from bench.runs import claim
     from bench.runs.machine import find_device
     from bench.runs.owners import load_owner
     from bench.suite.owners import owner_of
     from bench.suite.plan import weights_file
 
-    spec = METHODS.spec(method, settings or {})
+    spec = key.with_rule(METHODS.spec(method, settings or {}))
     root, there = _root(data) or Path(), find_device(device)
     named = owner_of(model, weights, pretrained, image_size, entry)
-    homes = claim.homes(Path(output), [users] if isinstance(users, str) else users)
+    homes = key.homes(Path(output), [users] if isinstance(users, str) else users)
     owner = load_owner(named, weights_file(named, root) if named.from_file else None)
     for told in owner.notes.get("weights", []):
         note(f"{named.name}: {told}")
@@ -274,6 +274,8 @@ def verify(
     entry: str | None = None,
     image_size: int | None = None,
     alpha: float = 0.05,
+    align: Align | None = None,
+    reference: str | Path | Sequence[str | Path] = (),
     device: str = "auto",
 ) -> Verification:
     """Say whether a file of weights is the model that a key was made for.
@@ -284,14 +286,17 @@ def verify(
     from, `entry` the set of weights meant where its file has several; `commitments` what was
     published of the keys.
 
+    Suspect and innocents are written in the basis of the released model before they are read, where
+    that lies beside the key or is the `reference`; `align` says how, by default as the key does.
+
     Raises:
         UserError: a file is missing, damaged or not what it should be.
 
     """
     import dataclasses
 
-    from bench.runs import claim
-    from bench.runs.key import Key, read_all
+    from bench.claims import claim, reading
+    from bench.claims.key import Key, read_all
     from bench.runs.machine import find_device
     from bench.runs.owners import architecture_of
     from bench.suite.owners import owner_of
@@ -299,7 +304,8 @@ def verify(
 
     innocents_needed(alpha)  # refuses an alpha that is none
     given = [keys] if isinstance(keys, Key | str | Path) else keys
-    known = read_all([k if isinstance(k, Key) else Path(k) for k in given], commitments)
+    placed = [k if isinstance(k, Key) else Path(k) for k in given]
+    known = read_all(placed, commitments)
     there, architecture = find_device(device), known[0].owner
     if model is not None:
         architecture = architecture_of(owner_of(model, str(suspect), pretrained))
@@ -310,7 +316,10 @@ def verify(
     if image_size is not None:
         architecture = dataclasses.replace(architecture, image_size=image_size)
     innocents = claim.weight_files(strangers), claim.weight_files(descendants)
-    return claim.verify(Path(suspect), architecture, known, innocents, alpha, there, entry)
+    files = [reference] if isinstance(reference, str | Path) else reference
+    released = {} if align == "none" else reading.references(placed, known, [*map(Path, files)])
+    bases = reading.Bases(released, align)
+    return claim.verify(Path(suspect), architecture, known, innocents, alpha, there, entry, bases)
 
 
 def _root(data: str | Path | None) -> Path | None:

@@ -5,19 +5,19 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import bench
 from bench.cli.parser import OK, Command, a_device, a_model, data_root, positive, which_weights
 from bench.models.libraries import LIBRARIES
-from bench.records.nouns import Evidence, UserError, how_many
+from bench.records.nouns import Align, Evidence, UserError, how_many
 from bench.verdicts.exact.coins import least_log10_p, log10_p, p_text
 from bench.verdicts.verdict import innocents_needed
 
 if TYPE_CHECKING:
+    from bench.claims.claim import Claim, Finding, Verification
+    from bench.claims.key import Key
     from bench.records.nouns import Json
-    from bench.runs.claim import Claim, Finding, Verification
-    from bench.runs.key import Key
     from bench.verdicts.verdict import Kind, Rank, Verdict
 
 STATUSES = {"owned": 0, "undecided": 3, "not owned": 1, "incompatible": 4}
@@ -136,6 +136,20 @@ def _verify_arguments(command: argparse.ArgumentParser) -> None:
         help="for a mark: finetuned copies of the clean owner, and the clean owner itself",
     )
     command.add_argument("--alpha", type=float, default=0.05, help="level of the verdict (0.05)")
+    command.add_argument(
+        "--align",
+        choices=get_args(Align),
+        help="how suspect and innocents are written in the released model's basis before they are "
+        "read (default: as the key says)",
+    )
+    command.add_argument(
+        "--reference",
+        type=Path,
+        nargs="+",
+        default=(),
+        metavar="FILE",
+        help="the released model of each key (default: model.safetensors beside it)",
+    )
     a_device(command)
 
 
@@ -152,9 +166,12 @@ def verify_suspect(arguments: argparse.Namespace) -> int:
         entry=arguments.entry,
         image_size=arguments.image_size,
         alpha=arguments.alpha,
+        align=arguments.align,
+        reference=arguments.reference,
         device=arguments.device,
     )
-    _print_lines([("suspect", description(found)), *(("note", note) for note in found.notes)])
+    _print_lines([("suspect", description(found)), *(("basis", said) for said in found.bases)])
+    _print_lines([("note", note) for note in found.notes])
     if arguments.commitment is None:
         late = "without --commitment nothing shows that a key is older than the suspect"
         _print_lines([("note", late)])

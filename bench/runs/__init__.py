@@ -1,1 +1,1 @@
-"""Do it, each stage once: here, side by side, on a cluster; or for one owner."""
+"""Do it, each stage once: here, side by side, on a cluster."""

@@ -4,6 +4,8 @@ Pure functions of a model: each returns a new one, computed matrix by matrix in 
 once to the model's own precision. Where a freedom does not exist, they refuse and say why.
 """
 
+from bench.symmetry.align import DYNAMIC_IMAGES as DYNAMIC_IMAGES
+from bench.symmetry.align import FAR as FAR
 from bench.symmetry.align import Alignment as Alignment
 from bench.symmetry.align import align as align
 from bench.symmetry.align import rewritten as rewritten

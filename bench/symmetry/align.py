@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -13,6 +13,8 @@ from bench.data.images import Images
 from bench.models.vision import VisionModel
 from bench.records.nouns import Json
 
+FAR, DYNAMIC_IMAGES = 0.5, 96
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Alignment:
@@ -21,6 +23,8 @@ class Alignment:
     basis: Tensor
     residual: float
     stage: Literal["none", "static", "dynamic"]
+    before: float | None = None
+    notes: Mapping[str, Json] = field(default_factory=dict)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return what is kept as tensors."""

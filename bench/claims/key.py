@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +22,15 @@ from torch import Tensor
 
 from bench.models.vision import Architecture
 from bench.records.files import write_atomically
-from bench.records.nouns import Json, Spec, UserError, canonical
+from bench.records.nouns import ALIGN, Access, Align, Json, Spec, UserError, canonical
 from bench.registry import METHODS
 from bench.types import Method
 
 FORMAT = 1
 """Version of the file; a reader refuses any other."""
+
+KEY, RELEASED = "key.safetensors", "model.safetensors"
+"""The files that an owner is left with: what is kept secret and what goes out."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -79,6 +83,11 @@ class Key:
         return _commitment(canonical(self.facts()), self.secret)
 
     @property
+    def align(self) -> Align:
+        """Return how suspects are aligned before they are read with this key."""
+        return aligning(self.method)
+
+    @property
     def reader(self) -> Method:
         """Build the method, with the settings it was used with.
 
@@ -93,6 +102,45 @@ class Key:
                 f"{self.method.version}; read it with the bench that made it"
             )
         return METHODS.build(spec.name, spec.args)
+
+
+def aligning(method: Spec) -> Align:
+    """Return how a claim's suspects are aligned before they are read: as was said, else `auto`.
+
+    A method that asks a suspect's own head is answered alike in any basis.
+    """
+    if Access.WEIGHTS not in METHODS.get(method.name).needs:
+        return "none"
+    return method.align if ALIGN in method.args else "auto"
+
+
+def with_rule(method: Spec) -> Spec:
+    """Have a method say how its claim's suspects are aligned, so that the key commits to it."""
+    how = aligning(method)
+    if how == "none" and method.align != "none":
+        raise UserError(
+            f"{method.name}: align: expected none, got {method.align}; a claim's suspects answer "
+            "by heads of their own, alike in any basis"
+        )
+    return method if how == "none" else METHODS.spec(method.name, {**method.args, ALIGN: how})
+
+
+def homes(output: Path, users: Sequence[str]) -> dict[str, Path]:
+    """Return where the files of every user go; a single one needs no name.
+
+    Raises:
+        UserError: two users have one name, one has none that a folder may have, or there is a key.
+
+    """
+    named = all(re.fullmatch(r"\w[\w.-]*", user) for user in users) and len(users) > 0
+    if list(users) != [""] and (len(set(users)) < len(users) or not named):
+        names = ",".join(users)
+        raise UserError(f"--users: expected different names such as alice,bob, got {names}")
+    found = {user: output / user for user in users}
+    for home in found.values():
+        for name in (KEY, RELEASED):
+            refuse_to_replace(home / name)  # before the work, not after it
+    return found
 
 
 def refuse_to_replace(path: Path) -> None:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,29 +22,37 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor
 
+from bench.claims.key import KEY, RELEASED, Key, aligning, is_key, write
+from bench.claims.reading import (
+    AS_THEY_ARE,
+    Bases,
+    Reading,
+    extract,
+    fitted,
+    is_released,
+    near,
+    read,
+    read_file,
+    said_of_bases,
+)
 from bench.data.images import Images, Preprocess, load
 from bench.data.manifest import Manifest
 from bench.data.settings import DataSettings
-from bench.models.suspect import View
 from bench.models.vision import Architecture, VisionModel
-from bench.models.weights import Loaded, headless, load_weights, release, sketch, weights_digest
+from bench.models.weights import headless, load_weights, release, sketch, weights_digest
 from bench.records import nouns
 from bench.records.nouns import Access, Evidence, Incompatible, Spec, UserError
 from bench.registry import METHODS
-from bench.runs.key import Key, is_key, refuse_to_replace, write
 from bench.suite.owners import WEIGHT_FILES
-from bench.types import Context, Method
+from bench.symmetry import rewritten
+from bench.types import Context
 from bench.verdicts import copies
 from bench.verdicts.verdict import Null, Verdict, decide, decide_exactly
 
 HELD_OUT = 0.3
 """Share of the owner's source images that a method may test on but not train on."""
 
-
-KEY, RELEASED = "key.safetensors", "model.safetensors"
-"""The files that an owner is left with: what is kept secret and what goes out."""
 
 OUTCOMES = ("owned", "undecided", "not owned", "incompatible")
 """What keys may say; of several keys the first of these that one of them came to counts."""
@@ -74,16 +81,6 @@ class Claim:
     clean: Evidence
     key_file: Path
     model_file: Path | None
-
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """What every key read off one model; a reason where it could not."""
-
-    name: str
-    digest: str
-    found: Mapping[Key, Evidence | str]
-    sketch: tuple[float, ...]  # of its weights, to know it again where it was rounded
 
 
 Model = Sequence[Reading]
@@ -137,6 +134,7 @@ class Verification:
     alpha: float
     findings: tuple[Finding, ...]
     notes: tuple[str, ...] = ()  # what was understood of the suspect's file
+    bases: tuple[str, ...] = ()  # in what basis it was read with the keys, and innocents with it
 
     @property
     def outcome(self) -> str:
@@ -183,24 +181,6 @@ def generator(seed: int | None, user: str) -> torch.Generator:
     return rng
 
 
-def homes(output: Path, users: Sequence[str]) -> dict[str, Path]:
-    """Return where the files of every user go; a single one needs no name.
-
-    Raises:
-        UserError: two users have one name, one has none that a folder may have, or there is a key.
-
-    """
-    named = all(re.fullmatch(r"\w[\w.-]*", user) for user in users) and len(users) > 0
-    if list(users) != [""] and (len(set(users)) < len(users) or not named):
-        names = ",".join(users)
-        raise UserError(f"--users: expected different names such as alice,bob, got {names}")
-    found = {user: output / user for user in users}
-    for home in found.values():
-        for name in (KEY, RELEASED):
-            refuse_to_replace(home / name)  # before the work, not after it
-    return found
-
-
 def protect_copies(
     owner: VisionModel,
     spec: Spec,
@@ -229,7 +209,10 @@ def protect_copies(
 
 def _kept(claim: Claim, others: Sequence[Path], device: torch.device) -> Claim:
     """Write a key that knows what it reads off the other users' copies."""
-    key = read_others(claim.key, others, device)
+    bases = AS_THEY_ARE
+    if others and claim.model_file and claim.key.align != "none":
+        bases = Bases({claim.key: load_weights(claim.model_file, claim.key.owner).model})
+    key = read_others(claim.key, others, device, bases)
     write(claim.key_file, key)
     return dataclasses.replace(claim, key=key)
 
@@ -259,8 +242,11 @@ def protect(
     given = (owner if whole else headless(owner)).to(device)
     made = method.protect(given, Context(device, rng, *pools))
     secret = {name: value.detach().cpu() for name, value in made.secret.items()}
-    released = _extract(method, secret, made.model, device)
-    clean = _extract(method, secret, given, device)
+    released = extract(method, secret, made.model, device)
+    how = aligning(spec)
+    if how != "none" and method.marks:  # as any innocent is read
+        given = rewritten(given, fitted(given, made.model, how, device))
+    clean = extract(method, secret, given, device)
     key = Key(
         secret=secret,
         method=spec,
@@ -276,9 +262,9 @@ def protect(
     return ProtectedCopy(made.model, key, released, clean)
 
 
-def read_others(key: Key, copies: Sequence[Path], device: torch.device) -> Key:
+def read_others(key: Key, copies: Sequence[Path], device: torch.device, bases: Bases) -> Key:
     """Read a key off the other users' copies, and return it with the highest agreement found."""
-    found = [read_file(copy, [key], device).found[key] for copy in copies]
+    found = [read_file(copy, [key], device, bases).found[key] for copy in copies]
     scores = [evidence.score for evidence in found if isinstance(evidence, Evidence)]
     return dataclasses.replace(key, others_score=max(scores, default=None))
 
@@ -302,22 +288,6 @@ def weight_files(folder: str | Path | None) -> list[Path]:
     return found
 
 
-def read_file(file: Path, keys: Sequence[Key], device: torch.device) -> Reading:
-    """Read an innocent, of the owner's architecture, with every key."""
-    return read(file.name, load_weights(file, keys[0].owner), keys, device)
-
-
-def read(name: str, loaded: Loaded, keys: Sequence[Key], device: torch.device) -> Reading:
-    """Read one model with every key."""
-    found, taken = dict[Key, Evidence | str](), sketch(loaded.model)
-    for key in keys:
-        try:
-            found[key] = _extract(key.reader, key.secret, loaded.model, device)
-        except Incompatible as error:
-            found[key] = str(error)
-    return Reading(name, loaded.digest, found, taken)
-
-
 def verify(
     file: Path,
     architecture: Architecture,
@@ -326,18 +296,26 @@ def verify(
     alpha: float,
     device: torch.device,
     entry: str | None = None,
+    bases: Bases = AS_THEY_ARE,
 ) -> Verification:
-    """Read a suspect and the innocents, strangers and descendants, with every key, and judge."""
+    """Read a suspect and the innocents, strangers and descendants, with every key, and judge.
+
+    All are read alike: what aligns the suspect aligns each innocent.
+    """
     loaded = load_weights(file, architecture, entry)
-    suspect = read(file.name, loaded, keys, device)
-    strangers, descendants = ([read_file(f, keys, device) for f in files] for files in innocents)
+    suspect = read(file.name, loaded, keys, device, bases)
+    strangers, descendants = (
+        [read_file(f, keys, device, bases) for f in files] for files in innocents
+    )
     findings = judge(keys, suspect, strangers, descendants, alpha)
     name, said = (
         loaded.model.architecture.name,
         _said_of_copies(keys, suspect, strangers, descendants),
     )
-    notes = *loaded.notes, *said
-    return Verification(file.name, name, loaded.ignored, alpha, tuple(findings), notes)
+    return Verification(
+        *(file.name, name, loaded.ignored, alpha, tuple(findings), (*loaded.notes, *said)),
+        bases=said_of_bases(keys, bases, suspect),
+    )
 
 
 def judge(
@@ -382,7 +360,7 @@ def _finding(
             f"--descendants: expected none with the fingerprint {key.method.name}, for which "
             "descendants of the owner's model are guilty; give --strangers alone"
         )
-    innocent = [model for model in descendants if not any(_is_released(r, key) for r in model)]
+    innocent = [model for model in descendants if not any(is_released(r, key) for r in model)]
     ours = {digest for k in keys for digest in (k.clean, k.released)}
     recorded = [key.clean_score, *([] if key.others_score is None else [key.others_score])]
     known = max(recorded + _scores([m for m in innocent if any(r.digest in ours for r in m)], key))
@@ -418,20 +396,6 @@ def _models(readings: Sequence[Reading], least: float) -> list[Model]:
     ]
 
 
-def _is_released(reading: Reading, key: Key) -> bool:
-    """Say whether a model is the key's released copy, rounded or not, and not the clean owner."""
-    if key.clean_sketch is None or key.released_sketch is None or reading.digest == key.clean:
-        return reading.digest == key.released
-    to_clean, to_released = (
-        copies.cosine(reading.sketch, known) for known in (key.clean_sketch, key.released_sketch)
-    )
-    return to_released > max(copies.ROUNDED, to_clean)
-
-
-def _near(reading: Reading, other: Sequence[float] | None, least: float) -> bool:
-    return other is not None and copies.cosine(reading.sketch, other) > least
-
-
 def _said_of_copies(
     keys: Sequence[Key],
     suspect: Reading,
@@ -448,10 +412,10 @@ def _said_of_copies(
         for names in ([r.name for r in model] for model in models if len(model) > 1):
             said.append(f"{' and '.join(names)} are one model among the {who}, and count once")
         for reading in given:
-            if _near(reading, suspect.sketch, least):
+            if near(reading, suspect.sketch, least):
                 said.append(f"{reading.name}, among the {who}, is nearly or wholly the suspect")
     for reading in strangers:
-        if any(_near(reading, key.clean_sketch, copies.NEAR) for key in keys):
+        if any(near(reading, key.clean_sketch, copies.NEAR) for key in keys):
             said.append(
                 f"{reading.name}, among the strangers, is nearly the owner's model: if it was made "
                 "from it, it is none"
@@ -465,20 +429,10 @@ def _refuse_the_owners_own(keys: Sequence[Key], strangers: Sequence[Reading]) ->
     sketches = [(own[k.clean], k.clean_sketch) for k in keys]
     sketches += [(own[k.released], k.released_sketch) for k in keys]
     for reading in strangers:
-        rounded = (what for what, known in sketches if _near(reading, known, copies.ROUNDED))
+        rounded = (what for what, known in sketches if near(reading, known, copies.ROUNDED))
         what = own.get(reading.digest) or next(rounded, None)
         if what is not None:
             raise UserError(
                 f"{reading.name}: expected a stranger, got {what}; "
                 "strangers never met the owner's weights"
             )
-
-
-def _extract(
-    method: Method, secret: Mapping[str, Tensor], model: VisionModel, device: torch.device
-) -> Evidence:
-    side = model.preprocess.size
-    nothing = Images(torch.empty(0, 3, *side, dtype=torch.uint8), None, 0, ())
-    rng = torch.Generator().manual_seed(0)  # contract: evidence depends on the secret alone
-    view = View(model.to(device), method.needs)
-    return method.extract(secret, view, Context(device, rng, nothing, nothing))

@@ -1,0 +1,1 @@
+"""What serves one owner: a key to its model, and what keys say of a suspect."""
