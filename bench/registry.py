@@ -165,7 +165,7 @@ class Registry(Announced, Generic[T]):
             raise SettingError(f"{label} lacks {', '.join(missing)}")
         if "name" in cls.__dataclass_fields__:
             raise SettingError(f"{label} has a setting 'name': that is the plug-in's own")
-        if self.kind == "method" and ALIGN in cls.__dataclass_fields__:
+        if ALIGN in cls.__dataclass_fields__:
             raise SettingError(f"{label} has a setting '{ALIGN}': that is the bench's own")
         self._check_optional(label, cls)
         self._check_reading(label, cls)

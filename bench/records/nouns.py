@@ -92,6 +92,9 @@ activations."""
 ALIGN = "align"
 """The setting of a reading that is the bench's own: a spec names it where it is not "none"."""
 
+ALIGNED: Mapping[Align, str] = {"none": "", "static": "aligned", "auto": "auto-aligned"}
+"""What tables call readings of suspects that were aligned before."""
+
 
 @dataclass(frozen=True)  # without slots, so that the text is written once
 class Spec:

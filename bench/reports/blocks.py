@@ -7,13 +7,15 @@ the strangers that went through it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import fmean
 
 from bench.records.nouns import (
+    ALIGNED,
     UNTOUCHED,
     Cell,
+    Cost,
     Evidence,
     Lineage,
     Outline,
@@ -172,6 +174,11 @@ class Block:
         return _with_evidence(self.results)
 
     @property
+    def aligned(self) -> bool:
+        """Say whether suspects were written in the reference's basis before they were read."""
+        return self.cell.method.align != "none"
+
+    @property
     def sample(self) -> Evidence | None:
         """Return the first evidence there is: its rule, unit and chance are the method's."""
         return evidence_of(self.with_evidence[0]) if self.with_evidence else None
@@ -296,14 +303,18 @@ def _control(cell: Cell) -> tuple[Spec, ...]:
 def labelled(specs: Iterable[Spec], beside: Iterable[Spec] = ()) -> _Labels:
     """Name specs by name and by the settings that tell them from others of that name.
 
-    What stands `beside` them is named after them, and makes no name of theirs longer.
+    What stands `beside` them is named after them, and makes no name of theirs longer. An aligned
+    reading is called as the raw one, and aligned.
     """
     texts: dict[str, str] = {}
     legend: list[str] = []
-    ours, others = _families(specs), _families(beside)
+    given, around = list(specs), list(beside)
+    ours, others = (_families(s.unaligned for s in listed) for listed in (given, around))
     every = {n: ours.get(n, {}) | others.get(n, {}) for n in (*ours, *others)}
     for named, among in ((ours, ours), (others, every)):
         _name(named, among, texts, legend)
+    aligned = (spec for spec in (*given, *around) if spec.align != "none")
+    texts |= {s.text: f"{texts[s.unaligned.text]} {ALIGNED[s.align]}" for s in aligned}
     return _Labels(texts, tuple(legend))
 
 
@@ -409,3 +420,17 @@ def per_model(readings: Iterable[tuple[Record, float]]) -> list[float]:
 
 def _short(reason: str) -> str:
     return reason if len(reason) <= LONGEST_REASON else reason[: LONGEST_REASON - 1] + "…"
+
+
+def reading_cost(record: Record) -> Cost:
+    """Return what it cost to read a suspect, and before that to align it if it was."""
+    read, before = record.costs["extract"], record.costs.get("align")
+    if before is None:
+        return read
+    return replace(
+        read,
+        seconds=read.seconds + before.seconds,
+        forward_passes=read.forward_passes + before.forward_passes,
+        backward_passes=read.backward_passes + before.backward_passes,
+        peak_memory_mb=max(read.peak_memory_mb, before.peak_memory_mb),
+    )

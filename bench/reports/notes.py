@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from statistics import fmean
 from typing import TypeVar
 
-from bench.records.nouns import Lineage, Record, canonical, evidence_of, how_many
+from bench.records.nouns import POPULATIONS, Lineage, Record, canonical, evidence_of, how_many
 from bench.records.table import NOTHING
 from bench.reports.blocks import (
     MARKED_AND_TWINS,
@@ -75,6 +75,15 @@ LEGEND = (
 )
 
 
+ALIGNED_LEGEND = (
+    "aligned: a reading of its own, with innocents of its own. Before it is read, every suspect, "
+    "guilty or not, is written in the basis of the released model, for a fingerprint of the "
+    "owner's: what rotations, permutations and scales hid is undone. auto-aligned: by activations "
+    "where weights tell too little. A claim is one, read in two ways: of the two "
+    "verdicts choose one before the suspect is seen, or halve alpha."
+)
+
+
 def rate_text(row: Row, origin: Lineage) -> str:
     """Write a population's detection rate, or in words why there is none."""
     words = count_words([result.hole for result in row.suspects[origin] if result.hole])
@@ -116,8 +125,24 @@ def findings(block: Block, alpha: float) -> Iterator[str]:
         )
     if partly := _read_in_part(block.with_evidence):
         yield partly
+    if distances := _distances(block):
+        yield f"distance left of the embeddings by alignment, 0 of a copy: {distances}."
     if undone := [row.label for row in block.rows if row.undone]:
         yield f"the suspect has the clean owner's weights, hence is a twin: {', '.join(undone)}."
+
+
+def _distances(block: Block) -> str:
+    """Write between which distances each population was aligned, and how many could not be."""
+    parts, refused = [], 0
+    for origin, name in POPULATIONS.items():
+        records = [r for row in block.rows for r in row.records(origin) if "align" in r.notes]
+        found = [r.notes["align"]["residual"] for r in records]
+        left = [float(residual) for residual in found if residual is not None]
+        refused += sum(r.notes["align"]["stage"] == "none" for r in records)
+        if left:
+            parts.append(f"{name} {min(left):.3f} to {max(left):.3f}")
+    unaligned = f"; {refused} read as they are, for they cannot be aligned" if refused else ""
+    return ", ".join(parts) + unaligned
 
 
 def _chance(block: Block, known: float | None) -> str:

@@ -12,6 +12,7 @@ from statistics import fmean, median
 from typing import NamedTuple
 
 from bench.records.nouns import (
+    ALIGNED,
     POPULATIONS,
     Cost,
     Fidelity,
@@ -38,8 +39,10 @@ from bench.reports.blocks import (
     judged,
     per_model,
     rates_by_tau,
+    reading_cost,
 )
 from bench.reports.notes import (
+    ALIGNED_LEGEND,
     LEGEND,
     STEP_RATIO,
     count_words,
@@ -114,7 +117,7 @@ def _table_1(outline: Outline, blocks: Sequence[Block]) -> Table:
             places.setdefault(key, []).append((at, block))
     sweeps = [sorted(found, key=lambda f: f[0]) for found in places.values() if len(found) > 1]
     rows = [
-        (block.owner, block.cell.method.name, str(at), row.label, *_place(row))
+        (block.owner, _named(block), str(at), row.label, *_place(row))
         for sweep in sweeps
         for at, block in sweep
         for row in block.rows
@@ -136,6 +139,11 @@ def _table_1(outline: Outline, blocks: Sequence[Block]) -> Table:
         ),
         heads=2,
     )
+
+
+def _named(block: Block) -> str:
+    method = block.cell.method
+    return f"{method.name} {ALIGNED[method.align]}".strip()
 
 
 def _place(row: Row) -> tuple[str, ...]:
@@ -176,6 +184,7 @@ def _table_2(outline: Outline, blocks: Sequence[Block], legend: Sequence[str]) -
         rows=tuple(rows),
         notes=(
             *LEGEND,
+            *([ALIGNED_LEGEND] if any(block.aligned for block in blocks) else []),
             *(f"utility {number}: {task}." for task, number in tasks.items()),
             *([WORTHLESS] if any(NO_THEFT in cells[-1] for cells in rows) else []),
             *([LOST] if any_unread(blocks) else []),
@@ -210,6 +219,7 @@ def _side_by_side(outline: Outline, blocks: Sequence[Block], legend: Sequence[st
             "unmarked owner is its own.",
             PRICES,
             *([CLASSES] if any(cells[2] == "price class" for cells in rows) else []),
+            *([ALIGNED_LEGEND] if any(block.aligned for block in blocks) else []),
             *([LOST] if any_unread(blocks) else []),
             *legend,
         ),
@@ -380,9 +390,13 @@ def _table_3(outline: Outline, blocks: Sequence[Block]) -> Table:
             "passes the variant needs, timed on the same device in the same run. step: a training "
             "step over its ideal, without set-up. e/x: embedding / extraction, in images through "
             "the whole depth.",
+            *([ALIGNED_COST] if any(block.aligned for block in blocks) else []),
             *outline.reductions,
         ),
     )
+
+
+ALIGNED_COST = "aligned: extraction includes what aligning the suspect cost."
 
 
 class CostRow(NamedTuple):
@@ -412,7 +426,7 @@ def cost_row(block: Block) -> CostRow:
             r.cell.method_seed: r.costs["protect"] for r in block.records if "protect" in r.costs
         }.values()
     )
-    reads = [r.costs["extract"] for r in block.with_evidence if "extract" in r.costs]
+    reads = [reading_cost(r) for r in block.with_evidence if "extract" in r.costs]
     both = [*embeds, *reads]
     notes = {r.cell.method_seed: r.notes.get("protect", {}) for r in block.records}
     steps = [float(n[STEP_RATIO]) for n in notes.values() if n.get(STEP_RATIO) is not None]

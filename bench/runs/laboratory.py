@@ -206,7 +206,9 @@ class Laboratory:
             images = self._pool(data, "owner_images", reference)
         rng = torch.Generator().manual_seed(int(stage.key, 16) >> 1)
         found = align(suspect, reference, stage.recipe[ALIGN], images, rng, self.device)
-        return Made({"notes": found.json()}, found.tensors())
+        noted = {"stage": found.stage, "before": found.before, "residual": found.residual}
+        payload = {"alignment": found.json(), "notes": {**found.notes, **noted}}
+        return Made(payload, found.tensors())
 
     def _extract(self, stage: Stage) -> Made:
         protect = self.store.find(stage.parents[0])
@@ -331,7 +333,9 @@ class Laboratory:
             return self._member(made, 0)
         if made.kind == "align":
             suspect = self._model(made.parents[0])
-            return rewritten(suspect, Alignment.of(self.store.tensors(key), made.payload["notes"]))
+            return rewritten(
+                suspect, Alignment.of(self.store.tensors(key), made.payload["alignment"])
+            )
         if not made.tensors:  # left untouched: it is kept as what it was
             return self._model(made.parents[0])
         model = blank(Architecture.of(made.payload["architecture"]))

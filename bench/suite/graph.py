@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from bench.data.manifest import Manifest
-from bench.records.nouns import SCHEMA, Align, Cell, Json, Readout, digest
+from bench.records.nouns import SCHEMA, Cell, Json, Readout, digest
 from bench.suite.grid import Suite
 from bench.suite.innocents import Recipe
 from bench.suite.owners import OwnerSettings
@@ -34,9 +34,6 @@ READ_WITH: Mapping[Readout, str] = {
     "native": "suspect's own head",
 }
 """How tables say by what head labels were obtained."""
-
-ALIGNED: Mapping[Align, str] = {"static": "aligned", "auto": "aligned, auto"}
-"""How tables say that a suspect was written in the reference's basis before it was read."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from bench.models.libraries import EMBEDDED, LIBRARIES
 from bench.records.files import file_digest
 from bench.records.nouns import (
     ALIGN,
+    ALIGNED,
     Access,
     Cell,
     Change,
@@ -32,7 +33,7 @@ from bench.records.nouns import (
 )
 from bench.registry import ATTACKS, METHODS
 from bench.suite.cells import Peers, cells, strange_to, uses_base
-from bench.suite.graph import ALIGNED, READ_WITH, Kind, Plan, Question, Stage
+from bench.suite.graph import READ_WITH, Kind, Plan, Question, Stage
 from bench.suite.grid import Suite
 from bench.suite.innocents import RECIPE, families, kin, recipe_digest, untouched
 from bench.suite.owners import ClassifierSettings, OwnerSettings
@@ -386,7 +387,7 @@ def _readout(method: Spec) -> Readout | None:
 def _access(method: Spec) -> str:
     """Say in words what a method needs to see, by whose head it is answered, and in what basis."""
     readout = _readout(method)
-    how = [*([READ_WITH[readout]] if readout else []), ALIGNED.get(method.align, "")]
+    how = [*([READ_WITH[readout]] if readout else []), ALIGNED[method.align]]
     said = ", ".join(filter(None, how))
     return METHODS.get(method.name).needs.text + (f" ({said})" if said else "")
 

@@ -12,6 +12,7 @@ from bench.records.nouns import (
     Fidelity,
     Outline,
     Record,
+    Spec,
     how_many,
     unpacked,
 )
@@ -134,17 +135,26 @@ def apart(first: Price | None, second: Price | None) -> str:
     return f"prices {gap:.3f} apart" if gap > SAME_PRICE else ""
 
 
+ALIKE = (
+    "Raw readings are compared with raw ones, aligned with aligned ones, and the two of a method "
+    "with each other, which says what aligning is worth: no claim counts twice against another."
+)
+
+
 def pairs_table(outline: Outline, groups: Iterable[tuple[str, str, Sequence[Record]]]) -> Table:
     """Return every two methods of every owner side by side, from (owner, method, records)."""
     owners: dict[str, list[tuple[str, list[Answer]]]] = {}
     prices, paid = dict[tuple[str, str], str](), dict[tuple[str, str], Price | None]()
+    specs = dict[tuple[str, str], Spec | None]()
     for owner, method, records in groups:
         prices[owner, method], paid[owner, method] = _price(records), price_of(records)
+        specs[owner, method] = records[0].cell.method if records else None
         owners.setdefault(owner, []).append((method, recognised(records, outline.alpha)))
     compared = [
         (owner, first, second, paired(ours, theirs, outline.alpha))
         for owner, methods in owners.items()
         for (first, ours), (second, theirs) in itertools.combinations(methods, 2)
+        if _comparable(specs[owner, first], specs[owner, second])
     ]
     why = [apart(paid[owner, first], paid[owner, second]) for owner, first, second, _ in compared]
     equal = [pair for (*_, pair), reason in zip(compared, why, strict=True) if not reason]
@@ -183,10 +193,18 @@ def pairs_table(outline: Outline, groups: Iterable[tuple[str, str, Sequence[Reco
             "piece of luck; conditional on this owner and these strangers. least p: the smallest "
             "that so many keys allow. Holm p: all comparisons passed together. needed: keys, where "
             "those there could decide nothing.",
+            *([ALIKE] if any(spec and spec.align != "none" for spec in specs.values()) else []),
             *outline.reductions,
         ),
         heads=1,
     )
+
+
+def _comparable(first: Spec | None, second: Spec | None) -> bool:
+    """Say whether two readings are of one kind, or of one method."""
+    if first is None or second is None:
+        return True
+    return first.align == second.align or first.unaligned == second.unaligned
 
 
 def recognised(records: Sequence[Record], alpha: float) -> list[Answer]:
