@@ -43,8 +43,8 @@ PUBLIC = {
     ),
     "bench.registry": ("attack", "method"),
     "bench.symmetry": (
-        *("Anatomy", "Attention", "Mlp"),
-        *("bake_means", "dimensions", "fold", "map_stream", "read", "shift_writers"),
+        *("Alignment", "Anatomy", "Attention", "Mlp", "align", "bake_means", "dimensions"),
+        *("fold", "map_stream", "read", "rewritten", "shift_writers"),
     ),
     "bench.models": (
         *("Architecture", "Backbone", "ClassifierHead", "Dimensions", "Head", "Ideal"),

@@ -1,57 +1,460 @@
-"""Write a suspect in the basis of a reference. A stand-in: it fits nothing."""
+"""Write a suspect in the basis of the model it may come from, so that any method can read it.
+
+A transformer's residual stream can be rotated, permuted, scaled, shifted and widened without any
+change of function. A mark in the stream is then lost, and a head of the owner's fits no more. The
+owner undoes it: its own model is the reference, and says in which basis a suspect is to be read.
+
+The reference is the model as *released*. It is what a thief holds, whatever a mark has trained: if
+that left the embedding of patches alone, owner and released model give the same answer.
+
+What is fitted is a rotation, a scale and an order of blocks. What no layer norm sees is then free,
+and taken from the reference: the mean of the stream, gains of norms and of LayerScale, and all that
+follows the blocks. So a model that nobody transformed is read as it is, up to rounding.
+
+A suspect's own head is left out. It was made for outputs that are now others.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from bench.data.images import Images
-from bench.models.vision import VisionModel
-from bench.records.nouns import Json
+from bench.models import Architecture, OpenClipViT, VisionModel, clone, reshape
+from bench.records.nouns import Incompatible, Json, UserError
+from bench.symmetry import frames, gauge
+from bench.symmetry.anatomy import Anatomy, Attention, Mlp, Norm, dimensions, read
+from bench.symmetry.frames import Fit
+from bench.symmetry.gauge import Branch
 
-FAR, DYNAMIC_IMAGES = 0.5, 96
+How = Literal["static", "auto"]
+
+FAR = 0.5
+"""A static residual above this says that the embedding was made anew, or is another's."""
+
+DYNAMIC_IMAGES = 96
+"""Images whose activations are compared, of the owner's; no trigger may be among them."""
+
+INERT = 0.01
+"""A block that adds less than this share of what the strongest adds is none."""
+
+PROBES = 32
+"""Random directions that two blocks are compared on."""
+
+REFINED = 3
+"""Rounds in which the first blocks' fit of the basis adds to that of the embedding."""
+
+BATCH = 32
+"""Images that are looked at together."""
+
+TOKENS = 64
+"""Tokens of an image that are compared, about, evenly spaced."""
+
+WIDE = ("vit.norm", "vit.fc_norm", "visual.ln_post")
+"""What follows the blocks and is as wide as the stream, whatever its width."""
+
+INNER_WEIGHT = 0.1
+"""What the blocks weigh in it: they decide where an embedding of few directions says nothing."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Alignment:
-    """How a suspect is to be rewritten."""
+    """How a suspect is to be written in its reference's basis.
 
+    The suspect's stream is `scale` * `basis` @ the reference's, up to a shift of all channels;
+    `basis` is (d', d). `blocks` says, for each block of the reference, which of the suspect's stand
+    for it, in order. `residual` is the relative distance between the two embeddings that the static
+    fit leaves, `before` the one that it found. `gauge` holds what is taken from the reference. With
+    `stage` "none" the suspect is left as it is, and the notes say why.
+    """
+
+    stage: Literal["static", "dynamic", "none"]
     basis: Tensor
-    residual: float
-    stage: Literal["none", "static", "dynamic"]
+    scale: float = 1.0
+    blocks: tuple[tuple[int, ...], ...] = ()
+    residual: float | None = None
     before: float | None = None
+    gauge: Mapping[str, Tensor] = field(default_factory=dict)
     notes: Mapping[str, Json] = field(default_factory=dict)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return what is kept as tensors."""
-        return {"basis": self.basis}
+        """Return what does not fit into JSON, on the CPU."""
+        return {"basis": self.basis, **{f"gauge.{name}": v for name, v in self.gauge.items()}}
 
-    def json(self) -> Json:
-        """Return what is kept as JSON."""
-        return {"residual": self.residual, "stage": self.stage}
+    def json(self) -> dict[str, Json]:
+        """Return the rest; `of` puts both together."""
+        return {
+            "stage": self.stage,
+            "scale": self.scale,
+            "residual": self.residual,
+            "before": self.before,
+            "blocks": [list(group) for group in self.blocks],
+            "notes": dict(self.notes),
+        }
 
     @staticmethod
-    def of(tensors: Mapping[str, Tensor], noted: Json) -> Alignment:
-        """Read it back."""
-        return Alignment(tensors["basis"], noted["residual"], noted["stage"])
+    def of(tensors: Mapping[str, Tensor], json: Mapping[str, Json]) -> Alignment:
+        """Read back what `tensors` and `json` wrote."""
+        kept = {n.removeprefix("gauge."): v for n, v in tensors.items() if n.startswith("gauge.")}
+        blocks = tuple(tuple(group) for group in json["blocks"])
+        return Alignment(**{**json, "basis": tensors["basis"], "blocks": blocks, "gauge": kept})
 
 
 def align(
     suspect: VisionModel,
     reference: VisionModel,
-    how: Literal["static", "auto"],
+    how: How,
     images: Images | None,
     rng: torch.Generator,
     device: torch.device,
 ) -> Alignment:
-    """Fit the suspect's basis to the reference's."""
-    return Alignment(torch.eye(suspect.width), 0.0, "static")
+    """Find how `suspect` is to be written in the basis of `reference`; both are left untouched.
+
+    "static" compares weights alone. "auto" takes activations of `images` instead, where weights
+    say nothing: the embedding was trained anew, or is a stranger's. The rule is the same for all.
+    """
+    try:
+        theirs, ours = (_read(model) for model in (suspect, reference))
+        _refuse_other_shapes(suspect, reference, theirs, ours)
+    except Incompatible as error:
+        return Alignment("none", torch.empty(0, 0), notes={"reason": str(error)})
+    stems = gauge.stem(suspect, theirs), gauge.stem(reference, ours)
+    own = gauge.seen_alike(stems[1], reference, suspect)
+    prefix = min(suspect.prefix, reference.prefix)
+    static = _static(stems[0].columns(prefix), own.columns(prefix), theirs, ours)
+    fit, notes, kept = static, dict[str, Json](), _live(theirs)
+    stage: Literal["static", "dynamic"] = "static"
+    if how == "auto" and images is not None and static.residual > FAR:
+        middle = kept[len(kept) // 2], len(ours.blocks) // 2
+        there = _activations(suspect, images, middle[0], device)
+        here = _activations(reference, images, middle[1], device)
+        if there.shape[1] == here.shape[1]:  # as many tokens of each image
+            fit, stage = _dynamic(there, here, ours), "dynamic"
+            notes["dynamic_residual"] = fit.residual
+    if len(kept) < len(theirs.blocks):
+        notes["blocks_dropped"] = len(theirs.blocks) - len(kept)
+    matched = _matched(theirs, ours, kept, fit.basis, rng)
+    pairs = [(there, here) for here, there in enumerate(matched) if there is not None]
+    both = (suspect, reference), (theirs, ours)
+    taken = gauge.taken(*both, fit.basis, fit.scale, pairs, rng)
+    return Alignment(
+        stage,
+        fit.basis,
+        fit.scale,
+        _grouped(matched, kept),
+        static.residual,
+        static.before,
+        taken,
+        notes,
+    )
+
+
+def _read(model: VisionModel) -> Anatomy:
+    try:
+        return read(model)
+    except UserError as error:  # it speaks to a thief, who chose the attack
+        raise Incompatible(str(error).partition(";")[0]) from None
 
 
 def rewritten(suspect: VisionModel, alignment: Alignment) -> VisionModel:
-    """Return the suspect in the reference's basis."""
-    return suspect
+    """Write a suspect in its reference's basis, of the reference's width; it has no head.
+
+    What it does to images is what the suspect does, seen in another basis. Blocks that add nothing
+    are left out, so its architecture does not describe it: it is to be read, and not to be stored.
+    """
+    made = clone(suspect)
+    if alignment.stage == "none":
+        return made
+    made.trunk.reset_classifier()
+    made.head, made.trunk.readout = None, None
+    old = read(suspect)
+    made.architecture = _resized(made, len(alignment.basis.T))
+    new = read(made)
+    with torch.no_grad():
+        _write_stem(suspect, made, old, new, alignment)
+        for number, (before, after) in enumerate(zip(old.blocks, new.blocks, strict=True)):
+            for part in (0, 1):
+                _write_branch(before[part], after[part], alignment, f"{number}.{part}.")
+        if old.final is not None and new.final is not None:
+            new.final.module.eps = _eps(old.final, alignment)
+        state = {n.removeprefix("tail."): v for n, v in alignment.gauge.items() if "tail." in n}
+        for name, value in state.items():
+            made.trunk.get_parameter(name).copy_(value)
+    _regroup(made, alignment.blocks)
+    return made
+
+
+def _refuse_other_shapes(
+    suspect: VisionModel, reference: VisionModel, theirs: Anatomy, ours: Anatomy
+) -> None:
+    """Refuse what no basis brings together."""
+    name = suspect.architecture.name
+    kinds = [
+        (type(m.trunk), a.entry is None, all(n.centred for n in a.norms))
+        for m, a in ((suspect, theirs), (reference, ours))
+    ]
+    if kinds[0] != kinds[1]:
+        raise Incompatible(f"expected norms and parts of the reference's kind, got {name}")
+    if suspect.width != reference.width and isinstance(suspect.trunk, OpenClipViT):
+        raise Incompatible(f"expected the reference's width, for {name} has open_clip's attention")
+    if not suspect.trunk.patch or not reference.trunk.patch:
+        raise Incompatible(f"expected images cut into patches, got {name}")
+    tails = [{n: tuple(v.shape) for n, v in gauge.tail(m).items()} for m in (suspect, reference)]
+    inner = [{n: s for n, s in t.items() if not n.startswith(WIDE)} for t in tails]
+    if tails[0].keys() != tails[1].keys() or inner[0] != inner[1]:
+        raise Incompatible(f"expected what follows the blocks to be the reference's, got {name}")
+
+
+def _static(found: Tensor, wanted: Tensor, theirs: Anatomy, ours: Anatomy) -> Fit:
+    """Fit the basis to the columns (d', k) and (d, k) of two embeddings."""
+    if ours.entry is not None and theirs.entry is not None:
+        entries = [_entry(theirs.entry, len(found)), _entry(ours.entry, len(wanted))]
+        fit = frames.permuted([found, entries[0]], [wanted, entries[1]])
+        scale = frames.scale_of(entries[0], fit.basis @ entries[1])
+        return dataclasses.replace(fit, scale=scale)
+    fixed = all(norm.centred for norm in ours.norms)
+    fit = frames.rotated(found, wanted, fixed)
+    there, here = (_mixing(body) for body in (theirs, ours))
+    if fixed:
+        found, wanted, there, here = map(frames.centred, (found, wanted, there, here))
+    known, sought = frames.unit(found), frames.unit(wanted)
+    basis = fit.basis
+    for _ in range(REFINED):
+        one = torch.cat([known, INNER_WEIGHT * frames.unit(there @ basis)], 1)
+        basis = frames.rotated(
+            one, torch.cat([sought, INNER_WEIGHT * frames.unit(here)], 1), fixed
+        ).basis
+    return dataclasses.replace(fit, basis=basis, scale=frames.scale_of(found, basis @ wanted))
+
+
+def _entry(norm: Norm, width: int) -> Tensor:
+    """Return gain and centred bias of the norm that a stream starts from, (d, 2)."""
+    bias = gauge.vector(norm.bias, width)
+    return torch.stack([gauge.vector(norm.gain, width, 1.0), bias - bias.mean()], 1)
+
+
+def _mixing(body: Anatomy) -> Tensor:
+    """Sum up what attention writes of what it reads, (d, d), over all heads and blocks.
+
+    Heads, their bases, copies of them and blocks that do nothing leave it as it is.
+    """
+    return sum(
+        (gauge.written(a)[0] @ gauge.read(a.norm, a.qkv)[0].chunk(3)[2] for a, _ in body.blocks),
+        torch.zeros((), dtype=torch.float64),
+    )
+
+
+def _dynamic(found: Tensor, wanted: Tensor, body: Anatomy) -> Fit:
+    """Fit the basis to activations (d', k) and (d, k) of the same images."""
+    fixed = all(norm.centred for norm in body.norms)
+    if fixed:
+        found, wanted = frames.centred(found), frames.centred(wanted)
+    # Few tokens are so large that they would decide alone.
+    theirs, ours = (_spread(tokens / tokens.norm(dim=0)) for tokens in (found, wanted))
+    if body.entry is not None:
+        basis = frames.assigned(theirs @ ours.T)
+        fit = frames.measured(theirs, ours, basis)
+    else:
+        fit = frames.rotated(theirs, ours, fixed)
+    return dataclasses.replace(fit, scale=frames.scale_of(found, fit.basis @ wanted))
+
+
+def _spread(tokens: Tensor) -> Tensor:
+    """Take out of tokens (d, k) what all have in common."""
+    return tokens - tokens.mean(1, keepdim=True)
+
+
+@torch.no_grad()
+def _activations(model: VisionModel, images: Images, block: int, device: torch.device) -> Tensor:
+    """Return what enters a block, (d, k), a column a token; of long sequences only some tokens."""
+    net, chosen = clone(model).to(device), list(range(min(len(images), DYNAMIC_IMAGES)))
+    seen = list[Tensor]()
+    for start in range(0, len(chosen), BATCH):
+        pixels = images.batch(torch.tensor(chosen[start : start + BATCH]), device)
+        tokens = net.run_blocks(net.embed(pixels), 0, block)  # (b, n, d)
+        step = -(-tokens.shape[1] // TOKENS)
+        seen.append(tokens[:, ::step].flatten(0, 1).double().cpu())
+    return torch.cat(seen).T
+
+
+def _live(body: Anatomy) -> list[int]:
+    """List the blocks that add anything to the stream; all, if none does."""
+    added = [
+        float(sum(part.square().sum() for b in block for part in gauge.written(b)))
+        for block in body.blocks
+    ]
+    return [i for i, size in enumerate(added) if size >= INERT**2 * max(added)]
+
+
+def _matched(
+    theirs: Anatomy, ours: Anatomy, kept: Sequence[int], basis: Tensor, rng: torch.Generator
+) -> tuple[int | None, ...]:
+    """Find for each block of the reference the suspect's that does the same, in order."""
+    if len(kept) == len(ours.blocks):
+        return tuple(kept)
+    probes = torch.randn(len(basis.T), PROBES, generator=rng, dtype=torch.float64)
+    there = [_answers(theirs.blocks[i], basis, probes) for i in kept]
+    here = [_answers(block, None, probes) for block in ours.blocks]
+    likeness = torch.stack([torch.stack([(a * b).sum() / len(a) for b in here]) for a in there])
+    found = frames.depths_matched(likeness)
+    return tuple(None if i is None else kept[i] for i in found)
+
+
+def _answers(block: tuple[Attention, Mlp], basis: Tensor | None, probes: Tensor) -> Tensor:
+    """Say what three products of a block's weights make of probes (d, p), each of norm 1.
+
+    Queries with keys, values with what they write, and an MLP as if it were linear: the freedoms
+    of heads and neurons cancel in them (A. Zeng et al., "HuRef: human-readable fingerprint for
+    large language models", NeurIPS 2024, section 3).
+    """
+    attention, mlp = block
+    moved = probes if basis is None else basis @ probes
+    queries, keys, values = gauge.read(attention.norm, attention.qkv)[0].chunk(3)
+    first = gauge.read(mlp.norm, mlp.readers[0])[0]
+    hidden = (first @ moved).unflatten(0, (-1, mlp.hidden)).sum(0)
+    made = [
+        queries.T @ (keys @ moved),
+        gauge.written(attention)[0] @ (values @ moved),
+        gauge.written(mlp)[0] @ hidden,
+    ]
+    return torch.stack([frames.unit(m if basis is None else basis.T @ m) for m in made])
+
+
+def _grouped(matched: Sequence[int | None], kept: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+    """Put each live block that stands for none before the next that does; the last at the end."""
+    groups, rest = list[tuple[int, ...]](), list(kept)
+    for found in matched:
+        taken = [i for i in rest if found is not None and i <= found]
+        groups.append(tuple(taken))
+        rest = [i for i in rest if i not in taken]
+    if groups:
+        groups[-1] = (*groups[-1], *rest)
+    return tuple(groups)
+
+
+def _resized(made: VisionModel, width: int) -> Architecture:
+    """Bring a model's modules to another width, whatever their weights; return what it is then."""
+    bare = dataclasses.replace(made.architecture, head=None, readout=None)
+    if width != made.width:
+        bare = dataclasses.replace(
+            bare, dimensions=dataclasses.replace(dimensions(made), width=width)
+        )
+        reshape(made, bare)
+    return bare
+
+
+def _write_stem(
+    suspect: VisionModel, made: VisionModel, old: Anatomy, new: Anatomy, alignment: Alignment
+) -> None:
+    basis, kept = alignment.basis, alignment.gauge
+    # In front of a norm the scale is lost.
+    scale = alignment.scale if old.entry is None else math.sqrt(len(basis) / len(basis.T))
+
+    def moved(rows: Tensor, mean: Tensor | float) -> Tensor:
+        """Map (d', k) to (d, k) with these means over channels."""
+        found = basis.T @ rows / scale
+        return frames.centred(found) + mean if "stem.filters" in kept else found
+
+    none = torch.zeros(0, dtype=torch.float64)
+    (before,), (after,) = old.embeddings, new.embeddings
+    rows = gauge.double(before.weight).flatten(1)
+    _set(after.weight, moved(rows, kept.get("stem.filters", none)))
+    bias = kept.get("stem.bias", torch.zeros((), dtype=torch.float64))
+    places, prefix = kept.get("stem.places", none), kept.get("stem.prefix", none)
+    table, _ = gauge.parted(suspect, old)
+    own = kept.get("stem.first", none)
+    if table is None or len(table.flatten(0, -2)) == math.prod(suspect.trunk.grid):
+        own = torch.zeros_like(own)  # prefix tokens have no positions: their own is all there is
+    if before.bias is not None and after.bias is not None:
+        column = gauge.double(before.bias)[:, None]
+        _set(after.bias, moved(column, bias if table is not None else places.mean()))
+    else:
+        bias = torch.zeros_like(bias)
+    done = 0
+    for token, place in zip(old.tokens, new.tokens, strict=True):
+        rows = gauge.double(token).reshape(-1, len(basis)).T  # (d', n)
+        if token is table:
+            first = rows.shape[1] - math.prod(suspect.trunk.grid)
+            means = torch.cat([_sized(own, first), places - bias])
+        else:
+            means = _sized((prefix - own)[done:], rows.shape[1])
+            done += rows.shape[1]
+        _set(place, moved(rows, means).T)
+    if old.entry is None or new.entry is None:
+        return
+    gain, shift = (gauge.vector(v, len(basis)) for v in (old.entry.gain, old.entry.bias))
+    made_gain = basis.square().T @ gain * scale / alignment.scale
+    made_shift = basis.T @ shift / alignment.scale
+    if "entry.mean" in kept:
+        made_shift = made_shift - made_shift.mean() + kept["entry.mean"]
+    for place, value in ((new.entry.gain, made_gain), (new.entry.bias, made_shift)):
+        if place is not None:
+            _set(place, value)
+
+
+def _write_branch(old: Branch, new: Branch, alignment: Alignment, name: str) -> None:
+    basis, kept, scale = alignment.basis, alignment.gauge, alignment.scale
+    wide, width = basis.shape
+    one, nothing = torch.ones(width, dtype=torch.float64), torch.zeros(width, dtype=torch.float64)
+    # The norm of a stream of another width, scale or sign gives the same up to this factor.
+    factor = math.copysign(math.sqrt(wide / width), scale)
+    gain = gauge.divisor(kept.get(f"{name}gain", one)) if new.norm.gain is not None else one
+    shift = kept.get(f"{name}bias", nothing) if new.norm.bias is not None else nothing
+    if any(reader.bias is None for reader in old.readers):  # the norm keeps what they cannot take
+        own = gauge.vector(old.norm.bias, wide) / gauge.divisor(
+            gauge.vector(old.norm.gain, wide, 1.0)
+        )
+        shift = gain * (basis.T @ own) / factor
+    for before, after in zip(old.readers, new.readers, strict=True):
+        weight, bias = gauge.read(old.norm, before)
+        found = factor * (weight @ basis) / gain
+        _set(after.weight, found)
+        if after.bias is not None:
+            _set(after.bias, bias - found @ shift)
+    for place, value in ((new.norm.gain, gain), (new.norm.bias, shift)):
+        if place is not None:
+            _set(place, value)
+    new.norm.module.eps = _eps(old.norm, alignment)
+    inner = gauge.divisor(kept.get(f"{name}scale", one)) if new.scale is not None else one
+    weight, bias = gauge.written(old)
+    weight, bias = basis.T @ weight / scale, basis.T @ bias / scale
+    if old.norm.centred:
+        weight = frames.centred(weight) + kept.get(f"{name}mean", 0.0)
+        bias = bias - bias.mean() + kept.get(f"{name}shift", 0.0)
+    _set(new.writer.weight, weight / inner[:, None])
+    for place, value in ((new.writer.bias, bias / inner), (new.scale, inner)):
+        if place is not None:
+            _set(place, value)
+
+
+def _eps(norm: Norm, alignment: Alignment) -> float:
+    """Bring what a norm adds to the variance to the units of the rewritten stream."""
+    wide, width = alignment.basis.shape
+    return float(norm.module.eps) * wide / (alignment.scale**2 * width)
+
+
+def _sized(values: Tensor, count: int) -> Tensor:
+    return F.pad(values, (0, max(0, count - len(values))))[:count]
+
+
+def _set(place: nn.Parameter, value: Tensor) -> None:
+    place.copy_(value.reshape(place.shape))
+
+
+def _regroup(made: VisionModel, groups: Sequence[Sequence[int]]) -> None:
+    """Keep the blocks that are named; those that stand for one become one."""
+    blocks = list(made.blocks)
+    one = [[blocks[i] for i in group] for group in groups]
+    kept = [g[0] if len(g) == 1 else nn.Sequential(*g) for g in one]
+    trunk: Any = made.trunk
+    if isinstance(trunk, OpenClipViT):
+        trunk.visual.transformer.resblocks = nn.ModuleList(kept)
+    else:
+        trunk.vit.blocks = nn.Sequential(*kept)
