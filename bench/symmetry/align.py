@@ -318,7 +318,7 @@ def _answers(block: tuple[Attention, Mlp], basis: Tensor | None, probes: Tensor)
     moved = probes if basis is None else basis @ probes
     queries, keys, values = gauge.read(attention.norm, attention.qkv)[0].chunk(3)
     first = gauge.read(mlp.norm, mlp.readers[0])[0]
-    hidden = (first @ moved).unflatten(0, (-1, mlp.hidden)).sum(0)
+    hidden = (first @ moved).reshape(-1, mlp.hidden, moved.shape[1]).sum(0)  # of a gated one two
     made = [
         queries.T @ (keys @ moved),
         gauge.written(attention)[0] @ (values @ moved),
@@ -394,9 +394,9 @@ def _write_stem(
     made_shift = basis.T @ shift / alignment.scale
     if "entry.mean" in kept:
         made_shift = made_shift - made_shift.mean() + kept["entry.mean"]
-    for place, value in ((new.entry.gain, made_gain), (new.entry.bias, made_shift)):
-        if place is not None:
-            _set(place, value)
+    for parameter, value in ((new.entry.gain, made_gain), (new.entry.bias, made_shift)):
+        if parameter is not None:
+            _set(parameter, value)
 
 
 def _write_branch(old: Branch, new: Branch, alignment: Alignment, name: str) -> None:
@@ -454,7 +454,7 @@ def _regroup(made: VisionModel, groups: Sequence[Sequence[int]]) -> None:
     one = [[blocks[i] for i in group] for group in groups]
     kept = [g[0] if len(g) == 1 else nn.Sequential(*g) for g in one]
     trunk: Any = made.trunk
-    if isinstance(trunk, OpenClipViT):
+    if isinstance(made.trunk, OpenClipViT):
         trunk.visual.transformer.resblocks = nn.ModuleList(kept)
     else:
         trunk.vit.blocks = nn.Sequential(*kept)

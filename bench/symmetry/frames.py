@@ -119,7 +119,8 @@ def _distance(found: Tensor, wanted: Tensor) -> float:
 
 def unit(values: Tensor) -> Tensor:
     """Give a matrix norm 1; one of zeros is left as it is."""
-    return values / values.norm().clamp(min=1e-300)
+    size: Tensor = values.norm()
+    return values / size.clamp(min=1e-300)
 
 
 def patches_resized(filters: Tensor, size: tuple[int, int]) -> Tensor:
@@ -131,8 +132,8 @@ def patches_resized(filters: Tensor, size: tuple[int, int]) -> Tensor:
     if before == size:
         return filters
     resize = torch.kron(_resizing(before[0], size[0]), _resizing(before[1], size[1]))
-    undone = torch.linalg.pinv(resize)  # (h w, h' w'); as eq. 3 writes it, transposed
-    return (filters.flatten(2) @ undone).unflatten(2, size)
+    undone: Tensor = torch.linalg.pinv(resize)  # (h w, h' w'); as eq. 3 writes it, transposed
+    return (filters.flatten(2) @ undone).reshape(*filters.shape[:2], *size)
 
 
 def _resizing(before: int, after: int) -> Tensor:
@@ -145,7 +146,7 @@ def positions_resized(positions: Tensor, before: tuple[int, int], after: tuple[i
     """Bring positions (n, d) of one grid of patches to another, as timm and open_clip do."""
     if before == after:
         return positions
-    table = positions.T.unflatten(1, before)[None]  # (1, d, h, w)
+    table = positions.T.reshape(1, -1, *before)  # (1, d, h, w)
     made = F.interpolate(table, after, mode="bicubic", antialias=True, align_corners=False)
     return made[0].flatten(1).T
 

@@ -201,7 +201,7 @@ def _neurons(branch: Branch) -> Tensor:
     """Return what each hidden unit reads, (k, r, d), through r maps of the normalised stream."""
     maps = [read(branch.norm, reader)[0] for reader in branch.readers]
     hidden = branch.writer.weight.shape[1]
-    return torch.cat([m.unflatten(0, (-1, hidden)) for m in maps]).movedim(0, 1)
+    return torch.cat([m.reshape(-1, hidden, m.shape[1]) for m in maps]).movedim(0, 1)
 
 
 def _numbers(values: tuple[float, ...]) -> Tensor:
@@ -214,8 +214,8 @@ def means_of_heads(suspect: Tensor, reference: Tensor, sizes: tuple[int, int]) -
     Both are what attention writes, (d, h' c') and (d, h c), centred but for the reference's; the
     suspect's heads may stand in another order, and their values in another basis. Returns (h' c').
     """
-    theirs = suspect.unflatten(1, (sizes[0], -1)).movedim(1, 0)  # (h', d, c')
-    ours = reference.unflatten(1, (sizes[1], -1)).movedim(1, 0)  # (h, d, c)
+    theirs = suspect.reshape(len(suspect), sizes[0], -1).movedim(1, 0)  # (h', d, c')
+    ours = reference.reshape(len(reference), sizes[1], -1).movedim(1, 0)  # (h, d, c)
     mean = ours.mean(1)  # (h, c)
     columns = ours - mean[:, None]
     square = columns.mT @ columns  # (h, c, c)
@@ -262,4 +262,5 @@ def means_of_neurons(
 
 
 def _unit_rows(rows: Tensor) -> Tensor:
-    return rows / rows.norm(dim=1, keepdim=True).clamp(min=TINY)
+    sizes: Tensor = rows.norm(dim=1, keepdim=True)
+    return rows / sizes.clamp(min=TINY)
