@@ -43,7 +43,8 @@ PUBLIC = {
     ),
     "bench.registry": ("attack", "method"),
     "bench.symmetry": (
-        *("Alignment", "Anatomy", "Attention", "Mlp", "align", "bake_means", "dimensions"),
+        *("Alignment", "Anatomy", "Attention", "DYNAMIC_IMAGES", "FAR", "Mlp", "align"),
+        *("bake_means", "dimensions"),
         *("fold", "map_stream", "read", "rewritten", "shift_writers"),
     ),
     "bench.models": (

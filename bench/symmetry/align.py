@@ -60,7 +60,7 @@ TOKENS = 64
 WIDE = ("vit.norm", "vit.fc_norm", "visual.ln_post")
 """What follows the blocks and is as wide as the stream, whatever its width."""
 
-INNER_WEIGHT = 0.1
+INNER_WEIGHT = 0.03
 """What the blocks weigh in it: they decide where an embedding of few directions says nothing."""
 
 

@@ -177,9 +177,9 @@ def _branch(
 ) -> dict[str, Tensor]:
     width = len(basis.T)
     made = {
-        "gain": vector(ours.norm.gain, width, 1.0),
-        "bias": vector(ours.norm.bias, width),
-        "scale": vector(ours.scale, width, 1.0),
+        "gain": vector(ours.norm.gain, width, 1.0).clone(),  # or it would change with the reference
+        "bias": vector(ours.norm.bias, width).clone(),
+        "scale": vector(ours.scale, width, 1.0).clone(),
     }
     if not ours.norm.centred:
         return made
@@ -194,7 +194,7 @@ def _branch(
         reads = [_neurons(theirs) @ basis * math.copysign(1.0, scale), _neurons(ours)]
         there, here = (rows.flatten(1) for rows in reads)
         mean, shift = means_of_neurons((there, found), (here, wanted), rng), offset.mean()
-    return {**made, "mean": mean, "shift": shift}
+    return made | {"mean": mean, "shift": shift}
 
 
 def _neurons(branch: Branch) -> Tensor:
