@@ -23,6 +23,6 @@ A value outside is refused, in a suite and in Python.
 | `uses_head` | `UsesHead` | says that the victim must have a classifier |
 | `passes` | `CountsPasses` | says how many passes it takes; without it `bench plan` says ? |
 | `change` | `SaysChange` | says what it changes, for tables; without it that is "other" |
-| `exact` | `IsExact` | says that a copy answers as its victim did, up to rounding |
+| `exact` | `IsExact` | says that the suspect computes what the victim does, to rounding |
 | `adaptive` | `IsAdaptive` | says what the thief knows of the defence, in a few words |
 """

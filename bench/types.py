@@ -243,7 +243,11 @@ class SaysChange(Protocol):
 
 @runtime_checkable
 class IsExact(Protocol):
-    """An attack after which a model answers as before, up to rounding, if true."""
+    """An attack whose suspect computes what the victim does, if true, to rounding.
+
+    Final tokens, features and answers agree to 1e-9 in float64 and 1e-4 in float32, in units of
+    the largest of the victim's; `bench.testing` checks it.
+    """
 
     exact: ClassVar[bool]
 

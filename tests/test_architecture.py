@@ -18,7 +18,7 @@ HEAVY = [
     *("sklearn", "skimage", "pandas", "statsmodels", "matplotlib"),
 ]
 
-DOORS = ("types", "registry", "testing", "workload")
+DOORS = ("types", "registry", "workload")
 
 PUBLIC = {
     "bench": (
@@ -44,8 +44,10 @@ PUBLIC = {
     "bench.registry": ("attack", "method"),
     "bench.symmetry": (
         *("Alignment", "Anatomy", "Attention", "DYNAMIC_IMAGES", "FAR", "Mlp", "align"),
-        *("bake_means", "dimensions"),
-        *("fold", "map_stream", "read", "rewritten", "shift_writers"),
+        *("add_blocks", "add_heads", "add_neurons", "bake_means", "dimensions"),
+        *("fold", "map_stream", "mix_queries", "mix_values", "move_biases", "permutation"),
+        *("permute_heads", "permute_neurons", "read", "repeated", "rewritten", "rotation"),
+        *("scale_gates", "shift_writers", "widen"),
     ),
     "bench.models": (
         *("Architecture", "Backbone", "ClassifierHead", "Dimensions", "Head", "Ideal"),
@@ -78,10 +80,10 @@ def rooms() -> list[Path]:
     return sorted(path.parent for path in (ROOT / "bench").glob("*/__init__.py"))
 
 
-def test_the_house_shows_thirteen_rooms_and_four_doors():
+def test_the_house_shows_fourteen_rooms_and_three_doors():
     shown = {path.stem for path in (ROOT / "bench").glob("*.py")}
     assert shown == {"__init__", "__main__", *DOORS}
-    assert len(rooms()) == 13
+    assert len(rooms()) == 14
     assert len(shown) + len(rooms()) <= 19
 
 

@@ -183,8 +183,8 @@ def reshape(model: VisionModel, to: Architecture) -> None:
         _set_depth(cast(nn.Sequential | nn.ModuleList, model.blocks), to.dimensions.depth)
         for block in model.blocks:
             _resize_block(block, to.dimensions)
-        if to.dimensions.width != trunk.width:
-            _resize_ends(cast(TimmViT, trunk), to.dimensions.width, to.readout)
+        if isinstance(trunk, TimmViT):
+            _resize_ends(trunk, to.dimensions.width, to.readout or to.dimensions.width)
     if to.readout is not None:
         if trunk.readout is None:
             made = nn.Linear(trunk.width, to.readout, device=model.mean.device)
@@ -237,7 +237,7 @@ def _resize_block(block: Any, to: Dimensions) -> None:
     _fit(mlp.fc2, width, to.mlp)
 
 
-def _resize_ends(trunk: TimmViT, width: int, readout: int | None) -> None:
+def _resize_ends(trunk: TimmViT, width: int, features: int) -> None:
     vit: Any = trunk.vit
     for name in ("cls_token", "reg_token", "dist_token", "pos_embed"):
         if getattr(vit, name, None) is not None:
@@ -245,11 +245,10 @@ def _resize_ends(trunk: TimmViT, width: int, readout: int | None) -> None:
     for each in (vit.patch_embed.proj, vit.norm_pre, vit.norm):
         _fit(each, width)
     vit.embed_dim = trunk.width = width
-    if readout is None:  # or what reads final tokens finds them as wide as ever
-        vit.num_features = vit.head_hidden_size = width
-        _fit(vit.fc_norm, width)
-        for name in ("head", "head_dist"):
-            _fit(getattr(vit, name, None), into=width)
+    vit.num_features = vit.head_hidden_size = features
+    _fit(vit.fc_norm, features)
+    for name in ("head", "head_dist"):
+        _fit(getattr(vit, name, None), into=features)
 
 
 def _fit(module: Any, out: int | None = None, into: int | None = None, groups: int = 1) -> None:

@@ -205,7 +205,7 @@ class VisionModel(nn.Module):
         return tokens
 
     def finish(self, tokens: Tensor) -> Tensor:
-        """Apply the final norm to the residual stream (b, n, d), and the readout if there is one."""
+        """Apply the final norm to the residual stream (b, n, d), and a readout if there is one."""
         tokens, readout = self.trunk.finish(tokens), self.trunk.readout
         return tokens if readout is None else cast(Tensor, readout(tokens))
 

@@ -308,9 +308,8 @@ def _map_end(model: VisionModel, made: VisionModel, how: _Map, shift: float) -> 
     """Have the readout undo what was done to the stream, behind the final norm."""
     old, new, after = read(model).final, read(made).final, made.trunk.readout
     width, before = model.width, model.trunk.readout
-    kept = dict(device=how.write.device, dtype=torch.float64)
-    weight = torch.eye(width, **kept) if before is None else before.weight.double()  # type: ignore[call-overload]
-    bias = torch.zeros(len(weight), **kept) if before is None else before.bias.double()  # type: ignore[call-overload]
+    weight = torch.eye(width).to(how.write) if before is None else before.weight.double()
+    bias = torch.zeros(len(weight)).to(how.write) if before is None else before.bias.double()
     if old is None or new is None:
         weight = how.weighed(weight) / how.scale
         bias = bias - shift * weight.sum(1)
@@ -391,5 +390,5 @@ def _row(values: Tensor) -> Tensor:
     return values.double()[:, None]
 
 
-def _set(place: nn.Parameter, value: Tensor) -> None:
+def _set(place: Tensor, value: Tensor) -> None:
     place.copy_(value)

@@ -10,7 +10,6 @@ from made_models import shaken
 from safetensors.torch import load, save
 
 from bench.models import Architecture, build
-from bench.models.building import blank
 from bench.models.weights import load_state
 from bench.symmetry import dimensions
 from bench.testing import CPU, context, owner
@@ -47,17 +46,33 @@ def transformer(case):
     if case == "mini":
         return shaken(owner()).double()
     with torch.device("meta"):
-        whole = build(Architecture(library, name, side, own))
-    size = dataclasses.replace(dimensions(whole), depth=DEPTH)
+        size = dataclasses.replace(dimensions(built(library, name, side, own)), depth=DEPTH)
     if case in NARROWED:
         size = dataclasses.replace(size, mlp=96, heads=2, width=128)
-    model = blank(dataclasses.replace(whole.architecture, dimensions=size))
+    model = empty(Architecture(library, name, side, own, dimensions=size))
     rng = generator(1)
     with torch.no_grad():
-        for name, weight in model.named_parameters():
-            gain = "norm" in name or ".ln_" in name or "gamma" in name
-            weight.normal_(float(gain and name.endswith(("weight", "gamma"))), 0.1, generator=rng)
+        for path, weight in model.named_parameters():
+            gain = path.endswith("gamma") or (
+                ("norm" in path or ".ln_" in path) and "weight" in path
+            )
+            weight.normal_(float(gain), 0.1, generator=rng)
     return model.double().eval()
+
+
+def built(*how):
+    return build(Architecture(*how))
+
+
+def empty(architecture):
+    """A model without values: the largest are never drawn."""
+    with torch.device("meta"):
+        model = build(architecture)
+    mean, std = model.scaling
+    model.to_empty(device="cpu")
+    model.mean.copy_(torch.tensor(mean).view(1, 3, 1, 1))
+    model.std.copy_(torch.tensor(std).view(1, 3, 1, 1))
+    return model
 
 
 def haar(width, seed=0):
@@ -100,4 +115,5 @@ def apart(one, other):
 def round_trip(model):
     described = Architecture.of(json.loads(json.dumps(model.architecture.json())))
     kind = next(model.parameters()).dtype
-    return load_state(build(described).to(kind), load(save(model.state_dict())), "it").eval()
+    made = empty(described).to(kind)
+    return load_state(made, load(save(model.state_dict())), "it").eval()
