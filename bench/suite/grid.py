@@ -39,8 +39,8 @@ def _no_parts(value: Json) -> tuple[Suite, ...]:
     return ()
 
 
-def _several(value: Json) -> Json:
-    return value if isinstance(value, list | tuple) else [value]
+def _several(value: Json) -> tuple[Json, ...]:
+    return tuple(value) if isinstance(value, list | tuple) else (value,)
 
 
 def _readings(value: Json) -> tuple[Spec, ...]:
