@@ -11,7 +11,6 @@ from bench.tuning.choice import RULE, Choice, Tuned, outcome
 from bench.tuning.trials import Trial
 from bench.verdicts.pairs import price_text
 
-
 LONGEST = 60
 """Letters of a reason; the record keeps the whole of it."""
 

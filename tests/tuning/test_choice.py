@@ -2,7 +2,7 @@ import pytest
 from tried import ENTRY, known, trial
 
 from bench.records.ledger import Results
-from bench.records.nouns import Outline
+from bench.records.nouns import Outline, Spec
 from bench.tuning.candidates import Candidate, Terms
 from bench.tuning.choice import Tuned, choose, outcome
 from bench.tuning.tables import tuning_table
@@ -81,12 +81,15 @@ def test_the_table_shows_every_candidate_which_is_chosen_and_by_what_rule(monkey
     tried = (
         trial(0.1, 0.1, origin="default"),
         trial(0.2, 0.3, 0.012),
-        Trial(Candidate(ENTRY, ENTRY, "suite"), reason="9,000 passes, over 5,000"),
+        Trial(
+            Candidate(ENTRY, Spec(ENTRY.name, {"lr": 0.3}), "suite"),
+            reason="9,000 passes, over 5,000",
+        ),
     )
     made = choose(ENTRY, tried, TERMS)
     table = tuning_table(Tuned("demo", TERMS, (made,), Results(Outline("d", "", 0.05, ()), {})))
     rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
-    assert [row["setting"] for row in rows] == ["lr=0.1", "lr=0.2", "lr=0.2"]
+    assert [row["setting"] for row in rows] == ["lr=0.1", "lr=0.2", "lr=0.3"]
     assert [row["outcome"] for row in rows] == [
         *("within the price", "chosen", "9,000 passes, over 5,000")
     ]
