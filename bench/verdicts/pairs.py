@@ -86,7 +86,7 @@ def price_of(records: Iterable[Record]) -> Price | None:
     read = list(records)
     if read and not any(record.marks for record in read):
         return Price(0.0, (0.0, 0.0), FREE)
-    found = [f for f in {r.cell.method_seed: r.fidelity for r in read if r.fidelity}.values() if f]
+    found = list({r.cell.method_seed: r.fidelity for r in read if r.fidelity}.values())
     if not found:
         return None
     task = "own task"

@@ -750,6 +750,7 @@ def test_methods_stand_side_by_side_on_the_same_suspects():
         ("what is compared", "needs", "features, weights", "labels"),
         ("what is compared", "rate of", "image: bit errors <= 5", "image: mutation < 0.5"),
         ("what is compared", "price: feature cosine", "0.850", "none"),
+        ("what is compared", "price class", "about 0 points", "about 0 points"),
         ("positive", "control.identity", "1.000 undecided 1/1", "1.000 owned 1/1"),
         ("positive", "prune.l1", "hole", "0.000 undecided 1/1"),  # no stranger was pruned
         ("negative", "control.identity", "0.000 (n=1)", "—"),

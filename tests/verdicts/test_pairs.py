@@ -137,6 +137,42 @@ def test_prices_stand_beside_what_was_detected_and_a_fingerprint_has_none(own, s
     assert "A comparison at unequal prices orders nothing" in "\n".join(table.notes)
 
 
+def priced(method, score, lost):
+    """A mark that costs the owner so many of 100 images."""
+    right = [1] * 90 + [0] * 10, [1] * (90 - lost) + [0] * (10 + lost)
+    own = dict(zip(("owner_right", "released_right"), map(packed, right), strict=True))
+    paid = Fidelity((0.9,), 0.7, 0.7, 8, "digits", own_images=100, **own)
+    return [dataclasses.replace(r, marks=True, fidelity=paid) for r in read(method, score)]
+
+
+def test_methods_whose_prices_lie_apart_are_neither_ordered_nor_counted():
+    groups = [
+        ("mini", "a", priced("a", 0.9, 2)),
+        ("mini", "b", read("b", 0.1)),
+        ("mini", "c", priced("c", 0.1, 3)),
+    ]
+    found = {(line["first"], line["second"]): line for line in lines(groups)}
+    apart = found["a", "b"]
+    assert (apart["only first"], apart["difference"]) == ("24", "+1.000")
+    assert (apart["p"], apart["Holm p"], apart["outcome"]) == (
+        *("—", "—", "not ordered: prices 0.020 apart"),
+    )
+    assert found["b", "c"]["outcome"] == "not ordered: prices 0.030 apart"
+    # One point apart counts as equal, and Holm passes this one alone.
+    assert (found["a", "c"]["Holm p"], found["a", "c"]["outcome"]) == (
+        *("0.00781", "first detects more"),
+    )
+    table = pairs.pairs_table(OUTLINE, groups)
+    assert "over 1 comparison at equal prices by Holm" in table.caption
+    assert "differs by more than 0.01" in "\n".join(table.notes)
+
+
+def test_a_mark_whose_price_nobody_knows_is_not_ordered():
+    mark = [dataclasses.replace(r, marks=True) for r in read("a", 0.9)]
+    (line,) = lines([("mini", "a", mark), ("mini", "b", read("b", 0.1))])
+    assert line["outcome"] == "not ordered: a price is not known"
+
+
 def test_only_methods_of_one_owner_are_compared():
     assert lines([("mini", "a", read("a", 0.9)), ("other", "b", read("b", 0.1))]) == []
 
