@@ -72,7 +72,7 @@ class IdentityBlocks:
 
     def run(self, victim: VisionModel, ctx: Context) -> VisionModel:
         """Return the deeper copy."""
-        place = round(self.at * len(victim.blocks))
+        place = round(self.at * len(symmetry.read(victim).blocks))
         return symmetry.add_blocks(victim, self.blocks, place)
 
 

@@ -48,10 +48,10 @@ def add_blocks(model: VisionModel, count: int, at: int) -> VisionModel:
         UserError: no such transformer, or it has no block `at`.
 
     """
-    depth = len(model.blocks)
+    size = dimensions(model)
+    depth = size.depth
     if not 0 <= at <= depth:
         raise UserError(f"expected a place from 0 to {depth} for new blocks, got {at}")
-    size = dimensions(model)
     made = clone(model)
     blocks: Any = made.blocks
     for _ in range(count):

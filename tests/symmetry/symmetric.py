@@ -24,13 +24,15 @@ CASES = {
     "clip": ("timm", "vit_base_patch32_clip_224", 64),
     "siglip": ("timm", "vit_base_patch16_siglip_224", 32),  # attention pooling, no CLS
     "open_clip": ("open_clip", "ViT-B-32", 64),
-    "no bias": ("timm", "vit_little_patch16_reg4_gap_256", 32),
+    "no bias": ("timm", "vit_medium_patch16_gap_256", 32),  # of queries, keys and values
+    "raw": ("timm", "vit_little_patch16_reg4_gap_256", 32),  # pooled before any norm
+    "normed": ("timm", "beit3_base_patch16_224", 32),  # behind values, and among hidden units
 }
 """Libraries, names and sides of images."""
 
 DEPTH = 2
 
-NARROWED = {"gated", "clip"}
+NARROWED = {"gated", "clip", "deit3", "registers", "no bias", "raw", "normed"}
 """Which of these get fewer channels, too."""
 
 
@@ -93,8 +95,8 @@ def permuted(width):
 def asked(model):
     """Noise, and photographs of digits, at the model's size."""
     size = model.preprocess.size
-    noise = torch.rand(2, 3, *size, generator=generator(7)).double()
-    digits = context().images.batch(slice(0, 2), CPU).double()
+    noise = torch.rand(1, 3, *size, generator=generator(7)).double()
+    digits = context().images.batch(slice(0, 1), CPU).double()
     return torch.cat([noise, torch.nn.functional.interpolate(digits, size)])
 
 
