@@ -163,7 +163,8 @@ class Inexact(Nudge):
     exact: ClassVar[bool] = True
 
     def run(self, victim, ctx):
-        return nudged(clone(victim), 1e-5 if victim.mean.dtype == torch.float64 else 0.0)
+        channels = torch.arange(48)  # equal for all it would be no change
+        return nudged(clone(victim), 1e-6 * channels)
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ WORK: Mapping[Kind, tuple[str, ...]] = {
         *(*_TRAINING, *_MODELS, *_IMAGES),
     ),
     "attack": (
-        *("bench.runs.laboratory:Laboratory._attack", _DRAWS),
+        *("bench.runs.laboratory:Laboratory._attack", _DRAWS, "bench.symmetry"),
         *(*_TRAINING, *_MODELS, *_IMAGES),
     ),
     "align": (

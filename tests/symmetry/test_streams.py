@@ -151,3 +151,12 @@ def test_a_baked_model_writes_no_mean():
     for branch in body.branches:
         assert branch.writer.weight.mean(0).abs().max() < 1e-12
     assert body.tokens[0].mean(-1).abs().max() < 1e-12
+
+
+def test_a_model_as_its_library_makes_it_says_nothing_of_shapes():
+    plain = Architecture("embedded", "mini")
+    assert plain.json().keys() == {"library", "name", "image_size", "head", "tag"}
+    made = map_stream(transformer("mini"), doubled(48), 2.0)
+    assert made.architecture.json()["readout"] == 48
+    assert made.architecture.json()["eps"] == pytest.approx(4e-6)
+    assert Architecture.of(made.architecture.json()) == made.architecture
