@@ -40,7 +40,9 @@ def build(
     make = _maker(architecture, pretrained, revision)
     # The libraries draw first weights on the global generator: it is put back where it was.
     with torch.random.fork_rng(devices=[]), _quietly():
-        plain = dataclasses.replace(architecture, dimensions=None, readout=None, eps=None)
+        plain = dataclasses.replace(
+            architecture, dimensions=None, readout=None, eps=None, patch=None
+        )
         if plain == architecture:
             return make(architecture).eval()
         own: Literal["own"] | None = "own" if architecture.head == "own" else None

@@ -173,7 +173,7 @@ def _narrow_ends(model: VisionModel, left: int, gone: list[int]) -> None:
 
 
 def reshape(model: VisionModel, to: Architecture) -> None:
-    """Give a transformer the dimensions, readout and eps that an architecture names, in place.
+    """Give a transformer the dimensions, readout, eps and patches of an architecture, in place.
 
     What is left of it are its first units. What is new repeats what was there, to have a value: it
     is a place for weights to be written to.
@@ -192,7 +192,27 @@ def reshape(model: VisionModel, to: Architecture) -> None:
         _fit(trunk.readout, to.readout, trunk.width)
     for norm in stream_norms(model) if to.eps is not None else []:
         norm.eps = to.eps
+    if to.patch is not None and (to.patch, to.patch) != trunk.patch:
+        _cut_otherwise(model, to.patch)
     model.architecture = to
+
+
+def _cut_otherwise(model: VisionModel, patch: int) -> None:
+    """Cut images into as many patches of another size; timm resamples the filters (FlexiViT).
+
+    Raises:
+        UserError: the model is no vision transformer of timm's.
+
+    """
+    if not isinstance(model.trunk, TimmViT):
+        raise UserError(
+            "expected a vision transformer of timm's, for no other can cut images otherwise, got "
+            f"{model.architecture.name}; choose another attack"
+        )
+    size = (model.trunk.grid[0] * patch, model.trunk.grid[1] * patch)
+    cast(Any, model.trunk.vit).set_input_size(img_size=size, patch_size=(patch, patch))
+    model.trunk.patch = (patch, patch)
+    model.preprocess = dataclasses.replace(model.preprocess, size=size)
 
 
 def stream_norms(model: VisionModel) -> list[Any]:

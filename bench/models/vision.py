@@ -53,7 +53,7 @@ class Architecture:
     `head` is None (features only), "own" (the library's own classifier), a `Head` or a
     `SegmentationHead`. `tag` names published weights where a library has several of one model:
     preprocessing and activation function follow it, whether or not the weights come from there.
-    `dimensions`, `readout` and `eps` say where a model is another than its library makes.
+    `dimensions`, `readout`, `eps` and `patch` say where a model is another than its library makes.
     """
 
     library: str
@@ -64,6 +64,7 @@ class Architecture:
     tag: str | None = None
     readout: int | None = None  # channels out of a linear map behind the final norm; None: no map
     eps: float | None = None  # of the norms that read the residual stream; None: the library's own
+    patch: int | None = None  # side of a patch in pixels, on the library's grid; None: its own
 
     def json(self) -> Json:
         """Return the form that artefacts store; a model as its library makes it needs no more."""
@@ -85,7 +86,7 @@ class Architecture:
         )
 
 
-_CHANGED = ("dimensions", "readout", "eps")
+_CHANGED = ("dimensions", "readout", "eps", "patch")
 
 
 class VisionModel(nn.Module):

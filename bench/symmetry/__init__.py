@@ -4,7 +4,6 @@ Pure functions of a model: each returns a new one, computed matrix by matrix in 
 once to the model's own precision. Where a freedom does not exist, they refuse and say why.
 """
 
-from bench.symmetry.align import DYNAMIC_IMAGES as DYNAMIC_IMAGES
 from bench.symmetry.align import FAR as FAR
 from bench.symmetry.align import Alignment as Alignment
 from bench.symmetry.align import align as align
@@ -14,6 +13,7 @@ from bench.symmetry.anatomy import Attention as Attention
 from bench.symmetry.anatomy import Mlp as Mlp
 from bench.symmetry.anatomy import dimensions as dimensions
 from bench.symmetry.anatomy import read as read
+from bench.symmetry.fits import DYNAMIC_IMAGES as DYNAMIC_IMAGES
 from bench.symmetry.growth import add_blocks as add_blocks
 from bench.symmetry.growth import add_heads as add_heads
 from bench.symmetry.growth import add_neurons as add_neurons

@@ -4,6 +4,10 @@ A transformer's residual stream can be rotated, permuted, scaled, shifted and wi
 change of function. A mark in the stream is then lost, and a head of the owner's fits no more. The
 owner undoes it: its own model is the reference, and says in which basis a suspect is to be read.
 
+Three fits are tried in turn. The embedding of patches says most, and needs no image. Where a thief
+has made that anew, the weights of the blocks say as much, and need none either. Activations are
+compared last: they are more alike among strangers, too.
+
 The reference is the model as *released*. It is what a thief holds, whatever a mark has trained: if
 that left the embedding of patches alone, owner and released model give the same answer.
 
@@ -29,39 +33,19 @@ from torch import Tensor, nn
 from bench.data.images import Images
 from bench.models import Architecture, OpenClipViT, VisionModel, clone, reshape
 from bench.records.nouns import Incompatible, Json, UserError
-from bench.symmetry import frames, gauge
-from bench.symmetry.anatomy import Anatomy, Attention, Mlp, Norm, dimensions, read
-from bench.symmetry.frames import Fit
+from bench.symmetry import fits, frames, gauge
+from bench.symmetry.anatomy import Anatomy, Norm, dimensions, read
 from bench.symmetry.gauge import Branch
 
 How = Literal["static", "auto"]
 
+Stage = Literal["static", "blocks", "dynamic", "none"]
+
 FAR = 0.5
-"""A static residual above this says that the embedding was made anew, or is another's."""
-
-DYNAMIC_IMAGES = 96
-"""Images whose activations are compared, of the owner's; no trigger may be among them."""
-
-INERT = 0.01
-"""A block that adds less than this share of what the strongest adds is none."""
-
-PROBES = 32
-"""Random directions that two blocks are compared on."""
-
-REFINED = 3
-"""Rounds in which the first blocks' fit of the basis adds to that of the embedding."""
-
-BATCH = 32
-"""Images that are looked at together."""
-
-TOKENS = 64
-"""Tokens of an image that are compared, about, evenly spaced."""
+"""A residual above this says that what was compared was made anew, or is another's."""
 
 WIDE = ("vit.norm", "vit.fc_norm", "visual.ln_post")
 """What follows the blocks and is as wide as the stream, whatever its width."""
-
-INNER_WEIGHT = 0.03
-"""What the blocks weigh in it: they decide where an embedding of few directions says nothing."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,7 +59,7 @@ class Alignment:
     `stage` "none" the suspect is left as it is, and the notes say why.
     """
 
-    stage: Literal["static", "dynamic", "none"]
+    stage: Stage
     basis: Tensor
     scale: float = 1.0
     blocks: tuple[tuple[int, ...], ...] = ()
@@ -117,8 +101,8 @@ def align(
 ) -> Alignment:
     """Find how `suspect` is to be written in the basis of `reference`; both are left untouched.
 
-    "static" compares weights alone. "auto" takes activations of `images` instead, where weights
-    say nothing: the embedding was trained anew, or is a stranger's. The rule is the same for all.
+    "static" compares weights alone: the embedding, or the blocks where that was made anew. "auto"
+    takes activations of `images` where neither says anything. The rule is the same for all.
     """
     try:
         theirs, ours = (_read(model) for model in (suspect, reference))
@@ -128,19 +112,25 @@ def align(
     stems = gauge.stem(suspect, theirs), gauge.stem(reference, ours)
     own = gauge.seen_alike(stems[1], reference, suspect)
     prefix = min(suspect.prefix, reference.prefix)
-    static = _static(stems[0].columns(prefix), own.columns(prefix), theirs, ours)
-    fit, notes, kept = static, dict[str, Json](), _live(theirs)
-    stage: Literal["static", "dynamic"] = "static"
-    if how == "auto" and images is not None and static.residual > FAR:
-        middle = kept[len(kept) // 2], len(ours.blocks) // 2
-        there = _activations(suspect, images, middle[0], device)
-        here = _activations(reference, images, middle[1], device)
-        if there.shape[1] == here.shape[1]:  # as many tokens of each image
-            fit, stage = _dynamic(there, here, ours), "dynamic"
-            notes["dynamic_residual"] = fit.residual
+    embedding = fits.by_embedding(stems[0].columns(prefix), own.columns(prefix), theirs, ours)
+    fit, notes, kept = embedding, dict[str, Json](), fits.live(theirs)
+    stage: Stage = "static"
+    if embedding.residual > FAR:
+        by_blocks = fits.by_blocks(embedding, theirs, ours)
+        if by_blocks.residual > FAR and how == "auto" and images is not None:
+            middle = kept[len(kept) // 2], len(ours.blocks) // 2
+            there = fits.activations(suspect, images, middle[0], device)
+            here = fits.activations(reference, images, middle[1], device)
+            if there.shape[1] == here.shape[1]:  # as many tokens of each image
+                fit, stage = fits.by_activations(there, here, ours), "dynamic"
+                notes["dynamic_residual"] = fit.residual
+                by_blocks = fits.by_blocks(fit, theirs, ours)
+        notes["blocks_residual"] = by_blocks.residual
+        if by_blocks.residual <= FAR:
+            fit, stage = by_blocks, "blocks"
     if len(kept) < len(theirs.blocks):
         notes["blocks_dropped"] = len(theirs.blocks) - len(kept)
-    matched = _matched(theirs, ours, kept, fit.basis, rng)
+    matched = fits.matched(theirs, ours, kept, fit.basis, rng)
     pairs = [(there, here) for here, there in enumerate(matched) if there is not None]
     both = (suspect, reference), (theirs, ours)
     taken = gauge.taken(*both, fit.basis, fit.scale, pairs, rng)
@@ -149,8 +139,8 @@ def align(
         fit.basis,
         fit.scale,
         _grouped(matched, kept),
-        static.residual,
-        static.before,
+        embedding.residual,
+        embedding.before,
         taken,
         notes,
     )
@@ -210,121 +200,6 @@ def _refuse_other_shapes(
     inner = [{n: s for n, s in t.items() if not n.startswith(WIDE)} for t in tails]
     if tails[0].keys() != tails[1].keys() or inner[0] != inner[1]:
         raise Incompatible(f"expected what follows the blocks to be the reference's, got {name}")
-
-
-def _static(found: Tensor, wanted: Tensor, theirs: Anatomy, ours: Anatomy) -> Fit:
-    """Fit the basis to the columns (d', k) and (d, k) of two embeddings."""
-    if ours.entry is not None and theirs.entry is not None:
-        entries = [_entry(theirs.entry, len(found)), _entry(ours.entry, len(wanted))]
-        fit = frames.permuted([found, entries[0]], [wanted, entries[1]])
-        scale = frames.scale_of(entries[0], fit.basis @ entries[1])
-        return dataclasses.replace(fit, scale=scale)
-    fixed = all(norm.centred for norm in ours.norms)
-    fit = frames.rotated(found, wanted, fixed)
-    there, here = (_mixing(body) for body in (theirs, ours))
-    if fixed:
-        found, wanted, there, here = map(frames.centred, (found, wanted, there, here))
-    known, sought = frames.unit(found), frames.unit(wanted)
-    basis = fit.basis
-    for _ in range(REFINED):
-        one = torch.cat([known, INNER_WEIGHT * frames.unit(there @ basis)], 1)
-        basis = frames.rotated(
-            one, torch.cat([sought, INNER_WEIGHT * frames.unit(here)], 1), fixed
-        ).basis
-    return dataclasses.replace(fit, basis=basis, scale=frames.scale_of(found, basis @ wanted))
-
-
-def _entry(norm: Norm, width: int) -> Tensor:
-    """Return gain and centred bias of the norm that a stream starts from, (d, 2)."""
-    bias = gauge.vector(norm.bias, width)
-    return torch.stack([gauge.vector(norm.gain, width, 1.0), bias - bias.mean()], 1)
-
-
-def _mixing(body: Anatomy) -> Tensor:
-    """Sum up what attention writes of what it reads, (d, d), over all heads and blocks.
-
-    Heads, their bases, copies of them and blocks that do nothing leave it as it is.
-    """
-    return sum(
-        (gauge.written(a)[0] @ gauge.read(a.norm, a.qkv)[0].chunk(3)[2] for a, _ in body.blocks),
-        torch.zeros((), dtype=torch.float64),
-    )
-
-
-def _dynamic(found: Tensor, wanted: Tensor, body: Anatomy) -> Fit:
-    """Fit the basis to activations (d', k) and (d, k) of the same images."""
-    fixed = all(norm.centred for norm in body.norms)
-    if fixed:
-        found, wanted = frames.centred(found), frames.centred(wanted)
-    # Few tokens are so large that they would decide alone.
-    theirs, ours = (_spread(tokens / tokens.norm(dim=0)) for tokens in (found, wanted))
-    if body.entry is not None:
-        basis = frames.assigned(theirs @ ours.T)
-        fit = frames.measured(theirs, ours, basis)
-    else:
-        fit = frames.rotated(theirs, ours, fixed)
-    return dataclasses.replace(fit, scale=frames.scale_of(found, fit.basis @ wanted))
-
-
-def _spread(tokens: Tensor) -> Tensor:
-    """Take out of tokens (d, k) what all have in common."""
-    return tokens - tokens.mean(1, keepdim=True)
-
-
-@torch.no_grad()
-def _activations(model: VisionModel, images: Images, block: int, device: torch.device) -> Tensor:
-    """Return what enters a block, (d, k), a column a token; of long sequences only some tokens."""
-    net, chosen = clone(model).to(device), list(range(min(len(images), DYNAMIC_IMAGES)))
-    seen = list[Tensor]()
-    for start in range(0, len(chosen), BATCH):
-        pixels = images.batch(torch.tensor(chosen[start : start + BATCH]), device)
-        tokens = net.run_blocks(net.embed(pixels), 0, block)  # (b, n, d)
-        step = -(-tokens.shape[1] // TOKENS)
-        seen.append(tokens[:, ::step].flatten(0, 1).double().cpu())
-    return torch.cat(seen).T
-
-
-def _live(body: Anatomy) -> list[int]:
-    """List the blocks that add anything to the stream; all, if none does."""
-    added = [
-        float(sum(part.square().sum() for b in block for part in gauge.written(b)))
-        for block in body.blocks
-    ]
-    return [i for i, size in enumerate(added) if size >= INERT**2 * max(added)]
-
-
-def _matched(
-    theirs: Anatomy, ours: Anatomy, kept: Sequence[int], basis: Tensor, rng: torch.Generator
-) -> tuple[int | None, ...]:
-    """Find for each block of the reference the suspect's that does the same, in order."""
-    if len(kept) == len(ours.blocks):
-        return tuple(kept)
-    probes = torch.randn(len(basis.T), PROBES, generator=rng, dtype=torch.float64)
-    there = [_answers(theirs.blocks[i], basis, probes) for i in kept]
-    here = [_answers(block, None, probes) for block in ours.blocks]
-    likeness = torch.stack([torch.stack([(a * b).sum() / len(a) for b in here]) for a in there])
-    found = frames.depths_matched(likeness)
-    return tuple(None if i is None else kept[i] for i in found)
-
-
-def _answers(block: tuple[Attention, Mlp], basis: Tensor | None, probes: Tensor) -> Tensor:
-    """Say what three products of a block's weights make of probes (d, p), each of norm 1.
-
-    Queries with keys, values with what they write, and an MLP as if it were linear: the freedoms
-    of heads and neurons cancel in them (A. Zeng et al., "HuRef: human-readable fingerprint for
-    large language models", NeurIPS 2024, section 3).
-    """
-    attention, mlp = block
-    moved = probes if basis is None else basis @ probes
-    queries, keys, values = gauge.read(attention.norm, attention.qkv)[0].chunk(3)
-    first = gauge.read(mlp.norm, mlp.readers[0])[0]
-    hidden = (first @ moved).reshape(-1, mlp.hidden, moved.shape[1]).sum(0)  # of a gated one two
-    made = [
-        queries.T @ (keys @ moved),
-        gauge.written(attention)[0] @ (values @ moved),
-        gauge.written(mlp)[0] @ hidden,
-    ]
-    return torch.stack([frames.unit(m if basis is None else basis.T @ m) for m in made])
 
 
 def _grouped(matched: Sequence[int | None], kept: Sequence[int]) -> tuple[tuple[int, ...], ...]:

@@ -2,19 +2,18 @@ import dataclasses
 
 import pytest
 import torch
-from made_models import images
 
 from attacks.disguise import Embeddings, Patch
 from bench.models import Architecture, SegmentationHead, build, with_head
 from bench.records.nouns import UserError
-from bench.symmetry import align, read, rewritten
+from bench.symmetry import FAR, align, read, rewritten
 from bench.testing import CPU, context, owner
 
 QUICK = {"epochs": 2, "batch": 16}
 
 
-def aligned(suspect, how="static", shown=None):
-    return align(suspect, owner(), how, shown, torch.Generator().manual_seed(0), CPU)
+def aligned(suspect):
+    return align(suspect, owner(), "static", None, torch.Generator().manual_seed(0), CPU)
 
 
 def likeness(one, other):
@@ -38,16 +37,16 @@ def test_they_learn_to_give_the_victims_features():
     assert made.notes["steps"] == 80
 
 
-def test_weights_say_nothing_of_new_embeddings_and_activations_are_compared():
-    made = Embeddings(epochs=20, batch=16).run(owner(), context(3))
-    assert aligned(made).residual > 0.5
-    found = aligned(made, "auto", images(32))
-    assert found.stage == "dynamic"
-    hidden, back = (
-        abs(m.trunk.vit.blocks[3].mlp.fc2.weight) for m in (made, rewritten(made, found))
+def test_new_embeddings_hide_nothing_from_an_owner_who_compares_blocks():
+    made = Embeddings(**QUICK).run(owner(), context(3))
+    found = aligned(made)
+    assert (found.stage, found.residual > FAR) == ("blocks", True)
+    hidden, back, known = (
+        m.state_dict()["trunk.vit.blocks.3.mlp.fc2.weight"]
+        for m in (made, rewritten(made, found), owner())
     )
-    known = abs(owner().trunk.vit.blocks[3].mlp.fc2.weight)
-    assert (back - known).norm() < 0.8 * (hidden - known).norm()
+    assert float((hidden - known).abs().max()) > 0.1
+    assert float((back - known).abs().max()) < 0.001
 
 
 def test_patches_of_another_size_are_as_many_and_answer_nearly_alike():
@@ -61,7 +60,7 @@ def test_patches_of_another_size_are_as_many_and_answer_nearly_alike():
 def test_an_owner_resamples_its_own_filters_and_finds_the_basis():
     made = Patch().run(owner(), context())
     found = aligned(made)
-    assert (found.residual, found.stage) == (pytest.approx(0, abs=1e-5), "static")
+    assert (found.residual, found.stage) == (pytest.approx(0.11, abs=0.01), "static")
     assert likeness(owner(), rewritten(made, found)) > 0.9
 
 

@@ -11,7 +11,7 @@ from safetensors.torch import load, save
 from symmetric import CPU, asked, generator, haar, permuted, transformer
 
 from bench.models import Architecture, build, clone
-from bench.symmetry import Alignment, align, frames, map_stream, read, rewritten, shift_writers
+from bench.symmetry import FAR, Alignment, align, frames, map_stream, read, rewritten, shift_writers
 from bench.testing import owner, stranger
 
 CASES = ("mini", "distilled", "registers", "gated", "clip", "siglip", "open_clip", "no bias")
@@ -167,17 +167,32 @@ def test_a_stranger_computes_what_it_did_up_to_the_owners_norm():
     assert torch.allclose(before @ before.mT, after @ after.mT, atol=1e-8)
 
 
-def test_activations_are_compared_where_the_embedding_says_nothing():
-    model = owner().double()
+@pytest.mark.parametrize("case", ["mini", "registers", "clip"])
+def test_blocks_say_what_the_basis_is_where_the_embedding_says_nothing(case):
+    model = transformer(case)
     made = clone(model)
-    with torch.no_grad():  # the same stream, from an embedding that shares no column
-        made.trunk.vit.pos_embed.normal_(generator=generator(3))
-    shown = images(32)
-    assert found(model, model, "auto", shown).stage == "static"
-    alignment = found(made, model, "auto", shown)
+    with torch.no_grad():
+        for value in (*read(made).tokens, read(made).embeddings[0].weight):
+            value.normal_(generator=generator(3))
+    hidden = inside_out(turned(case, made, generator()), generator())
+    alignment = found(hidden, model)
+    assert alignment.stage == "blocks"
+    assert alignment.residual > FAR
+    assert alignment.notes["blocks_residual"] < 1e-3
+    with torch.no_grad():
+        entering = made.embed(asked(model))
+        before = made.run_blocks(entering)
+        after = rewritten(hidden, alignment).run_blocks(entering)
+    assert float((after - before).abs().max()) < 0.01 * float(before.abs().max())
+
+
+def test_activations_are_compared_where_weights_say_nothing():
+    alignment = found(stranger(0), owner(), "auto", images(32))
     assert alignment.stage == "dynamic"
-    assert alignment.notes["dynamic_residual"] > 0
-    assert found(made, model, "auto", None).stage == "static"
+    assert alignment.notes["dynamic_residual"] > FAR
+    assert alignment.notes["blocks_residual"] > FAR
+    assert found(owner(), owner(), "auto", images(32)).stage == "static"
+    assert found(stranger(0), owner(), "auto", None).stage == "static"
 
 
 def test_another_family_is_left_as_it_is_and_the_notes_say_why():

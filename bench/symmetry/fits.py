@@ -1,0 +1,200 @@
+"""Fit the basis of one transformer to another's: by embeddings, by blocks, by activations.
+
+A fit says which rotation and which scale bring the reference's stream to the suspect's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from bench.data.images import Images
+from bench.models import VisionModel, clone
+from bench.symmetry import frames, gauge
+from bench.symmetry.anatomy import Anatomy, Attention, Mlp, Norm
+from bench.symmetry.frames import Fit
+
+DYNAMIC_IMAGES = 96
+"""Images whose activations are compared, of the owner's; no trigger may be among them."""
+
+INERT = 0.01
+"""A block that adds less than this share of what the strongest adds is none."""
+
+PROBES = 32
+"""Random directions that two blocks are compared on."""
+
+REFINED = 3
+"""Rounds in which the first blocks' fit of the basis adds to that of the embedding."""
+
+ROUNDS = 60
+"""Turns, at most, in which blocks alone say what the basis is."""
+
+SETTLED = 1e-5
+"""A turn that brings less than this was the last."""
+
+BATCH = 32
+"""Images that are looked at together."""
+
+TOKENS = 64
+"""Tokens of an image that are compared, about, evenly spaced."""
+
+INNER_WEIGHT = 0.03
+"""What the blocks weigh in it: they decide where an embedding of few directions says nothing."""
+
+
+def by_embedding(found: Tensor, wanted: Tensor, theirs: Anatomy, ours: Anatomy) -> Fit:
+    """Fit the basis to the columns (d', k) and (d, k) of two embeddings."""
+    if ours.entry is not None and theirs.entry is not None:
+        entries = [_entry(theirs.entry, len(found)), _entry(ours.entry, len(wanted))]
+        fit = frames.permuted([found, entries[0]], [wanted, entries[1]])
+        scale = frames.scale_of(entries[0], fit.basis @ entries[1])
+        return dataclasses.replace(fit, scale=scale)
+    fixed = all(norm.centred for norm in ours.norms)
+    fit = frames.rotated(found, wanted, fixed)
+    there, here = (_mixing(body) for body in (theirs, ours))
+    if fixed:
+        found, wanted, there, here = map(frames.centred, (found, wanted, there, here))
+    known, sought = frames.unit(found), frames.unit(wanted)
+    basis = fit.basis
+    for _ in range(REFINED):
+        one = torch.cat([known, INNER_WEIGHT * frames.unit(there @ basis)], 1)
+        basis = frames.rotated(
+            one, torch.cat([sought, INNER_WEIGHT * frames.unit(here)], 1), fixed
+        ).basis
+    return dataclasses.replace(fit, basis=basis, scale=frames.scale_of(found, basis @ wanted))
+
+
+def by_blocks(start: Fit, theirs: Anatomy, ours: Anatomy) -> Fit:
+    """Fit the basis to products of what blocks write and read, beginning from another fit.
+
+    A product M (d, d) of the reference's is R M R^T of a copy's. With R known on one side it is
+    found on the other, and so on in turns. Where an embedding was made anew and the blocks were
+    kept, this comes to the basis from a start that is hardly better than chance.
+    """
+    there, here = ([frames.unit(m) for m in _products(body)] for body in (theirs, ours))
+    fixed, known = all(norm.centred for norm in ours.norms), torch.cat(here, 1)
+    fit, before = start, math.inf
+    for _ in range(ROUNDS):
+        seen = torch.cat([m @ fit.basis for m in there], 1)
+        if ours.entry is None:
+            fit = frames.rotated(seen, known, fixed)
+        else:
+            fit = frames.measured(seen, known, frames.assigned(seen @ known.T))
+        if before - fit.residual < SETTLED:
+            break
+        before = fit.residual
+    wide, width = fit.basis.shape
+    found, wanted = _products(theirs)[0] @ fit.basis, fit.basis @ _products(ours)[0]
+    scale = math.sqrt(wide / width) * frames.scale_of(found, wanted)
+    return dataclasses.replace(start, basis=fit.basis, scale=scale, residual=fit.residual)
+
+
+def _products(body: Anatomy) -> list[Tensor]:
+    """Sum up over all blocks what attention writes of what it reads, and queries with keys.
+
+    These, (d, d), and their transposes: inner freedoms and blocks that do nothing leave them alone.
+    """
+    mixing, asking = _mixing(body), torch.zeros((), dtype=torch.float64)
+    if all(norm.centred for norm in body.norms):
+        mixing = frames.centred(mixing)
+    for attention, _ in body.blocks:
+        queries, keys, _ = gauge.read(attention.norm, attention.qkv)[0].chunk(3)
+        asking = asking + queries.T @ keys
+    return [mixing, mixing.T, asking, asking.T]
+
+
+def _entry(norm: Norm, width: int) -> Tensor:
+    """Return gain and centred bias of the norm that a stream starts from, (d, 2)."""
+    bias = gauge.vector(norm.bias, width)
+    return torch.stack([gauge.vector(norm.gain, width, 1.0), bias - bias.mean()], 1)
+
+
+def _mixing(body: Anatomy) -> Tensor:
+    """Sum up what attention writes of what it reads, (d, d), over all heads and blocks.
+
+    Heads, their bases, copies of them and blocks that do nothing leave it as it is.
+    """
+    return sum(
+        (gauge.written(a)[0] @ gauge.read(a.norm, a.qkv)[0].chunk(3)[2] for a, _ in body.blocks),
+        torch.zeros((), dtype=torch.float64),
+    )
+
+
+def by_activations(found: Tensor, wanted: Tensor, body: Anatomy) -> Fit:
+    """Fit the basis to activations (d', k) and (d, k) of the same images."""
+    fixed = all(norm.centred for norm in body.norms)
+    if fixed:
+        found, wanted = frames.centred(found), frames.centred(wanted)
+    # Few tokens are so large that they would decide alone.
+    theirs, ours = (_spread(tokens / tokens.norm(dim=0)) for tokens in (found, wanted))
+    if body.entry is not None:
+        basis = frames.assigned(theirs @ ours.T)
+        fit = frames.measured(theirs, ours, basis)
+    else:
+        fit = frames.rotated(theirs, ours, fixed)
+    return dataclasses.replace(fit, scale=frames.scale_of(found, fit.basis @ wanted))
+
+
+def _spread(tokens: Tensor) -> Tensor:
+    """Take out of tokens (d, k) what all have in common."""
+    return tokens - tokens.mean(1, keepdim=True)
+
+
+@torch.no_grad()
+def activations(model: VisionModel, images: Images, block: int, device: torch.device) -> Tensor:
+    """Return what enters a block, (d, k), a column a token; of long sequences only some tokens."""
+    net, chosen = clone(model).to(device), list(range(min(len(images), DYNAMIC_IMAGES)))
+    seen = list[Tensor]()
+    for start in range(0, len(chosen), BATCH):
+        pixels = images.batch(torch.tensor(chosen[start : start + BATCH]), device)
+        tokens = net.run_blocks(net.embed(pixels), 0, block)  # (b, n, d)
+        step = -(-tokens.shape[1] // TOKENS)
+        seen.append(tokens[:, ::step].flatten(0, 1).double().cpu())
+    return torch.cat(seen).T
+
+
+def live(body: Anatomy) -> list[int]:
+    """List the blocks that add anything to the stream; all, if none does."""
+    added = [
+        float(sum(part.square().sum() for b in block for part in gauge.written(b)))
+        for block in body.blocks
+    ]
+    return [i for i, size in enumerate(added) if size >= INERT**2 * max(added)]
+
+
+def matched(
+    theirs: Anatomy, ours: Anatomy, kept: Sequence[int], basis: Tensor, rng: torch.Generator
+) -> tuple[int | None, ...]:
+    """Find for each block of the reference the suspect's that does the same, in order."""
+    if len(kept) == len(ours.blocks):
+        return tuple(kept)
+    probes = torch.randn(len(basis.T), PROBES, generator=rng, dtype=torch.float64)
+    there = [_answers(theirs.blocks[i], basis, probes) for i in kept]
+    here = [_answers(block, None, probes) for block in ours.blocks]
+    likeness = torch.stack([torch.stack([(a * b).sum() / len(a) for b in here]) for a in there])
+    found = frames.depths_matched(likeness)
+    return tuple(None if i is None else kept[i] for i in found)
+
+
+def _answers(block: tuple[Attention, Mlp], basis: Tensor | None, probes: Tensor) -> Tensor:
+    """Say what three products of a block's weights make of probes (d, p), each of norm 1.
+
+    Queries with keys, values with what they write, and an MLP as if it were linear: the freedoms
+    of heads and neurons cancel in them (A. Zeng et al., "HuRef: human-readable fingerprint for
+    large language models", NeurIPS 2024, section 3).
+    """
+    attention, mlp = block
+    moved = probes if basis is None else basis @ probes
+    queries, keys, values = gauge.read(attention.norm, attention.qkv)[0].chunk(3)
+    first = gauge.read(mlp.norm, mlp.readers[0])[0]
+    hidden = (first @ moved).reshape(-1, mlp.hidden, moved.shape[1]).sum(0)  # of a gated one two
+    made = [
+        queries.T @ (keys @ moved),
+        gauge.written(attention)[0] @ (values @ moved),
+        gauge.written(mlp)[0] @ hidden,
+    ]
+    return torch.stack([frames.unit(m if basis is None else basis.T @ m) for m in made])
