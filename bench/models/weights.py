@@ -109,7 +109,10 @@ def secret_digest(secret: Mapping[str, Tensor]) -> str:
     return found.hexdigest()[:16]
 
 
-HEADS = ("head", "heads", "head_dist", "classifier", "fc", "linear", "decode_head", "segmentation")
+HEADS = (
+    *("head", "heads", "head_dist", "classifier", "fc", "linear", "decode_head", "segmentation"),
+    "readout",  # a linear map behind the final norm
+)
 """What libraries call a head: beside a backbone its tensors, and a decoder's, may go unread."""
 
 AVERAGED = ("teacher", "ema", "model_ema", "ema_model")

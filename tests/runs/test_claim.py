@@ -21,6 +21,7 @@ from bench.models.vision import Architecture, clone
 from bench.models.weights import load_weights
 from bench.records.nouns import Evidence, Rule
 from bench.registry import ATTACKS
+from bench.symmetry import map_stream
 
 SETTINGS = (
     *("variant=paper", "index=46", "block=3", "images=32", "steps=200", "batch=32", "lr=1e-3"),
@@ -47,6 +48,18 @@ def finetuned(victim, seed=0):
     return step.run(victim, testing.context(seed))
 
 
+def hidden(model):
+    """What a thief makes of a model that answers as before: permuted, rotated and ten times it."""
+    torch.manual_seed(0)
+    width = model.width
+    ones = torch.full((width, 1), width**-0.5, dtype=torch.float64)
+    axes, _ = torch.linalg.qr(torch.cat([ones, torch.randn(width, width - 1).double()], 1))
+    turn, _ = torch.linalg.qr(torch.randn(width - 1, width - 1).double())
+    rotation = ones @ ones.T + axes[:, 1:] @ turn @ axes[:, 1:].T
+    permuted = map_stream(model, torch.eye(width).double()[torch.randperm(width)])
+    return map_stream(permuted, rotation, scale=10.0)
+
+
 def released(file):
     return load_weights(file, Architecture("embedded", "mini")).model
 
@@ -71,6 +84,60 @@ def story(tmp_path_factory):
         save_file(finetuned(mini, i).state_dict(), home / f"descendants/{i}.safetensors")
     (home / "protect.txt").write_text(said.out)
     return home
+
+
+@pytest.fixture(scope="module")
+def hidden_copies(story):
+    """Alice's copy, and the clean owner, as somebody has hidden them."""
+    for name, file in {"alice": "out/alice/model", "clean": "descendants/clean"}.items():
+        copy = hidden(released(story / f"{file}.safetensors"))
+        save_file(copy.state_dict(), story / f"suspects/hidden-{name}.safetensors")
+    return story
+
+
+@pytest.mark.parametrize(("copy", "status"), [("alice", OWNED), ("clean", NOT_OWNED)])
+def test_a_copy_in_another_basis_is_read_in_the_released_models(hidden_copies, copy, status):
+    suspect = f"suspects/hidden-{copy}.safetensors"
+    said = verify(hidden_copies, suspect, *innocents(hidden_copies), *ALPHA)
+    assert said.status == status, said
+    basis = (
+        r"basis +read in the basis of the released model, and so were innocents "
+        r"\(align auto, static\): distance of the embeddings 1\d\.\d+ before, 0\.\d+ after"
+    )
+    assert re.search(basis, said.out), said.out
+
+
+def test_without_alignment_a_copy_in_another_basis_is_not_found(hidden_copies):
+    given = "suspects/hidden-alice.safetensors", *innocents(hidden_copies), *ALPHA
+    said = verify(hidden_copies, *given, "--align", "none")
+    assert said.status == NOT_OWNED
+    assert "basis      read as it is, and so were innocents: align was turned off\n" in said.out
+
+
+def test_a_key_without_its_released_model_says_what_it_overlooks(hidden_copies, tmp_path):
+    key = shutil.copy(hidden_copies / "out/alice/key.safetensors", tmp_path)
+    suspect = hidden_copies / "suspects/hidden-alice.safetensors"
+    alone = bench("verify", suspect, "--key", key, "--device", "cpu", *ALPHA)
+    assert "the released model is not here (no model.safetensors beside the key" in alone.out
+    released = hidden_copies / "out/alice/model.safetensors"
+    said = bench("verify", suspect, "--key", key, "--device", "cpu", "--reference", released)
+    assert "read in the basis of the released model" in said.out
+    other = hidden_copies / "out/bob/model.safetensors"
+    said = bench("verify", suspect, "--key", key, "--device", "cpu", "--reference", other)
+    assert said.status == MISTAKE
+    assert "--reference: expected the released model of a key, got model.safetensors" in said.err
+
+
+def test_a_key_commits_to_how_suspects_are_aligned(story):
+    assert read(story / "out/alice/key.safetensors").method.align == "auto"
+
+
+def test_a_claim_on_answers_is_not_aligned(photographs, tmp_path):
+    said = bench("protect", "timm:test_vit", "--weights", "random", "--method", "ipguard",
+                 "--set", "align=static", "--images", photographs, "-o", tmp_path / "out",
+                 "--device", "cpu")  # fmt: skip
+    assert said.status == MISTAKE
+    assert "ipguard: align: expected none, got static" in said.err
 
 
 def verify(home, suspect, *more, users=("alice",)):
