@@ -198,7 +198,7 @@ def _attention(part: Attention, x: Tensor) -> tuple[Tensor, Tensor]:
     looked = torch.einsum("rhc,shc->hrs", query, key)
     moved = torch.einsum("rhc,shc->hrs", value, output)
     # A head that was split counts once; those that cancel each other, or write nothing, do not.
-    unit = F.normalize(looked.flatten(1))
+    unit = F.normalize(looked.flatten(1), eps=torch.finfo(looked.dtype).tiny)
     first = (unit @ unit.T >= SAME).to(torch.uint8).argmax(1)  # the first head that is the same
     first = torch.where(looked.flatten(1).any(1), first, torch.arange(len(first)).to(first))
     together = torch.zeros_like(moved).index_add_(0, first, moved).flatten(1).norm(dim=1)
@@ -229,7 +229,9 @@ def _written(part: Attention | Mlp, x: Tensor) -> Tensor:
 
 def _standard(forms: Tensor) -> Tensor:
     """Centre rows (..., r) and bring them to length 1, so that products are correlations."""
-    return F.normalize(forms - forms.mean(-1, keepdim=True), dim=-1, eps=1e-30)
+    largest = forms.abs().amax((-2, -1), keepdim=True)  # whose square may be out of range
+    forms = forms / largest.clamp_min(torch.finfo(forms.dtype).tiny)
+    return F.normalize(forms - forms.mean(-1, keepdim=True), dim=-1)
 
 
 def in_order(likeness: Tensor) -> list[tuple[int, int]]:

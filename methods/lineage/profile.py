@@ -93,14 +93,19 @@ class WeightProfile:
         ours, theirs = secret["profile"], _profile(anatomy(suspect.network))
         if other := _other_depth(ours.shape[1], theirs.shape[1]):
             raise Incompatible(other)
-        ours, theirs = (rows - rows.mean(1, keepdim=True) for rows in (ours, theirs))
-        mean = torch.cosine_similarity(ours, theirs, dim=1).mean()
+        mean = (_standard(ours) * _standard(theirs)).sum(1).mean()
         found = float((1 + mean).clamp(0, 2)) / 2
         return Evidence((found,), (found,), Rule("agreement", ">=", self.threshold), "model", None)
 
 
 def _other_depth(ours: int, theirs: int) -> str:
     return "" if ours == theirs else f"expected {ours} blocks, got {theirs}"
+
+
+def _standard(rows: Tensor) -> Tensor:
+    """Centre rows (4, blocks) and bring them to length 1: LayerScale may begin at 1e-5."""
+    rows = rows - rows.mean(1, keepdim=True)
+    return rows / rows.norm(dim=1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
 
 
 def _profile(parts: Anatomy) -> Tensor:

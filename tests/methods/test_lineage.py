@@ -103,6 +103,16 @@ def test_so_it_is_of_transformers_with_other_parts(method, shape):
     assert score(method, vit(1, **SHAPES[shape]), model) < (0.9 if method is PROFILE else 0.3)
 
 
+@pytest.mark.parametrize("method", ALL, ids=lambda m: type(m).__name__)
+def test_branches_that_write_little_are_read_as_well(method):
+    model = vit(init_values=1.0)
+    with torch.no_grad():
+        for block in model.blocks:
+            block.ls1.gamma.fill_(1e-8)
+            block.ls2.gamma.fill_(1e-8)
+    assert score(method, model, model) == pytest.approx(1.0, abs=1e-5)
+
+
 @pytest.mark.parametrize("method", [RESIDUAL, INVARIANTS], ids=lambda m: type(m).__name__)
 def test_a_stream_that_starts_from_a_norm_may_be_permuted(method):
     model = vit(pre_norm=True)
