@@ -151,13 +151,17 @@ def report(
     from bench.reports import frontier as removal
     from bench.reports import printed, tables
     from bench.reports.blocks import by_method
-    from bench.reports.price import grid, kinds
+    from bench.reports.price import grid, kinds, suspects
     from bench.tuning import equal
 
     found = results.outline, results.records
     whole = not (price or frontier)
     return (
-        *((*tables.tables(*found), *kinds.tables(*found)) if whole else ()),
+        *(
+            (*tables.tables(*found), *kinds.tables(*found), *suspects.tables(*found))
+            if whole
+            else ()
+        ),
         *(grid.tables(*found) if price else ()),
         *(removal.tables(*found) if frontier else ()),
         *(printed.tables(*found) if reference else ()),

@@ -37,6 +37,7 @@ from bench.reports.blocks import labelled
 from bench.runs.owners import architecture_at, unweighted
 from bench.suite.graph import Kind, Plan, Question, Stage
 from bench.suite.todo import guesses, pace, spare_copies, start
+from bench.training.hardness import MOST
 from bench.training.readout import head_for
 from bench.types import CountsExtracting, CountsPasses, CountsProtecting, Method, SaysUnreadable
 from bench.verdicts.innocents import WHOLE, attack_of, family
@@ -346,6 +347,9 @@ class _Estimates:
             "extract": self._extract,
             "utility": self._utility,
             "fidelity": self._fidelity,
+            "hardness": lambda made: Passes(
+                2 * min(self.count(made.recipe["owner"], "owner_held_out"), MOST)
+            ),
         }
         return work[stage.kind](stage)
 
@@ -469,8 +473,9 @@ class _Estimates:
             yield recipe["data"], "owner_images"
         if stage.kind == "protect":
             yield from ((recipe["data"], pool) for pool in owners)
-        if stage.kind in ("utility", "fidelity"):
+        if "probe" in recipe:
             yield from ((recipe["probe"], pool) for pool in owners)
+        if stage.kind in ("utility", "fidelity", "hardness"):
             yield recipe["owner"], "owner_held_out"
         if stage.kind == "fidelity" and self._answers(stage, recipe["task"]):
             yield recipe["task"], "owner_held_out"

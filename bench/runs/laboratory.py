@@ -50,7 +50,7 @@ from bench.suite.owners import ClassifierSettings, OwnerSettings
 from bench.suite.plan import weights_file
 from bench.suite.todo import near_models
 from bench.symmetry import Alignment, align, rewritten
-from bench.training import pretraining, probe, readout
+from bench.training import hardness, pretraining, probe, readout
 from bench.training.loop import passes
 from bench.training.microbatch import in_batches
 from bench.types import Context, HasPrecision
@@ -130,6 +130,7 @@ class Laboratory:
             "extract": self._extract,
             "utility": self._utility,
             "fidelity": self._fidelity,
+            "hardness": self._hardness,
         }
 
     def _cost(self, meter: Meter, seconds: float | None, ideal: float | None) -> Cost:
@@ -324,6 +325,14 @@ class Laboratory:
                 released_right=packed(after.tolist()),
             )
         return Made({"fidelity": dataclasses.asdict(found)})
+
+    def _hardness(self, stage: Stage) -> Made:
+        suspect, owner = (self._model(key).to(self.device) for key in stage.parents)
+        pools = [
+            self._pool(stage.recipe["owner"], "owner_held_out", model) for model in (suspect, owner)
+        ]
+        found = hardness.likeness(suspect, owner, (pools[0], pools[1]), self.device)
+        return Made({"notes": found})
 
     def _model(self, key: str) -> VisionModel:
         """Load the model a stage made, on the CPU."""

@@ -284,6 +284,8 @@ def _record(laboratory: Laboratory, question: Question, failure: Failure | None)
         # What cannot be read may still be worth stealing, which is what the thief is after.
         if worth := store.find(question.utility):
             known["utility"] = Utility(**worth.payload["utility"])
+        if question.hardness and (alike := store.find(question.hardness)):
+            known["notes"] = {"hardness": alike.payload["notes"]}
         costs = _attack_costs(plan, store, question)
         return Record(**known, status="incompatible", reason=failure.reason, costs=costs)
     protect, suspect, extract, utility, owner = (
@@ -301,6 +303,8 @@ def _record(laboratory: Laboratory, question: Question, failure: Failure | None)
     stages = {"protect": protect, "attack": suspect, "extract": extract, "utility": utility}
     if question.align:
         stages["align"] = _payload(store, question.align)
+    if question.hardness:
+        stages["hardness"] = _payload(store, question.hardness)
     return Record(
         **known,
         status="ok",

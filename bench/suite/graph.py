@@ -23,6 +23,7 @@ Kind = Literal[
     "extract",
     "utility",
     "fidelity",
+    "hardness",
 ]
 
 STRANGER = "control.stranger"
@@ -78,6 +79,7 @@ class Question:
     fidelity: str | None = None
     skip: str = ""
     align: str | None = None
+    hardness: str | None = None  # beside the question, and no part of its key
 
     @property
     def key(self) -> str:
@@ -90,7 +92,7 @@ class Question:
     def stages(self) -> tuple[str, ...]:
         """Return the keys of the stages whose results the record holds."""
         made = self.owner, self.protect, self.suspect, self.align
-        wanted = (*made, self.extract, self.utility, self.fidelity)
+        wanted = (*made, self.extract, self.utility, self.fidelity, self.hardness)
         return tuple(key for key in wanted if key) if not self.skip else ()
 
 

@@ -77,10 +77,11 @@ class Suite:
     """A grid: every owner by every method by every attack chain by every seed.
 
     `owner_images` and `probe` name data sets: what the owner marks and reads with, and the labelled
-    images on which models without a head of their own are probed. `reductions` says, for reading,
-    what this suite does more cheaply than the paper; `align` is for every method that it can help
-    and that says nothing of it itself. A suite of `parts` asks what they ask, each its own grid;
-    its other fields then hold what those of the parts come to.
+    images on which models without a head of their own are probed. `hardness` also measures how
+    alike every suspect and the owner are. `reductions` says, for reading, what this suite does more
+    cheaply than the paper; `align` is for every method that it can help and that says nothing of it
+    itself. A suite of `parts` asks what they ask, each its own grid; its other fields then hold
+    what those of the parts come to.
     """
 
     name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
@@ -94,6 +95,7 @@ class Suite:
     seeds: Annotated[tuple[Count, ...], NotEmpty] = (0,)
     innocents: Innocents = field(default_factory=InnocentSettings)
     alpha: OpenShare = 0.05
+    hardness: bool = False
     reductions: tuple[str, ...] = ()
     align: Aligns = ("none",)
     parts: Annotated[tuple[Suite, ...], PlainValidator(_no_parts)] = ()

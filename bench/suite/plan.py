@@ -289,9 +289,13 @@ class _Builder:
         if method.marks and cell.lineage == "released" and untouched(cell.attack):
             tests = {"task": task.digest, "owner": owner_data, "probe": probe}
             fidelity = self._add("fidelity", tests, (owner, protect))
+        hardness = None
+        if self.suite.hardness:
+            hardness = self._add("hardness", {"owner": task.digest}, (suspect, owner))
         question = Question(
             *(cell, access, method.marks, owner, protect, suspect, extract, utility, fidelity),
             align=align,
+            hardness=hardness,
         )
         self.questions.setdefault(question.key, question)
 

@@ -77,6 +77,10 @@ WORK: Mapping[Kind, tuple[str, ...]] = {
         *("bench.runs.laboratory:Laboratory._fidelity", "bench.training.probe"),
         *(*_MODELS, *_IMAGES),
     ),
+    "hardness": (
+        *("bench.runs.laboratory:Laboratory._hardness", "bench.training.hardness"),
+        *("bench.training.similarity", "bench.training.readout", *_MODELS, *_IMAGES),
+    ),
 }
 """The bench's part of each stage: packages and modules, or what one defines, after a colon."""
 

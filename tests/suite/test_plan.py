@@ -784,3 +784,14 @@ def test_a_plan_says_of_every_step_what_a_report_cannot_ask(make, monkeypatch):
     assert {(f.images, f.data) for f in told.values()} == {(pool, digits.digest)}
     monkeypatch.setattr(ATTACKS.get("prune.l1"), "change", "compression", raising=False)
     assert {s.name: f.change for s, f in plan.steps(made)}["prune.l1"] == "compression"
+
+
+def test_hardness_is_measured_where_asked_once_a_suspect_and_moves_no_key(make):
+    plain, asked = make(), make(SUITE + "hardness: true\n")
+    assert keys(asked) == keys(plain)
+    assert asked.stages.keys() - plain.stages.keys() == {q.hardness for q in asked.questions}
+    assert {q.hardness for q in plain.questions} == {None}
+    for question in asked.questions:
+        stage = asked.stages[question.hardness]
+        assert (stage.kind, stage.parents) == ("hardness", (question.suspect, question.owner))
+        assert question.hardness in question.stages

@@ -1,1 +1,1 @@
-"""What does the worst thief do to a claim, by what he pays and by what he changes?"""
+"""What does the worst thief do to a claim: by what he pays, by what he changes, by how it looks?"""
