@@ -8,13 +8,41 @@ below what coins allow.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from bench.records.nouns import Evidence
 from bench.verdicts.exact.coins import log10_p, steps_of
 
 LEVEL = 1e-6
 """How seldom a sound method is blamed, by any one of the checks that leave something to chance."""
+
+
+S = TypeVar("S")
+"""A secret, as the method keeps it."""
+
+M = TypeVar("M")
+"""A model, as the method reads it."""
+
+
+def why_unfair(
+    read: Callable[[S, M], Evidence],
+    secret: S,
+    redrawn: Sequence[S],
+    released: M,
+    innocent: Sequence[M],
+) -> str:
+    """Say why the null of a method is not exact, from what it reads; "" if nothing speaks for that.
+
+    `redrawn` are secrets with other bits. They are tried on the released model too, which knows
+    nothing of them. `innocent` models are read with the secret's own bits, which a method may have
+    picked to fit them.
+    """
+    for suspect in (released, *innocent[:1]):
+        said = complaint(read(secret, suspect), [read(other, suspect) for other in redrawn])
+        if said:
+            return said
+    return next(filter(None, (too_good(read(secret, model)) for model in innocent)), "")
 
 
 def complaint(first: Evidence, redrawn: Sequence[Evidence]) -> str:

@@ -1,0 +1,73 @@
+"""A claim with an exact null: judged without innocents, its bits checked when it is read."""
+
+import dataclasses
+import re
+
+import pytest
+import torch
+
+from bench.cli.owning import advice, sentences
+from bench.models.weights import Loaded, headless, weights_digest
+from bench.records.nouns import UserError
+from bench.registry import METHODS
+from bench.runs import claim, key
+from bench.testing import CPU, context, owner
+from methods.committed_bits import CommittedBits
+
+SETTINGS = {
+    **{"images": 16, "bits": 8, "steps": 100, "batch": 16, "lr": 5e-3, "decoys": 64, "public": 192},
+    **{"rehearsed": 0.0, "holder": "Ada"},
+}
+
+
+@pytest.fixture(scope="module")
+def made():
+    ctx = context(0, "owner")
+    spec = METHODS.spec("committed_bits", SETTINGS)
+    pools = ctx.images, ctx.held_out
+    return claim.protect(owner(), spec, pools, claim.generator(0, ""), CPU)
+
+
+def finding(made, model, keys=1):
+    loaded = Loaded(headless(model), {}, weights_digest(headless(model)), ())
+    given = [made.key, *(dataclasses.replace(made.key, user=f"u{i}") for i in range(1, keys))]
+    suspect = claim.read("suspect", loaded, given, CPU)
+    return claim.judge(given, suspect, [], [], 0.05)[0]
+
+
+def test_a_copy_is_owned_and_the_clean_owner_is_not_without_one_innocent(made):
+    assert isinstance(made.key.reader, CommittedBits)
+    released, clean = finding(made, made.model), finding(made, owner())
+    assert (released.outcome, clean.outcome) == ("owned", "not owned")
+    assert released.log10_p < -6
+    told = dict(sentences(released, 0.05))
+    assert re.fullmatch(
+        r"\d\.\de-\d+: sign flips at 15 levels, exact by design, no innocents needed",
+        told["p-value"],
+    )
+    assert told["possible"].startswith("at best 2.9e-39, if all queries that were read (bit)")
+    assert told["verdict"] == "owned at alpha = 0.05"
+
+
+def test_with_several_keys_p_is_multiplied(made):
+    one, two = finding(made, made.model), finding(made, made.model, keys=2)
+    assert two.log10_p == pytest.approx(one.log10_p + torch.tensor(2.0).log10().item(), abs=1e-5)
+    assert "times 2 keys" in dict(sentences(two, 0.05))["p-value"]
+
+
+def test_protect_says_p_of_both_models(made, tmp_path):
+    file = tmp_path / claim.RELEASED
+    lines = advice(claim.Claim(made.key, made.released, made.clean, tmp_path / claim.KEY, file))
+    assert "of the released copy" in dict(lines)["p-value"]
+
+
+def test_a_key_keeps_the_commitment_and_reading_it_checks_the_bits(made, tmp_path):
+    path = tmp_path / "key.safetensors"
+    key.write(path, made.key)
+    kept = key.read(path)
+    assert kept.commitment == made.key.commitment
+    assert torch.equal(kept.secret["bits"], made.key.secret["bits"])
+    secret = {**kept.secret, "nonce": kept.secret["nonce"] ^ 1}
+    forged = dataclasses.replace(kept, secret=secret)  # a new commitment would fit it
+    with pytest.raises(UserError, match="expected the bits that the secret commits to"):
+        finding(dataclasses.replace(made, key=forged), made.model)
