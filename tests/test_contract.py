@@ -18,7 +18,11 @@ from bench.registry import ATTACKS, METHODS
 from bench.testing import ATTACK_CHECKS, METHOD_CHECKS, check_attack, check_method
 from bench.types import Positive, PositiveFloat, Protected, Reading
 
+COMMITTED = {"images": 16, "bits": 8, "steps": 60, "batch": 16, "lr": 5e-3, "decoys": 64}
+
 QUICK = {
+    "committed_bits": {**COMMITTED, "public": 192},
+    "committed_bits.hidden": {**COMMITTED, "public": 192},
     "distill.features": {"epochs": 2},
     "distill.logits": {"epochs": 2},
     "finetune.classify": {"epochs": 2},
