@@ -57,6 +57,9 @@ from bench.testing.methods import (
     method_separates_it_from_trained_strangers as method_separates_it_from_trained_strangers,
 )
 from bench.testing.methods import method_survives_a_round_trip as method_survives_a_round_trip
+from bench.testing.methods import (
+    method_tunes_within_its_settings as method_tunes_within_its_settings,
+)
 from bench.testing.victims import CPU as CPU
 from bench.testing.victims import STRANGERS as STRANGERS
 from bench.testing.victims import _owner_for as _owner_for

@@ -105,7 +105,8 @@ def _other_depth(ours: int, theirs: int) -> str:
 def _standard(rows: Tensor) -> Tensor:
     """Centre rows (4, blocks) and bring them to length 1: LayerScale may begin at 1e-5."""
     rows = rows - rows.mean(1, keepdim=True)
-    return rows / rows.norm(dim=1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
+    length: Tensor = rows.norm(dim=1, keepdim=True)
+    return rows / length.clamp_min(torch.finfo(rows.dtype).tiny)
 
 
 def _profile(parts: Anatomy) -> Tensor:
