@@ -44,16 +44,22 @@ class _Map:
             self.chosen, torch.arange(wide, device=self.chosen.device)
         )
 
-    def written(self, rows: Tensor) -> Tensor:
-        """Map (d, ...) to (d', ...), without the scale."""
-        return self.write @ rows if self.chosen is None else rows[self.chosen]
+    def written(self, rows: Tensor, factor: float = 1.0, gain: Tensor | None = None) -> Tensor:
+        """Map what writes (d, ...) to what writes (d', ...), times a factor and gains (d,)."""
+        if self.chosen is not None:  # what only moves keeps its digits
+            found = rows[self.chosen]
+            return found if factor == 1 else factor * found.double()
+        # The smaller matrix is multiplied: gains cost next to nothing.
+        write = factor * (self.write if gain is None else self.write * gain)
+        return write @ rows.double()
 
-    def weighed(self, columns: Tensor) -> Tensor:
-        """Map what reads normed channels, (m, d), to what reads the new ones, (m, d')."""
+    def weighed(self, columns: Tensor, gain: Tensor | None = None) -> Tensor:
+        """Map what reads channels, (m, d), behind gains (d,) to what reads new ones, (m, d')."""
         if self.chosen is None:
-            return columns @ self.read
+            return columns.double() @ (self.read if gain is None else gain[:, None] * self.read)
         parts = self.read[self.chosen, torch.arange(len(self.chosen), device=self.read.device)]
-        return columns[:, self.chosen] * parts
+        found = columns[:, self.chosen]
+        return found if bool((parts == 1).all()) else found.double() * parts
 
 
 def fold(model: VisionModel) -> VisionModel:
@@ -260,18 +266,18 @@ def _map_entrance(old: Anatomy, new: Anatomy, how: _Map, shift: float) -> None:
     for before, after in zip(old.embeddings, new.embeddings, strict=True):
         for source, target in ((before.weight, after.weight), (before.bias, after.bias)):
             if source is not None and target is not None:
-                found = how.written(source.double().flatten(1) if source.ndim > 1 else _row(source))
-                _set(target, scale * found.reshape(target.shape))
+                found = how.written(source.flatten(1) if source.ndim > 1 else _row(source), scale)
+                _set(target, found.reshape(target.shape))
     for token, place in zip(old.tokens, new.tokens, strict=True):
-        rows = token.double().reshape(-1, token.shape[-1])  # (n, d)
-        _set(place, scale * how.written(rows.mT).mT.reshape(place.shape))
+        rows = token.reshape(-1, token.shape[-1])  # (n, d)
+        _set(place, how.written(rows.mT, scale).mT.reshape(place.shape))
     if old.entry is None or new.entry is None:
         for carrier in new.carriers if shift else ():
             _set(carrier, carrier.double() + shift)
         return
     for entering, entered in ((old.entry.gain, new.entry.gain), (old.entry.bias, new.entry.bias)):
         if entering is not None and entered is not None:
-            _set(entered, how.scale * how.written(_row(entering))[:, 0])
+            _set(entered, how.written(_row(entering), how.scale)[:, 0])
     if shift and new.entry.bias is not None:
         _set(new.entry.bias, new.entry.bias.double() + shift)
 
@@ -280,28 +286,26 @@ def _map_branch(old: Attention | Mlp, new: Attention | Mlp, how: _Map) -> None:
     gain, bias = _gain(old.norm), _bias(old.norm)
     if how.chosen is not None:
         _write_norm(new.norm, gain[how.chosen], bias[how.chosen])
-        gain, moved = torch.ones_like(gain), None
+        moved = None
     else:
         moved = bias if _take_biases(old.readers) else None
         kept = torch.zeros_like(bias) if moved is not None else _over(bias, gain)
         _write_norm(new.norm, torch.ones_like(how.write[:, 0]), how.written(_row(kept))[:, 0])
     for before, after in zip(old.readers, new.readers, strict=True):
-        weight = before.weight.double()
         if moved is not None and before.bias is not None and after.bias is not None:
-            _set(after.bias, before.bias.double() + weight @ moved)
-        _set(after.weight, how.weighed(weight * gain))
-    inner = torch.ones_like(gain) if old.scale is None else old.scale.double()
-    if old.scale is not None and new.scale is not None:
-        folded = how.chosen is None
-        _set(new.scale, torch.ones_like(how.write[:, 0]) if folded else inner[how.chosen])
-        inner = inner if folded else torch.ones_like(inner)
+            _set(after.bias, before.bias.double() + before.weight.double() @ moved)
+        _set(after.weight, how.weighed(before.weight, gain))
+    inner = None if old.scale is None else old.scale.double()
+    if inner is not None and new.scale is not None:
+        ones = torch.ones_like(how.write[:, 0])
+        _set(new.scale, ones if how.chosen is None else inner[how.chosen])
     for source, target in (
         (old.writer.weight, new.writer.weight),
         (old.writer.bias, new.writer.bias),
     ):
         if source is not None and target is not None:
-            rows = source.double() if source.ndim > 1 else _row(source)
-            _set(target, how.scale * how.written(inner[:, None] * rows).reshape(target.shape))
+            rows = source if source.ndim > 1 else _row(source)
+            _set(target, how.written(rows, how.scale, inner).reshape(target.shape))
 
 
 def _map_end(model: VisionModel, made: VisionModel, how: _Map, shift: float) -> None:
@@ -319,7 +323,7 @@ def _map_end(model: VisionModel, made: VisionModel, how: _Map, shift: float) -> 
     else:
         gain, inner = _gain(old), _bias(old)
         _write_norm(new, torch.ones_like(how.write[:, 0]), torch.zeros_like(how.write[:, 0]))
-        weight, bias = how.weighed(weight * gain), bias + weight @ inner
+        weight, bias = how.weighed(weight, gain), bias + weight @ inner
     if after is not None:
         _set(after.weight, weight)
         _set(after.bias, bias)

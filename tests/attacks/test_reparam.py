@@ -1,18 +1,19 @@
 """Exact transforms as attacks: their settings, and chains with other attacks."""
 
 import dataclasses
+import functools
 
 import pytest
 import torch
+from made_models import shaken
 
 from attacks.finetune import FinetuneClassify
 from attacks.prune import L1Prune, StructuredPrune
 from attacks.quantize import Quantize
 from attacks.reparam import Internal, Permute, Rotate, Scale, Shift
-from attacks.segment import FinetuneSegment
 from attacks.structure import DummyHeads, DummyNeurons, IdentityBlocks, Widen
 from bench import testing
-from bench.models import Architecture, build
+from bench.models import Architecture, build, segmentation_head, with_head
 from bench.records.nouns import UserError
 from bench.registry import ATTACKS
 from bench.testing import context, owner, stranger
@@ -30,9 +31,17 @@ def answers(model, kind=torch.float32):
         return model(context().images.batch(slice(0, 8), CPU).to(kind))
 
 
+@functools.cache
+def with_dpt():
+    """Mini with a head that reads four of its blocks."""
+    model = owner()
+    head = segmentation_head(model, "dpt", 10)
+    return shaken(with_head(model, head, context().rng)).double().eval()
+
+
 @pytest.mark.parametrize("attack", EXACT, ids=repr)
 def test_a_head_for_masks_sees_what_it_knew(attack):
-    victim = FinetuneSegment(epochs=1).run(owner(), context()).double().eval()
+    victim = with_dpt()
     made = attack.run(victim, context())
     before = answers(victim, torch.float64)
     assert (answers(made, torch.float64) - before).abs().max() < 1e-9 * before.abs().max()
