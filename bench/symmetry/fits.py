@@ -27,8 +27,11 @@ INERT = 0.01
 PROBES = 32
 """Random directions that two blocks are compared on."""
 
-REFINED = 3
-"""Rounds in which the first blocks' fit of the basis adds to that of the embedding."""
+REFINED = 10
+"""Turns, at most, in which attention adds to what the embedding says of the basis."""
+
+STILL = 1e-6
+"""A turn that moves the basis less than this, in the mean, was the last."""
 
 ROUNDS = 60
 """Turns, at most, in which blocks alone say what the basis is."""
@@ -60,11 +63,13 @@ def by_embedding(found: Tensor, wanted: Tensor, theirs: Anatomy, ours: Anatomy) 
         found, wanted, there, here = map(frames.centred, (found, wanted, there, here))
     known, sought = frames.unit(found), frames.unit(wanted)
     basis = fit.basis
+    target = torch.cat([sought, INNER_WEIGHT * frames.unit(here)], 1)
     for _ in range(REFINED):
-        one = torch.cat([known, INNER_WEIGHT * frames.unit(there @ basis)], 1)
-        basis = frames.rotated(
-            one, torch.cat([sought, INNER_WEIGHT * frames.unit(here)], 1), fixed
-        ).basis
+        before = basis
+        seen = torch.cat([known, INNER_WEIGHT * frames.unit(there @ basis)], 1)
+        basis = frames.rotated(seen, target, fixed).basis
+        if (basis - before).norm() < STILL * basis.norm():
+            break
     return dataclasses.replace(fit, basis=basis, scale=frames.scale_of(found, basis @ wanted))
 
 

@@ -184,16 +184,21 @@ def _branch(
     if not ours.norm.centred:
         return made
     (found, _), (wanted, offset) = written(theirs), written(ours)
-    found = frames.centred(basis.T @ found / scale)
+    # In single precision for a model of it: no function shows what comes of this.
+    kind = torch.promote_types(torch.float32, theirs.writer.weight.dtype)
+    found = frames.centred((basis.T.to(kind) @ found.to(kind)).double() / scale)
     if isinstance(ours, Attention) and isinstance(theirs, Attention):
         mean = means_of_heads(found, wanted, (theirs.heads, ours.heads))
         # What values add to every token may stand in their bias or in the writer's.
         values, known = (read(b.norm, b.readers[0])[1].chunk(3)[2] for b in (theirs, ours))
         shift = offset.mean() + wanted.mean(0) @ known - mean @ values
     else:
-        reads = [_neurons(theirs) @ basis * math.copysign(1.0, scale), _neurons(ours)]
-        there, here = (rows.flatten(1) for rows in reads)
-        mean, shift = means_of_neurons((there, found), (here, wanted), rng), offset.mean()
+        sketch = torch.eye(width, dtype=torch.float64)
+        if width > SKETCH:
+            sketch = torch.randn(width, SKETCH, generator=rng, dtype=torch.float64)
+        turned = basis @ sketch * math.copysign(1.0, scale)
+        there, here = ((_neurons(b) @ m).flatten(1) for b, m in ((theirs, turned), (ours, sketch)))
+        mean, shift = means_of_neurons((there, found), (here, wanted)), offset.mean()
     return made | {"mean": mean, "shift": shift}
 
 
@@ -235,13 +240,12 @@ def means_of_heads(suspect: Tensor, reference: Tensor, sizes: tuple[int, int]) -
     return torch.einsum("hdc,hd->hc", theirs, dual[chosen]).flatten()
 
 
-def means_of_neurons(
-    suspect: tuple[Tensor, Tensor], reference: tuple[Tensor, Tensor], rng: torch.Generator
-) -> Tensor:
+def means_of_neurons(suspect: tuple[Tensor, Tensor], reference: tuple[Tensor, Tensor]) -> Tensor:
     """Find the mean over channels that the suspect's neurons write, were they the reference's.
 
-    Given are what neurons read, (k', m') and (k, m), and what they write, (d, k') and (d, k),
-    centred but for the reference's. A neuron is known by what it reads. Returns (k').
+    Given are what neurons read, (k', m) and (k, m), all of it or seen from a few directions, and
+    what they write, (d, k') and (d, k), centred but for the reference's. A neuron is known by what
+    it reads. Returns (k').
     """
     theirs, ours = (_unit_rows(pair[0]) for pair in (suspect, reference))
     count = min(len(theirs), len(ours))
@@ -250,11 +254,7 @@ def means_of_neurons(
     like[:count] = (theirs[:count] * ours[:count]).sum(1)
     lost = (like < LIKE).nonzero().flatten()
     if len(lost):
-        width = ours.shape[1]
-        sketch = torch.randn(width, min(width, SKETCH), generator=rng) if width > SKETCH else None
-        here, there = (m.float() if sketch is None else m.float() @ sketch for m in (ours, theirs))
-        here, there = _unit_rows(here), _unit_rows(there)
-        chosen[lost] = (there[lost] @ here.T).argmax(1)
+        chosen[lost] = (theirs[lost].float() @ ours.float().T).argmax(1)
     mean = reference[1].mean(0)  # (k,)
     columns = reference[1] - mean  # (d, k)
     dual = columns * (mean / columns.square().sum(0).clamp(min=TINY))
