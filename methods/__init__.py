@@ -68,6 +68,8 @@ folders:
 * With fewer it says *undecided*, how many are missing, and the rate by the paper's own rule.
 * The backbone is what is read: a thief's head is ignored, and named.
 * A suspect of another architecture is named with `--model`.
+* Suspect and innocents are written in the basis of the released model first, and `verify` says so.
+  That model lies beside the key, or `--reference` names it; `--align none` reads them as they are.
 * A model counts once, whatever its files' formats and precisions; nearly equal strangers are one.
 * A file with a NaN or an infinity is refused.
 
