@@ -47,6 +47,9 @@ Asked = Annotated[int, Field(ge=4)]
 
 Source = Literal["held out", "noise"]
 
+ALIKE = "functions that are alike, wherever their weights come from"
+"""What a high score names, as tables say it."""
+
 
 @method("cka", version=1)
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ class Cka:
         model = clone(owner).to(ctx.device).requires_grad_(False)
         features = answers(model.features, asked, self.batch, ctx.device)  # (n, d)
         secret = {"images": asked, "features": features.float()}
-        return Protected(clone(owner), secret, {"images": len(asked)})
+        return Protected(clone(owner), secret, {"images": len(asked), "names": ALIKE})
 
     def extract(self, secret: Mapping[str, Tensor], suspect: Suspect, ctx: Context) -> Evidence:
         """Ask for the features of every image; of any width."""
@@ -127,7 +130,7 @@ class HiddenCka:
         asked = _drawn(owner, ctx, self.images, self.source)
         model = clone(owner).to(ctx.device).requires_grad_(False)
         secret = {"images": asked, "features": self._states(model, asked, ctx).float()}
-        return Protected(clone(owner), secret, {"images": len(asked)})
+        return Protected(clone(owner), secret, {"images": len(asked), "names": ALIKE})
 
     def extract(self, secret: Mapping[str, Tensor], suspect: Suspect, ctx: Context) -> Evidence:
         """Read the state of every image.

@@ -37,12 +37,12 @@ T = TypeVar("T", bound=Hashable)
 PROTECT_NOTES = (
     *("block", "block_rule", "code_block", "trigger_images", "yield", "steps"),
     *("asked_for", "trajectories", "tried", "failed", "points", "zero_loss"),
-    *("queries", "wrong", "filled"),
+    *("queries", "wrong", "filled", "names"),
 )
 """What `protect` may report: where a mark sits, who chose the place and what the authors' code
 would have chosen, how it was trained, and the share of trigger images read without error, which a
 selecting owner would have kept; how many queries a fingerprint has of those asked for, what failed,
-and what filled the gap."""
+what filled the gap, and what a high score names."""
 
 STEP_RATIO = "step_ratio_to_ideal"
 """What `protect` may report about its training loop: a step's time over the fewest passes'."""
@@ -104,7 +104,7 @@ def findings(block: Block, alpha: float) -> Iterator[str]:
     chance = _chance(block, evidence.chance)
     rule = f"native rule {evidence.rule.text}, one query is one {evidence.unit}, {chance}."
     noted = filter(None, [_noted(block.with_evidence)])
-    yield " ".join([rule, *noted, *distinct(map(_unread, nulls.values()))]).strip()
+    yield " ".join([rule, *noted, *distinct(map(_known, nulls.values()))]).strip()
     alike = [
         row.label
         for row in block.rows
@@ -181,8 +181,13 @@ def _stranger_scores(block: Block, parity: int) -> list[float]:
     return [fmean(values) for _, values in sorted(scores.items())]
 
 
-def _unread(null: Innocents) -> str:
-    """Say that a mark's claim lacks the innocent that every copy has to outscore."""
+def _known(null: Innocents) -> str:
+    """Say what a claim's known innocents are, where it has another than the clean owner."""
+    if null.descendants is None and null.public is not None:
+        return (
+            f"The public model that the owner finetuned scores {null.public:.3f}: a copy must "
+            "score above it, for others finetune that model, too."
+        )
     if null.descendants is None or null.clean is not None:
         return ""
     return "The clean owner itself was not read: no copy had to score above it."

@@ -21,6 +21,9 @@ from bench.types import Incompatible, UserError
 
 Size = tuple[int, int]
 
+BASE = "the model that weights were trained on from, which proves nothing of a public one"
+"""What a high score names, as tables say it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:

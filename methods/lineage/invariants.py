@@ -34,7 +34,7 @@ from bench.types import (
     Sizes,
     Suspect,
 )
-from methods.lineage.embedding import Embedding, Entry, anatomy, centred, embedding
+from methods.lineage.embedding import BASE, Embedding, Entry, anatomy, centred, embedding
 from methods.lineage.procrustes import refusal
 
 INERT = 1e-3
@@ -103,7 +103,7 @@ class WeightInvariants:
         rows = torch.randperm(count, generator=ctx.rng)[: self.rows].sort().values
         forms, _ = _read(parts, found, found.entry, rows)
         kept = {term: form.cpu() for term, form in forms.terms.items()}
-        notes = {"rows": len(rows), "blocks": forms.blocks, "terms": len(kept)}
+        notes = {"rows": len(rows), "blocks": forms.blocks, "terms": len(kept), "names": BASE}
         return Protected(clone(owner), {"rows": rows, **found.entry.tensors(), **kept}, notes)
 
     def extract(self, secret: Mapping[str, Tensor], suspect: Suspect, ctx: Context) -> Evidence:

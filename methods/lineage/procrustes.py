@@ -28,7 +28,7 @@ from bench.types import (
     Sizes,
     Suspect,
 )
-from methods.lineage.embedding import Entry, anatomy, centred, embedding
+from methods.lineage.embedding import BASE, Entry, anatomy, centred, embedding
 
 
 @method("lineage.procrustes", version=1)
@@ -69,7 +69,7 @@ class ProcrustesResidual:
         found = embedding(owner, parts)
         columns, _ = found.columns(found.entry)
         secret = {"columns": centred(columns, parts).float(), **found.entry.tensors()}
-        return Protected(clone(owner), secret, {"columns": columns.shape[1]})
+        return Protected(clone(owner), secret, {"columns": columns.shape[1], "names": BASE})
 
     def extract(self, secret: Mapping[str, Tensor], suspect: Suspect, ctx: Context) -> Evidence:
         """Fit a rotation and a scale; of any width, patch and grid.

@@ -31,7 +31,7 @@ from bench.types import (
     Suspect,
     UserError,
 )
-from methods.lineage.embedding import anatomy, centred
+from methods.lineage.embedding import BASE, anatomy, centred
 from methods.lineage.procrustes import refusal
 
 FEWEST = 4
@@ -80,7 +80,9 @@ class WeightProfile:
                 f"expected an owner of {FEWEST} blocks or more, got {profile.shape[1]}; choose "
                 "lineage.invariants"
             )
-        return Protected(clone(owner), {"profile": profile}, {"blocks": profile.shape[1]})
+        return Protected(
+            clone(owner), {"profile": profile}, {"blocks": profile.shape[1], "names": BASE}
+        )
 
     def extract(self, secret: Mapping[str, Tensor], suspect: Suspect, ctx: Context) -> Evidence:
         """Correlate over depth.
@@ -105,8 +107,8 @@ def _other_depth(ours: int, theirs: int) -> str:
 def _standard(rows: Tensor) -> Tensor:
     """Centre rows (4, blocks) and bring them to length 1: LayerScale may begin at 1e-5."""
     rows = rows - rows.mean(1, keepdim=True)
-    length: Tensor = rows.norm(dim=1, keepdim=True)
-    return rows / length.clamp_min(torch.finfo(rows.dtype).tiny)
+    lengths: Tensor = rows.norm(dim=1, keepdim=True)
+    return rows / lengths.clamp_min(torch.finfo(rows.dtype).tiny)
 
 
 def _profile(parts: Anatomy) -> Tensor:

@@ -300,6 +300,23 @@ def test_a_fingerprint_is_judged_by_strangers_attacked_alike(attacked, p_value, 
     )
 
 
+def test_a_fingerprint_of_a_finetuned_public_model_says_what_a_copy_must_exceed():
+    public = Spec("mini", {"library": "embedded"})
+    owner = Spec("mini", {**public.args, "classifier": {"backbone": "finetuned"}})
+    asked = cell(PRINT, "other model", UNTOUCHED, 0, 0, "stranger", owner, other_model=public)
+    copies = [record(cell(PRINT, attack=a, owner=owner), 4.0) for a in (COSINE, UNTOUCHED)]
+    alike = [
+        record(cell(PRINT, "owner", stranger(i, *chain), 0, i, "stranger", owner), 16.0)
+        for i in range(20)
+        for chain in ((), COSINE)
+    ]
+    for errors, verdict in ((3.0, "not owned 1/1"), (5.0, "owned 1/1")):
+        table, *_ = made([*copies, *alike, record(asked, errors)])
+        for attack in ("control.identity", "finetune.classify"):
+            assert row(table, "adv_tra", attack)["verdict"] == verdict
+        assert f"owner finetuned scores {1 - errors / 32:.3f}: a copy must score" in notes(table)
+
+
 def test_a_fingerprint_has_marked_copies_and_strangers_but_no_twins():
     copies = [record(cell(PRINT, attack=a), e) for a, e in ((UNTOUCHED, 0.0), (COSINE, 4.0))]
     alike = record(cell(PRINT, "owner", stranger(0, *COSINE), lineage="stranger"), 24.0)
