@@ -23,7 +23,7 @@ from bench.suite import plan, reader
 ROOT = Path(__file__).parents[1]
 KEPT = Path(__file__).with_suffix(".json")
 FORMATS = ("terminal", "markdown", "latex", "csv", "html")
-FLAGS = ("--reference", "--frontier", "--calibration")
+FLAGS = ("--reference", "--price", "--frontier", "--calibration")
 ASKED = (
     *((form,) for form in FORMATS),
     *(("markdown", flag) for flag in FLAGS),

@@ -162,6 +162,18 @@ def test_a_task_of_the_thiefs_own_is_held_against_the_best_that_was_reached_ther
     assert points == {"control.identity": 0.0, "tune": pytest.approx(2.0), "steal": 0.0}
 
 
+def test_who_forges_a_claim_is_no_thief():
+    """What an accuser cheats with removes nothing: by kind, it is the highest rate that counts."""
+    forged = (Spec("forge"),)
+    steps = (*STEPS, (forged[0], StepFacts("forgery")))
+    made = [copy(), copy(PRUNE, 0.9), copy(forged, 0.0), copy((Spec("forge", {"n": 2}),), 0.3)]
+    steps = (*steps, (made[3].cell.attack[0], StepFacts("forgery")))
+    assert claims(*made, steps=steps).attacks == ["prune"]
+    [_, _, _, table] = tables(*made, steps=steps)
+    [row] = [row for row in rows(table) if row["change"] == "forgery"]
+    assert row["activemark"].startswith("0.300 ")
+
+
 def test_a_longer_list_of_attacks_can_only_lower_a_cell():
     order = {state: place for place, state in enumerate(grid.STATES)}
     for made in itertools.permutations(ATTACKS[1:]):
@@ -238,6 +250,17 @@ def test_the_mean_of_worst_cases_is_not_the_worst_of_means():
     cells = rows(tables(*made, seeds=(0, 1))[1])[0]
     assert cells["compute 0 %"].startswith("0.250 [")
     assert cells["compute 0 %"].endswith("stands 2/2 (1) (2)")
+
+
+def test_keys_that_agree_have_no_interval():
+    """Student's would have no width, and look like certainty."""
+    found = rows(tables(*(copy(seed=seed) for seed in (0, 1)), seeds=(0, 1))[1])[0]
+    assert found["compute 0 %"] == "1.000 stands 2/2 untried"
+
+
+def test_a_claim_that_falls_unattacked_is_lost_at_no_price():
+    [line] = rows(tables(copy(seen=0.0), copy(PRUNE, 0.0))[0])
+    assert (line["score at most"], line["cheapest"]) == ("0.000", "nothing: unattacked")
 
 
 def test_a_budget_that_no_attack_is_within_says_so():

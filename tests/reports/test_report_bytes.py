@@ -85,6 +85,7 @@ FORMATS = ("terminal", "markdown", "latex", "csv", "html")
 ASKED = [
     *((style, (), "Table 2") for style in FORMATS),
     ("markdown", ("--calibration",), "Methods compared"),
+    ("markdown", ("--price",), "Price grid"),
     ("markdown", ("--frontier",), "Price of removal"),
     ("markdown", ("--reference",), "Paper's Table 2"),
     ("html", ("--reference",), "Paper's Table 2"),
@@ -112,7 +113,14 @@ def test_merging_runs_renaming_files_and_permuting_records_change_no_byte(
 
 def test_a_page_holds_all_that_there_are_numbers_for(homes):
     text = bench("report", homes[0], "--format", "html").out
-    for name in ("Table 2", "Level and power", "Methods compared", "Price of removal"):
+    for name in (
+        "Worst case",
+        "Price grid",
+        "Table 2",
+        "Level and power",
+        "Methods compared",
+        "Price of removal",
+    ):
         assert f"<h2>{name}</h2>" in text
     assert text.count('src="data:image/svg+xml;base64,') == 2  # ROC and frontier
 

@@ -49,12 +49,12 @@ LEGEND = (
     "task of the thief's own, points below the best that any attack reached there. Images: the "
     "thief's own pool. Compute: work of the attack's passes, one back worth two, of the reference.",
     "A cell holds the worst over all attacks within the budget, chains among them: for every key "
-    "the lowest rate, then the mean over keys [95 % Student interval over keys]. stands 1/2: of 2 "
-    "keys, the claim on every copy within the budget is decided, and owned, for 1. lost: a copy is "
-    "not owned, or cannot be read, or is undecided where the untouched one is decided. undecided: "
-    "none is lost, and innocents are too few to tell. (4): the attack with the lowest rate, and "
-    "where that is another, after / the one by which the claim is lost. untried: no attack is "
-    "within the budget, and what stands there is the untouched copy's.",
+    "the lowest rate, then the mean over keys [95 % Student interval, where keys differ]. stands "
+    "1/2: of 2 keys, the claim on every copy within the budget is decided, and owned, for 1. lost: "
+    "a copy is not owned, or cannot be read, or is undecided where the untouched one is decided. "
+    "undecided: none is lost, and innocents are too few to tell. (4): the attack with the lowest "
+    "rate, and where that is another, after / the one by which the claim is lost. untried: no "
+    "attack is within the budget, and what stands there is the untouched copy's.",
     "A longer list of attacks can only lower a cell, and so can a larger budget: no cell says what "
     "an attack that nobody tried would do. Utilities are point estimates: an attack that costs a "
     "little may be seen to cost nothing.",
@@ -231,10 +231,14 @@ def _exact(claims: Claims) -> str:
 
 
 def _mean(values: Sequence[float]) -> str:
-    """Write the mean over keys of what is in [0, 1], with its interval where there are two."""
+    """Write the mean over keys of what is in [0, 1], with its interval where they differ.
+
+    Of two keys that agree Student's interval has no width, and would look like certainty.
+    """
     if not values:
         return NOTHING
-    if (ends := mean_interval(values)) is None:
+    ends = mean_interval(values)
+    if ends is None or min(values) == max(values):
         return f"{fmean(values):.3f}"
     low, high = max(0.0, ends[0]), min(1.0, ends[1])  # Student knows no bounds
     return f"{fmean(values):.3f} [{low:.3f}, {high:.3f}]"
@@ -265,7 +269,7 @@ def _cheapest(claims: Claims, numbers: Mapping[str, str]) -> Iterator[str]:
         lost = [w for w in found if w.state == "lost"]
         if lost and 2 * len(lost) >= len(found) and not any(one.within(budget) for one in least):
             least.append(budget)
-            by = distinct(numbers.get(w.by[-1], w.by[-1]) for w in lost)
+            by = distinct(numbers.get(w.by[-1], "unattacked") for w in lost)
             yield f"{_budget(budget)}: {' '.join(by)}"
 
 

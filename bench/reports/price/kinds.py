@@ -25,7 +25,7 @@ from bench.reports.blocks import (
     per_model,
 )
 from bench.reports.notes import counts_text, distinct
-from bench.reports.price.prices import Bills
+from bench.reports.price.prices import NO_THIEFS, Bills
 
 UNTOUCHED_ROW = "untouched"
 
@@ -38,9 +38,6 @@ SEEN = ("weights", "features", "logits", "labels")
 """What a method may have to see, the most first."""
 
 NOT_APPLICABLE = "n/a"
-
-SHOWN_NOT = ("forgery", "control")
-"""Kinds that are no thief's: they are after a verdict on an innocent, or make one."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +139,7 @@ def _worst(column: _Column, kind: str, alpha: float) -> str:
             for r in row.suspects["released"]
         )
         return NOT_APPLICABLE if skipped else NOTHING
-    sign = -1 if kind.split(" > ")[-1] in SHOWN_NOT else 1  # what a forger is after is owned
+    sign = -1 if kind.split(" > ")[-1] in NO_THIEFS else 1  # what a forger is after is owned
     row = min(found, key=lambda row: tuple(sign * v for v in _standing(row, column.block, alpha)))
     _, rate = _standing(row, column.block, alpha)
     verdicts = counts_text(judged(row, column.block.nulls, alpha), row.unread)

@@ -36,6 +36,9 @@ IMAGENET = 1_281_167
 BLANK = 1.0
 """Forward passes that look at no image of anybody's: one of a blank image tells shapes."""
 
+NO_THIEFS = ("forgery", "control")
+"""Kinds of change that are no thief's: they are after a verdict on an innocent, or make one."""
+
 ROUNDED = 1e-9
 """Of a price: what floating point may add to it."""
 
@@ -192,6 +195,8 @@ def copies(block: Block, bills: Bills, alpha: float) -> list[Copy]:
     made: dict[str, Copy] = {}
     loss = _losses(block)
     for row in block.rows:
+        if not set(NO_THIEFS).isdisjoint(bills.change(row.chain).split(" > ")):
+            continue
         for record in _stolen(row):
             name = copy_of(record)
             if name in found and name not in made:
