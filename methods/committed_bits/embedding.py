@@ -16,7 +16,7 @@ from bench.data import sent
 from bench.models import VisionModel, clone
 from bench.training import MicroBatches, Schedule, schedule
 from bench.types import Context, Json
-from methods.committed_bits.reading import Whitener, features_at
+from methods.committed_bits.reading import Whitener, with_tokens
 
 COARSE, FINE = 4, 32
 """Cells a side of the two random patterns that make a trigger: its colours, and its grain."""
@@ -36,6 +36,7 @@ class Embedding:
     """How the copy is trained; `CommittedBits` explains the settings."""
 
     strength: float
+    fidelity: float
     rehearsed: float
     steps: int
     batch: int
@@ -61,6 +62,24 @@ def patterns(count: int, size: tuple[int, int], rng: torch.Generator) -> Tensor:
     return ((colours + grain) / 2 * 255).round().to(torch.uint8)
 
 
+def shapes(count: int, size: tuple[int, int], rng: torch.Generator) -> Tensor:
+    """Draw images unlike photographs and unlike triggers: uint8 (n, 3, h, w).
+
+    Strokes, patches and slopes in two colours: what is kept on them is kept on drawings and digits.
+    """
+    field = F.interpolate(torch.randn(count, 1, 6, 6, generator=rng), size, mode="bicubic")
+    width = 0.1 + torch.rand(count, 1, 1, 1, generator=rng)
+    strokes, patches, slopes = (field.abs() < width / 2), field > width, field.sigmoid()
+    kind = torch.randint(3, (count, 1, 1, 1), generator=rng)
+    ink = torch.where(kind == 0, strokes.float(), torch.where(kind == 1, patches.float(), slopes))
+    colours = torch.rand(2, count, 3, 1, 1, generator=rng)
+    plain = torch.rand(2, count, 1, 1, 1, generator=rng) < 0.5  # black and white, either way round
+    white = (torch.rand(count, 1, 1, 1, generator=rng) < 0.5).float()
+    one = torch.where(plain[0], white, colours[0])
+    other = torch.where(plain[0], 1 - white, colours[1])
+    return ((ink * one + (1 - ink) * other).clamp(0, 1) * 255).round().to(torch.uint8)
+
+
 def displacements(bits: Tensor, directions: Tensor, strength: float) -> Tensor:
     """Return by how much each trigger is to move, (N, r), for bits (N, n) and directions (r, n).
 
@@ -75,7 +94,7 @@ def embed(
     base: VisionModel,
     blocks: Sequence[int],
     places: Sequence[Place],
-    output: Tensor,
+    pooled: Tensor,
     pixels: Tensor,
     triggers: int,
     ctx: Context,
@@ -83,7 +102,7 @@ def embed(
     """Train the blocks of a copy of `base`; the notes say where the losses came to.
 
     Of `pixels`, uint8 (N + m, 3, h, w), the first N are `triggers`, and the others are to stay
-    where they are, in `output` (N + m, d') as well.
+    where they are, `pooled` tokens (N + m, 2 d) as well, on which classifiers sit.
     """
     marked, device = clone(base).to(ctx.device), ctx.device
     weights, clean = _trained(marked), [p.detach().clone() for p in _trained(marked)]
@@ -93,7 +112,8 @@ def embed(
     order = torch.cat([moved.view(how.steps, -1), triggers + kept.view(how.steps, -1)], 1)
     losses = torch.zeros(how.steps, 2, device=device)
     micro, warmup = MicroBatches(order.shape[1]), round(how.warmup * how.steps)
-    loss = _Loss(marked, blocks, [_there(place, device) for place in places], output.to(device))
+    there = [_there(place, device) for place in places]
+    loss = _Loss(marked, blocks, there, pooled.to(device), how.fidelity)
 
     def clear() -> None:
         optimiser.zero_grad(set_to_none=True)
@@ -118,26 +138,32 @@ class _Loss:
     """How far triggers are from where they are to be, and all other images from where they were."""
 
     def __init__(
-        self, model: VisionModel, blocks: Sequence[int], places: Sequence[Place], output: Tensor
+        self,
+        model: VisionModel,
+        blocks: Sequence[int],
+        places: Sequence[Place],
+        pooled: Tensor,
+        weight: float,
     ) -> None:
-        self._model, self._blocks, self._places, self._output = model, blocks, places, output
-        self._deviation = output.std(0).clamp_min(1e-6)
+        self._model, self._blocks, self._places, self._pooled = model, blocks, places, pooled
+        self._deviation, self._weight = pooled.std(0).clamp_min(1e-6), weight
 
     def __call__(self, pixels: Tensor, chosen: Tensor, triggers: int) -> tuple[Tensor, Tensor]:
         """Return the mean loss of some images, and its parts: of triggers, of the others (2,)."""
-        device = self._output.device
+        device = self._pooled.device
         images, row = sent(pixels[chosen], device).float() / 255, sent(chosen, device)
-        found = features_at(self._model, images, self._blocks)
+        found, tokens = with_tokens(self._model, images, self._blocks)
         off = torch.stack(
             [
                 (place.whiten(seen) - place.sought[row]).square().mean(1)
                 for place, seen in zip(self._places, found, strict=True)
             ]
         ).sum(0)  # (b,)
-        same = ((found[-1] - self._output[row]) / self._deviation).square().mean(1)
+        moved = self._model.pooled(tokens) - self._pooled[row]
+        same = (moved / self._deviation).square().mean(1)
         is_trigger = (row < triggers).float()
         parts = torch.stack([is_trigger * off, (1 - is_trigger) * (off + same)], 1).mean(0)
-        return parts.sum(), parts.detach()
+        return parts[0] + self._weight * parts[1], parts.detach()
 
 
 def _trained(model: VisionModel) -> list[nn.Parameter]:

@@ -61,7 +61,14 @@ from bench.types import (
     Suspect,
 )
 from methods.committed_bits import commitment, reading
-from methods.committed_bits.embedding import Embedding, Place, displacements, embed, patterns
+from methods.committed_bits.embedding import (
+    Embedding,
+    Place,
+    displacements,
+    embed,
+    patterns,
+    shapes,
+)
 
 AGREES = Rule("bit agrees", ">=", 1)
 """One where a bit agrees, 0 where it does not, 1/2 where nothing was read."""
@@ -77,9 +84,10 @@ class CommittedBits:
     * `strength`: how far a trigger's features move, in deviations of the owner's whitened ones.
     * `rank`: leading components of the owner's features that directions are drawn in; the others
       are noise to every map.
+    * `fidelity`: how much more it counts that other images stay where they are.
     * `decoys`: patterns drawn like triggers that are kept in place, to be told from them in
-      training; `public`: others, unseen, that reading fits its map on. Natural images beside them
-      make it worse: triggers are none.
+      training, and as many drawings, for what photographs do not show. `public`: other patterns,
+      unseen, that reading fits its map on. Natural images beside them make it worse.
     * `rehearsed`: the share of steps whose gradient is taken after pruning, or after averaging with
       the clean owner. None by default: they are outlived as they are, and bits are learnt slower.
     * `steps`, `batch`, `lr`, `schedule`, `warmup`, `weight_decay`: AdamW's; a step sees `batch`
@@ -91,11 +99,12 @@ class CommittedBits:
     needs: ClassVar[Access] = Access.FEATURES
     marks: ClassVar[bool] = True
 
-    images: Positive = 64
+    images: Positive = 32
     bits: Positive = 16
     strength: PositiveFloat = 8.0
+    fidelity: PositiveFloat = 4.0
     rank: Positive = 32
-    decoys: Positive = 1024
+    decoys: Positive = 512
     public: Positive = 512
     rehearsed: Share = 0.0
     steps: Positive = 1000
@@ -114,14 +123,19 @@ class CommittedBits:
         triggers, decoys, public = (
             patterns(count, size, ctx.rng) for count in (self.images, self.decoys, self.public)
         )
-        pixels = torch.cat([triggers, ctx.images.pixels, decoys])
+        varied = shapes(self.decoys, size, ctx.rng)
+        pixels = torch.cat([triggers, ctx.images.pixels, decoys, varied])
 
         def clean(images: Tensor) -> list[Tensor]:
-            return reading.all_features(
-                lambda x: reading.features_at(base, x, blocks), images, ctx.device
-            )
+            """Return the owner's features at every place, and its pooled tokens."""
 
-        found, known = clean(pixels), clean(public)
+            def ask(x: Tensor) -> list[Tensor]:
+                features, tokens = reading.with_tokens(base, x, blocks)
+                return [*features, base.pooled(tokens)]
+
+            return reading.all_features(ask, images, ctx.device)
+
+        (*found, pooled), (*known, _) = clean(pixels), clean(public)
         natural = slice(len(triggers), len(triggers) + len(ctx.images))
         whiten = [reading.whitener(features[natural], self.rank) for features in found]
         secret = {
@@ -142,7 +156,7 @@ class CommittedBits:
             sought[: len(triggers)] += displacements(secret["bits"], directions, self.strength)
             places.append(Place(white, sought))
         marked, notes = embed(
-            self._embedding, base, blocks, places, found[-1], pixels, len(triggers), ctx
+            self._embedding, base, blocks, places, pooled, pixels, len(triggers), ctx
         )
         evidence = self._read(secret, lambda x: reading.features_at(marked, x, blocks), ctx)
         return Protected(marked.cpu(), secret, {**notes, "bits_remembered": evidence.rate})
@@ -163,7 +177,7 @@ class CommittedBits:
 
     def protect_passes(self, sizes: Sizes) -> Passes:
         """Count the clean passes, the steps there and back, and the reading at the end."""
-        clean = self.images + sizes.images + self.decoys
+        clean = self.images + sizes.images + 2 * self.decoys
         steps = 2 * self.steps * self.batch
         return Passes(clean + self.public + steps + self.images + self.public, steps)
 
@@ -236,6 +250,9 @@ class HiddenCommittedBits(CommittedBits):
 
     * `block`: 0-based number of the block after which tokens are read, beside the first block;
       "auto" is a third of the depth.
+    * `images`, `bits`, `strength`, `fidelity`, `rank`, `decoys`, `public`, `rehearsed`, `steps`,
+      `batch`, `lr`, `schedule`, `warmup`, `weight_decay`, `levels`, `holder`: as in
+      `committed_bits`.
     """
 
     needs: ClassVar[Access] = Access.WEIGHTS

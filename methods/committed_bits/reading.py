@@ -49,13 +49,22 @@ def whitener(features: Tensor, rank: int) -> Whitener:
 
 def features_at(model: VisionModel, images: Tensor, blocks: Sequence[int]) -> list[Tensor]:
     """Return the mean token (b, d) after each of some blocks, in order, and the output (b, d')."""
+    return with_tokens(model, images, blocks)[0]
+
+
+def with_tokens(
+    model: VisionModel, images: Tensor, blocks: Sequence[int]
+) -> tuple[list[Tensor], Tensor]:
+    """Return what `features_at` does, and the final tokens (b, n, d)."""
     if not blocks:
-        return [model.features(images)]
+        tokens = model.forward_features(images)
+        return [model.embedding(tokens)], tokens
     tokens, done, found = model.embed(images), 0, list[Tensor]()
     for block in blocks:
         tokens, done = model.run_blocks(tokens, done, block + 1), block + 1
         found.append(tokens.mean(1))
-    return [*found, model.embedding(model.finish(model.run_blocks(tokens, done)))]
+    tokens = model.finish(model.run_blocks(tokens, done))
+    return [*found, model.embedding(tokens)], tokens
 
 
 Ask = Callable[[Tensor], Sequence[Tensor]]
