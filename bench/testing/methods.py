@@ -26,7 +26,7 @@ from bench.testing.comparing import (
     _snapshot,
 )
 from bench.testing.victims import STRANGERS, _owner_for, _strangers_for, context
-from bench.tuning.candidates import method_tunes_within_its_settings
+from bench.tuning.candidates import ranges
 from bench.types import Method, Protected
 from bench.verdicts.verdict import rank_p_value
 
@@ -147,6 +147,21 @@ def method_does_not_depend_on_order(method: Method) -> None:
     forwards = [_read(method, protected, model) for model in (protected.model, other)]
     backwards = [_read(method, protected, model) for model in (other, protected.model)]
     _require(forwards == backwards[::-1], "extract() remembers earlier suspects")
+
+
+def method_tunes_within_its_settings(method: Method) -> None:
+    """Declare as tunable values that the method takes, and nothing that only reading depends on."""
+    declared = ranges(type(method))
+    read = sorted(declared.keys() & reading(type(method)).keys())
+    _require(not read, f"`tunable` names what only reading depends on: {', '.join(read)}")
+    whole: Any = method
+    for name, values in declared.items():
+        _require(len(values) > 1, f"`tunable` leaves '{name}' no choice: {list(values)}")
+        for value in values:
+            try:
+                dataclasses.replace(whole, **{name: value})
+            except UserError as error:
+                raise AssertionError(f"`tunable` has a value that is refused: {error}") from None
 
 
 METHOD_CHECKS: tuple[Callable[[Method], None], ...] = (

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from bench.records.explained import reading
 from bench.records.nouns import Json, Spec, UserError
 from bench.records.settings import Count, NotNegative, Positive, PositiveFloat, Share
 from bench.registry import METHODS
@@ -117,20 +115,3 @@ def _mirrored(number: int, base: int) -> float:
         place /= base
         mirrored += digit * place
     return mirrored
-
-
-def method_tunes_within_its_settings(method: Method) -> None:
-    """Declare as tunable values that the method takes, and nothing that only reading depends on."""
-    declared = ranges(type(method))
-    read = sorted(declared.keys() & reading(type(method)).keys())
-    if read:
-        raise AssertionError(f"`tunable` names what only reading depends on: {', '.join(read)}")
-    whole: Any = method
-    for name, values in declared.items():
-        if len(values) < 2:
-            raise AssertionError(f"`tunable` leaves '{name}' no choice: {list(values)}")
-        for value in values:
-            try:
-                dataclasses.replace(whole, **{name: value})
-            except UserError as error:
-                raise AssertionError(f"`tunable` has a value that is refused: {error}") from None

@@ -10,11 +10,11 @@ from bench import registry
 from bench.records.nouns import UserError
 from bench.records.settings import SettingError, settings
 from bench.registry import METHODS
+from bench.testing import method_tunes_within_its_settings
 from bench.tuning.candidates import (
     Terms,
     candidates,
     draws,
-    method_tunes_within_its_settings,
 )
 
 
