@@ -228,15 +228,17 @@ def means_of_heads(suspect: Tensor, reference: Tensor, sizes: tuple[int, int]) -
     ridge = RIDGE * size[:, None, None] * torch.eye(square.shape[-1], dtype=square.dtype)
     # The direction of the stream whose reading is the mean, by head: (h, d)
     dual = (columns @ torch.linalg.solve(square + ridge, mean[..., None]))[..., 0]
-    basis = torch.linalg.qr(columns).Q  # (h, d, c)
+
+    def shared(products: Tensor) -> Tensor:
+        """Say how much of a head (..., c, c') lies in the span of another, by their products."""
+        return (products * torch.linalg.solve(square + ridge, products)).sum((-2, -1))
+
     total = theirs.square().sum((1, 2)).clamp(min=TINY)
-    own = range(min(sizes))
-    shared = torch.stack([(basis[i].T @ theirs[i]).square().sum() / total[i] for i in own])
-    if sizes[0] == sizes[1] and bool((shared > LIKE).all()):
-        chosen = torch.arange(sizes[0])
-    else:
-        every = torch.einsum("hdc,gde->ghce", basis, theirs).square().sum((2, 3))  # (h', h)
-        chosen = every.argmax(1)
+    chosen = torch.arange(sizes[0])
+    namesakes = shared(columns.mT @ theirs) / total if sizes[0] == sizes[1] else total * 0
+    if not bool((namesakes > LIKE).all()):
+        every = torch.einsum("hdc,gde->ghce", columns, theirs)  # (h', h, c, c')
+        chosen = shared(every).argmax(1)
     return torch.einsum("hdc,hd->hc", theirs, dual[chosen]).flatten()
 
 
