@@ -27,7 +27,7 @@ PARTS = {
         "{name: ipguard, points: 4, iterations: 3}",
         "{name: akh, queries: 5, readout: relinear}",
         "{name: adv_tra, mode: fast, trajectories: 2, classes: 3}",
-        "{name: oracle.weights}",
+        "{name: oracle.weights, align: auto}",
     ],
     "attacks": [
         "{name: control.identity}",
