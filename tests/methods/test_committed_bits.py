@@ -15,7 +15,7 @@ from bench.types import ExactNull, Protected, Sizes
 from bench.verdicts.exact.coins import log10_p
 from bench.verdicts.verdict import decide_exactly
 from methods.committed_bits import CommittedBits, HiddenCommittedBits, commitment, reading
-from methods.committed_bits.embedding import displacements, patterns
+from methods.committed_bits.embedding import displacements, patterns, shapes
 
 QUICK = {
     **{"images": 16, "bits": 8, "steps": 100, "batch": 16, "lr": 5e-3, "decoys": 64, "public": 192},
@@ -200,3 +200,6 @@ def test_displacements_are_as_long_as_told_and_patterns_are_images():
     assert torch.allclose(moved.norm(dim=1), torch.full((9,), 8.0))
     drawn = patterns(3, (40, 56), torch.Generator().manual_seed(0))
     assert (drawn.shape, drawn.dtype) == ((3, 3, 40, 56), torch.uint8)
+    varied = shapes(30, (40, 56), torch.Generator().manual_seed(0))
+    assert (varied.shape, varied.dtype) == ((30, 3, 40, 56), torch.uint8)
+    assert varied.float().mean((1, 2, 3)).std() > 40  # dark and bright ones

@@ -9,7 +9,7 @@ from made import bit_errors, outline, suspect
 from bench.records import ledger
 from bench.records.nouns import Evidence, ExactNull, Rule, Spec
 from bench.reports import notes
-from bench.reports.tables import calibration
+from bench.reports.tables import calibration, tables
 from bench.verdicts import level
 from bench.verdicts.checks import fairness
 from bench.verdicts.checks.uniform import innocent_evidence, uniform_table, uniformity
@@ -99,6 +99,17 @@ def test_the_table_shows_every_kind_of_innocent_and_only_for_exact_nulls():
     ]
     plain = [marked(bit_errors(3, 4), n, "stranger") for n in range(3)]
     assert uniform_table(outline(), [("mini", "plain", plain)]).rows == ()
+
+
+def test_table_2_says_p_and_that_no_innocents_are_needed():
+    copy = marked(coins([1] * 60 + [-1] * 4), 1)
+    records = [copy, *innocent_records(np.random.default_rng(7), secrets=1, each=2)]
+    found = tables(outline(records), {record.key: record for record in records})
+    table = next(table for table in found if table.name == "Table 2")
+    said = " ".join(" ".join(row) for row in table.rows)
+    assert "3.7e-14" in said
+    assert "none needed; least p 5.4e-20" in said
+    assert "owned" in said
 
 
 def test_no_reading_is_chosen_by_its_score():
