@@ -231,7 +231,8 @@ def means_of_heads(suspect: Tensor, reference: Tensor, sizes: tuple[int, int]) -
 
     def shared(products: Tensor) -> Tensor:
         """Say how much of a head (..., c, c') lies in the span of another, by their products."""
-        return (products * torch.linalg.solve(square + ridge, products)).sum((-2, -1))
+        within: Tensor = products * torch.linalg.solve(square + ridge, products)
+        return within.sum((-2, -1))
 
     total = theirs.square().sum((1, 2)).clamp(min=TINY)
     chosen = torch.arange(sizes[0])

@@ -60,6 +60,9 @@ from bench.testing.methods import method_survives_a_round_trip as method_survive
 from bench.testing.methods import (
     method_tunes_within_its_settings as method_tunes_within_its_settings,
 )
+from bench.testing.methods import (
+    method_with_an_exact_null_has_fair_bits as method_with_an_exact_null_has_fair_bits,
+)
 from bench.testing.victims import CPU as CPU
 from bench.testing.victims import STRANGERS as STRANGERS
 from bench.testing.victims import _owner_for as _owner_for

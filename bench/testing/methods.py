@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, cast
 
+import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -27,8 +28,12 @@ from bench.testing.comparing import (
 )
 from bench.testing.victims import STRANGERS, _owner_for, _strangers_for, context
 from bench.tuning.candidates import ranges
-from bench.types import Method, Protected
+from bench.types import Method, Protected, RedrawsBits
+from bench.verdicts.checks import fairness
 from bench.verdicts.verdict import rank_p_value
+
+REDRAWS = 12
+"""Secrets with other bits: distances that move with the bits do so at the first."""
 
 
 def check_method(method: Method) -> None:
@@ -164,6 +169,25 @@ def method_tunes_within_its_settings(method: Method) -> None:
                 raise AssertionError(f"`tunable` has a value that is refused: {error}") from None
 
 
+def method_with_an_exact_null_has_fair_bits(method: Method) -> None:
+    """Redraw the bits of a secret with an exact null: which queries agree may change, no more."""
+    made = _protected(method)
+    if not isinstance(method, RedrawsBits):
+        null = _read(method, made, made.model).null
+        _require(null is None, "evidence has an exact null, and the method no redrawn()")
+        return
+    rng = torch.Generator().manual_seed(0)
+    drawn = [method.redrawn(made.secret, rng) for _ in range(REDRAWS)]
+    innocent = [_owner_for(method.needs), *_strangers_for(method.needs)]
+
+    def read(secret: Mapping[str, Tensor], suspect: VisionModel) -> Evidence:
+        view = View(suspect, method.needs)
+        return method.extract(secret, view, context(1, "owner"))
+
+    said = fairness.why_unfair(read, made.secret, drawn, made.model, innocent)
+    _require(not said, said)
+
+
 METHOD_CHECKS: tuple[Callable[[Method], None], ...] = (
     method_tunes_within_its_settings,
     method_keeps_tensors_only_as_secret,
@@ -177,6 +201,7 @@ METHOD_CHECKS: tuple[Callable[[Method], None], ...] = (
     method_recognises_its_own_model,
     method_separates_it_from_trained_strangers,
     method_survives_a_round_trip,
+    method_with_an_exact_null_has_fair_bits,
 )
 """What every method must pass, cheapest explanation of a failure first."""
 
