@@ -52,7 +52,7 @@ class Embeddings:
     * `data`: the data set whose images the thief learns on; none: the probe's.
     * `epochs`, `batch`: passes over the thief's images, and images in a step.
     * `lr`, `schedule`, `warmup`: the peak learning rate, how it goes on, and the share of the steps
-      in which it rises.
+      in which it rises. At a rate of 0 nothing is learnt, and so nothing is drawn or rotated.
     * `weight_decay`: AdamW's.
     * `rotated`: whether the stream is rotated at last, or permuted where it starts from a norm.
     * `precision`: of the passes.
@@ -85,7 +85,8 @@ class Embeddings:
         made.requires_grad_(False)
         for parameter in learnt:
             parameter.requires_grad_(True)
-            _redraw(parameter, ctx.rng)
+            if self.lr:  # or the copy would be worth nothing
+                _redraw(parameter, ctx.rng)
         teacher = clone(victim).to(ctx.device)
 
         @torch.no_grad()
@@ -101,7 +102,7 @@ class Embeddings:
             return 1 - cosine + F.mse_loss(found, target)
 
         fit = training.fit(learnt, loss_of, len(ctx.images), self, ctx.rng)
-        made = _rotated(made, ctx.rng) if self.rotated else made
+        made = _rotated(made, ctx.rng) if self.rotated and self.lr else made
         made.notes = {"final_loss": fit.losses[-1], "steps": fit.steps}
         return made.eval().requires_grad_(True)
 

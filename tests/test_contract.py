@@ -23,6 +23,7 @@ COMMITTED = {"images": 16, "bits": 8, "steps": 60, "batch": 16, "lr": 5e-3, "dec
 QUICK = {
     "committed_bits": {**COMMITTED, "public": 192},
     "committed_bits.hidden": {**COMMITTED, "public": 192},
+    "disguise.embeddings": {"epochs": 2},
     "distill.features": {"epochs": 2},
     "distill.logits": {"epochs": 2},
     "finetune.classify": {"epochs": 2},
