@@ -25,6 +25,7 @@ from bench.registry import attack
 from bench.training import in_batches
 from bench.types import (
     Access,
+    Change,
     Context,
     NotNegative,
     PartialShare,
@@ -68,6 +69,7 @@ class Embeddings:
     rotated: bool = True
     precision: training.Precision = "float32"
 
+    change: ClassVar[Change] = "finetuning"
     offers: ClassVar[Access] = Access.ALL
     derived: ClassVar[bool] = True
     random: ClassVar[bool] = True
@@ -124,6 +126,7 @@ class Patch:
     size: Positive | None = None
     rotated: bool = True
 
+    change: ClassVar[Change] = "other"
     offers: ClassVar[Access] = Access.ALL
     derived: ClassVar[bool] = True
     random: ClassVar[bool] = True

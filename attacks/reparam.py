@@ -21,6 +21,7 @@ from bench.models import VisionModel
 from bench.registry import attack
 from bench.types import (
     Access,
+    Change,
     Context,
     NotNegative,
     Passes,
@@ -45,6 +46,7 @@ class Permute:
 
     share: PositiveShare = 1.0
 
+    change: ClassVar[Change] = "exact"
     offers: ClassVar[Access] = Access.ALL
     derived: ClassVar[bool] = True
     random: ClassVar[bool] = True
@@ -76,6 +78,7 @@ class Rotate:
 
     angle: PositiveFloat | None = None
 
+    change: ClassVar[Change] = "exact"
     offers: ClassVar[Access] = Access.ALL
     derived: ClassVar[bool] = True
     random: ClassVar[bool] = True
@@ -103,6 +106,7 @@ class Scale:
 
     factor: PositiveFloat = 8.0
 
+    change: ClassVar[Change] = "exact"
     offers: ClassVar[Access] = Access.ALL
     derived: ClassVar[bool] = True
     random: ClassVar[bool] = False
@@ -133,6 +137,7 @@ class Shift:
     constant: NotNegative = 10.0
     sd: NotNegative = 0.0
 
+    change: ClassVar[Change] = "exact"
     offers: ClassVar[Access] = Access.ALL
     derived: ClassVar[bool] = True
     random: ClassVar[bool] = True
@@ -174,6 +179,7 @@ class Internal:
     what: Freedom = "all"
     sd: PositiveFloat = 0.5
 
+    change: ClassVar[Change] = "exact"
     offers: ClassVar[Access] = Access.ALL
     derived: ClassVar[bool] = True
     random: ClassVar[bool] = True

@@ -18,7 +18,7 @@ from annotated_types import Ge
 from bench import symmetry
 from bench.models import VisionModel
 from bench.registry import attack
-from bench.types import Access, Context, Passes, Positive, PositiveFloat, Share, Sizes
+from bench.types import Access, Change, Context, Passes, Positive, PositiveFloat, Share, Sizes
 
 
 @attack("structure.widen")
@@ -34,6 +34,7 @@ class Widen:
 
     times: Annotated[int, Ge(2)] = 2
 
+    change: ClassVar[Change] = "exact"
     offers: ClassVar[Access] = Access.ALL
     derived: ClassVar[bool] = True
     random: ClassVar[bool] = True
@@ -61,6 +62,7 @@ class IdentityBlocks:
     blocks: Positive = 1
     at: Share = 0.0
 
+    change: ClassVar[Change] = "exact"
     offers: ClassVar[Access] = Access.ALL
     derived: ClassVar[bool] = True
     random: ClassVar[bool] = False
@@ -89,6 +91,7 @@ class DummyNeurons:
     share: PositiveFloat = 0.5
     kind: Literal["zero", "clique", "split"] = "clique"
 
+    change: ClassVar[Change] = "exact"
     offers: ClassVar[Access] = Access.ALL
     derived: ClassVar[bool] = True
     random: ClassVar[bool] = True
@@ -118,6 +121,7 @@ class DummyHeads:
     count: Positive = 2
     kind: Literal["zero", "cancelling"] = "cancelling"
 
+    change: ClassVar[Change] = "exact"
     offers: ClassVar[Access] = Access.ALL
     derived: ClassVar[bool] = True
     random: ClassVar[bool] = True
