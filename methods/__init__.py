@@ -29,9 +29,29 @@ reading of its paper, as settings.
 | `precision` | `HasPrecision` | the precision it reads in, and the plain passes beside it |
 | `protect_passes` | `CountsProtecting` | says how many passes `protect` takes |
 | `extract_passes` | `CountsExtracting` | the same of `extract`; without it `bench plan` says ? |
+| `tunable` | `SaysTunable` | says what [`bench tune`][tune] may choose from |
 | `unreadable(owner, suspect)` | `SaysUnreadable` | says from shapes why a suspect cannot be read |
+| `redrawn(secret, rng)` | `RedrawsBits` | draws bits anew, for [an exact null](#an-exact-null) |
 
 What the readouts are is in [suites/README.md](../suites/README.md#keys-of-a-classifier).
+
+[tune]: ../suites/README.md#tune-every-method-by-one-budget
+
+## An exact null
+
+A verdict ranks a suspect among innocents, unless the evidence says how it is distributed.
+It can where the secret holds fair bits, drawn apart from all else, and `extract` looks at them
+last.
+Then each query agrees with an innocent model by a fair coin, whatever that model is.
+
+* `Evidence(..., null=ExactNull(levels))` declares it; the verdict is then p of those coins alone.
+* With one level a query is a bit (binomial).
+  With more it counts by how plainly it was read (sign flips).
+* p is computed to any depth, such as 1.3e-122, and needs no strangers and no descendants.
+* `redrawn` lets a check see to it: redrawn bits may turn queries over, and change nothing else.
+* Innocents that a suite reads show in `bench report --calibration` whether p is uniform on them.
+
+[committed_bits](committed_bits/method.py) is such a method.
 
 ## Protect your model, prove theft
 
@@ -64,6 +84,7 @@ folders:
 | `--strangers` | models that never met the owner's weights |
 | `--descendants` | for a mark: finetuned copies of the *unmarked* weights, and these themselves |
 
+* A method with [an exact null](#an-exact-null) needs neither.
 * 19 of each are needed at `--alpha 0.05`.
 * With fewer it says *undecided*, how many are missing, and the rate by the paper's own rule.
 * The backbone is what is read: a thief's head is ignored, and named.
@@ -95,4 +116,19 @@ bench verify copies/alice/model.safetensors \
   One encoder and decoder carry anybody's.
 * With several keys p is multiplied by their number: 19 innocents become 39 with two.
 * The user whose key fits best is named, or nobody.
+
+## What a fingerprint of descent proves
+
+`lineage.*`, `cka` and `oracle.weights` name what weights, or a function, come from: the base.
+
+| the owner's base | what a high score says |
+| --- | --- |
+| private | the suspect's weights come from it: nobody else has such weights |
+| public, finetuned | nothing, unless the suspect scores above the public model itself |
+| public, as it is | nothing: anybody may start from it |
+
+* Suites ask about the public model of an owner with `backbone: finetuned`.
+  A copy must score above it.
+* For `bench verify` no file says what the base was: read the public model with the same key, too.
+* Twins and copies marked with another key read high, rightly: they come from the same base.
 """
