@@ -45,11 +45,11 @@ last.
 Then each query agrees with an innocent model by a fair coin, whatever that model is.
 
 * `Evidence(..., null=ExactNull(levels))` declares it; the verdict is then p of those coins alone.
-* With one level a query is a bit (binomial).
-  With more it counts by how plainly it was read (sign flips).
+* With one level a query is a bit, which agrees or not (binomial).
+* With more levels it counts by how plainly it was read (sign flips).
 * p is computed to any depth, such as 1.3e-122, and needs no strangers and no descendants.
 * `redrawn` lets a check see to it: redrawn bits may turn queries over, and change nothing else.
-* Innocents that a suite reads show in `bench report --calibration` whether p is uniform on them.
+* Innocents that a suite reads show in a report's calibration whether p is uniform on them.
 
 [committed_bits](committed_bits/method.py) is such a method.
 
