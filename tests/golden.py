@@ -47,6 +47,11 @@ MARK = {
     **{"encoder_hidden": 16, "decoder_hidden": 16},
 }
 
+BITS = {
+    **{"images": 8, "bits": 4, "steps": 12, "batch": 4, "lr": 1e-3},
+    **{"decoys": 16, "public": 48, "rank": 16},
+}
+
 TRAINED = {"epochs": 2, "warmup": 0.25, "schedule": "cosine"}
 
 CASES: Mapping[str, tuple[dict[str, object], ...]] = {
@@ -62,6 +67,8 @@ CASES: Mapping[str, tuple[dict[str, object], ...]] = {
     "akh": ({"queries": 24},),
     "cka": ({"images": 16}, {"images": 16, "source": "noise", "estimator": "biased"}),
     "cka.hidden": ({"images": 16},),
+    "committed_bits": (BITS, {**BITS, "rehearsed": 0.5, "levels": 1}),
+    "committed_bits.hidden": (BITS,),
     "ipguard": (
         {"points": 12, "iterations": 16, "lr": 1e-2},
         {"points": 12, "iterations": 16, "initialisation": "noise", "k_unit": "median margin"}
@@ -78,6 +85,8 @@ CASES: Mapping[str, tuple[dict[str, object], ...]] = {
     ),
     "control.identity": ({},),
     "control.stranger": ({"index": 1},),
+    "disguise.embeddings": (TRAINED, {**TRAINED, "rotated": False}),
+    "disguise.patch": ({},),
     "distill.features": ({**TRAINED},),
     "distill.logits": ({**TRAINED},),
     "finetune.classify": (
@@ -91,6 +100,15 @@ CASES: Mapping[str, tuple[dict[str, object], ...]] = {
     "noise.weights": ({},),
     "prune.l1": ({}, {"scope": "layer", "amount": 0.4}),
     "prune.structured": ({}, {"what": "heads", "amount": 0.5}),
+    "reparam.internal": ({},),
+    "reparam.permute": ({}, {"share": 0.5}),
+    "reparam.rotate": ({}, {"angle": 0.5}),
+    "reparam.scale": ({},),
+    "reparam.shift": ({}, {"constant": 0.0, "sd": 1.0}),
+    "structure.heads": ({}, {"kind": "zero"}),
+    "structure.identity": ({}, {"blocks": 2}),
+    "structure.neurons": ({}, {"kind": "split"}, {"kind": "zero"}),
+    "structure.widen": ({},),
     "quantize": ({}, {"format": "int4", "per": "tensor"}, {"format": "fp8"}),
 }
 """Short settings of every plug-in, that between them go through most of it."""
