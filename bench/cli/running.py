@@ -89,7 +89,7 @@ def run_suite(arguments: argparse.Namespace) -> int:
         stale=arguments.stale,
     )
     made, priced = bench.report(results), bench.report(results, price=True)
-    for table in (*made, priced[0]):  # the worst case in a line each; its grid is for the file
+    for table in made:  # the price of removal is for the files, `--price` and the page
         print_table(table, console)
     write_tables(arguments.results / plan.suite.name, (*made, *priced))
     if not results.failed:

@@ -71,7 +71,7 @@ class _Stages:
         found = self.fidelity.payload["fidelity"] if self.fidelity else None
         price, utility = found and Fidelity(**found), Utility(**self.utility.payload["utility"])
         for name, ours, theirs in (
-            ("evidence", _plain(record.evidence), self.extract.payload["evidence"]),
+            ("evidence", _plain(record.evidence), _told(self.extract.payload["evidence"])),
             ("suspect digest", record.suspect_digest, self.suspect.payload["digest"]),
             ("owner digest", record.owner_digest, self.owner.payload["digest"]),
             # By way of the nouns: an older store has fewer fields.
@@ -174,7 +174,12 @@ def _plain(value: Evidence | Utility | Fidelity | None) -> Json:
     if value is None:
         return None
     kept = {k: v for k, v in dataclasses.asdict(value).items() if k != "notes"}
-    return json.loads(canonical(kept))
+    return _told(json.loads(canonical(kept)))
+
+
+def _told(found: Json) -> Json:
+    """Leave out an exact null that nobody declared: evidence without one does not name it."""
+    return {k: v for k, v in found.items() if (k, v) != ("null", None)}
 
 
 def _reading(evidence: Json) -> tuple[float, ...]:
