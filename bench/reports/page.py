@@ -33,6 +33,7 @@ from bench.records.table import NOTHING, Picture, Table
 from bench.reports import drawings, tables
 from bench.reports.blocks import Block, CellResult, grouped, judged
 from bench.reports.notes import counts_text, distinct, largest_p
+from bench.reports.price.marks import price
 from bench.verdicts.innocents import Innocents, verdict_on
 from bench.verdicts.intervals import wilson
 from bench.verdicts.verdict import Verdict
@@ -213,7 +214,7 @@ def _facts(block: Block, alpha: float) -> Iterator[Line]:
         yield Line("native rule", f"{evidence.rule.text} per {evidence.unit}")
         known = "not known beforehand" if evidence.chance is None else f"{evidence.chance:.3g}"
         yield Line("chance agreement", known)
-    for label, text, *_ in tables.price(block):
+    for label, text, *_ in price(block):
         yield Line(label, text)
     yield Line("innocent models", "; ".join(distinct(map(_null, block.nulls.values()))) or NOTHING)
     attacked = [row for row in block.rows if row.chain]  # nobody took the untouched model

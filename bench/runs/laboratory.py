@@ -39,14 +39,13 @@ from bench.records.nouns import (
     digest,
     packed,
 )
-from bench.records.settings import SettingError
 from bench.records.store import Artefact, Store
 from bench.registry import ATTACKS, METHODS
 from bench.runs.machine import device_name, environment
-from bench.runs.owners import load_owner, refuse_others
+from bench.runs.owners import called, load_owner, refuse_others, refuse_two_heads
 from bench.suite import sources
 from bench.suite.graph import Kind, Plan, Stage
-from bench.suite.owners import ClassifierSettings, OwnerSettings
+from bench.suite.owners import ClassifierSettings
 from bench.suite.plan import weights_file
 from bench.suite.todo import near_models
 from bench.symmetry import Alignment, align, rewritten
@@ -460,27 +459,13 @@ def load_owners(laboratory: Laboratory) -> None:
         refuse_others(owner, loaded.payload["digest"])
     for group in near_models(laboratory.plan, laboratory.store):
         if len(group) > 1:
-            listed = " and ".join(_called(laboratory.plan.owners[key]) for key in group)
+            listed = " and ".join(called(laboratory.plan.owners[key]) for key in group)
             laboratory.note(f"{listed} are one model, or nearly: as innocents they count once")
     for stage in laboratory.plan.stages.values():
         if stage.kind == "classifier":
-            _refuse_two_heads(laboratory.plan.owners[stage.parents[0]], laboratory.store, stage)
-
-
-def _called(owner: OwnerSettings) -> str:
-    """Name a model and, where it lies in a file, the file."""
-    return f"{owner.name} ({Path(owner.weights).name})" if owner.from_file else owner.name
-
-
-def _refuse_two_heads(owner: OwnerSettings, store: Store, stage: Stage) -> None:
-    loaded = store.find(stage.parents[0])
-    assert loaded is not None, "it was just loaded"
-    if loaded.payload["architecture"]["head"] is not None:
-        raise SettingError(
-            f"owner '{owner.name}': classifier: expected none, the model has its own; leave it out "
-            "and the model's own classifier is used",
-            ("classifier",),
-        )
+            parent, made = stage.parents[0], laboratory.store.find(stage.parents[0])
+            assert made is not None, "it was just loaded"
+            refuse_two_heads(laboratory.plan.owners[parent], made.payload["architecture"]["head"])
 
 
 def _shape(cohort: Mapping[str, Json]) -> Shape:

@@ -16,7 +16,8 @@ from bench.models.heads import Head
 from bench.models.libraries import EMBEDDED, LIBRARIES, Place
 from bench.models.vision import Architecture, VisionModel
 from bench.models.weights import Loaded, load_weights, refuse_infinite
-from bench.records.nouns import UserError, first_line, how_many
+from bench.records.nouns import Json, UserError, first_line, how_many
+from bench.records.settings import SettingError
 from bench.suite.todo import start
 
 if TYPE_CHECKING:
@@ -181,3 +182,18 @@ def _cache_only(offline: bool) -> Iterator[None]:
         yield
     finally:
         constants.HF_HUB_OFFLINE = before
+
+
+def called(owner: OwnerSettings) -> str:
+    """Name a model and, where it lies in a file, the file."""
+    return f"{owner.name} ({Path(owner.weights).name})" if owner.from_file else owner.name
+
+
+def refuse_two_heads(owner: OwnerSettings, head: Json) -> None:
+    """Refuse a classifier for a model that was loaded with a head of its own."""
+    if head is not None:
+        raise SettingError(
+            f"owner '{owner.name}': classifier: expected none, the model has its own; leave it out "
+            "and the model's own classifier is used",
+            ("classifier",),
+        )
