@@ -156,8 +156,9 @@ def _of_timm(model: VisionModel, vit: Any) -> Anatomy:
     from timm.models.vision_transformer import Block
 
     for block in vit.blocks:
-        if type(block) is not Block or type(block.attn) is not TimmAttention:
-            _refuse(model, f"a {type(block).__name__} with {type(block.attn).__name__}")
+        attention = getattr(block, "attn", None)
+        if type(block) is not Block or type(attention) is not TimmAttention:
+            _refuse(model, f"a {type(block).__name__} with {type(attention).__name__}")
     embed = vit.patch_embed
     if not isinstance(getattr(embed, "proj", None), nn.Conv2d | nn.Linear) or not _absent(
         getattr(embed, "norm", None)

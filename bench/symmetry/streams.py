@@ -132,7 +132,8 @@ def map_stream(
 def bake_means(model: VisionModel) -> VisionModel:
     """Take out of what is written to the stream its mean over channels, which no norm sees.
 
-    Readers lose the mean of their rows, which has nothing to read. Norms and LayerScale are folded.
+    Readers lose the mean of their rows where it has nothing to read. Norms and LayerScale are
+    folded.
 
     Raises:
         UserError: no such transformer, or the mean of its stream is not free.
@@ -146,9 +147,13 @@ def bake_means(model: VisionModel) -> VisionModel:
             _set(value, value.double() - value.double().mean(0, keepdim=True))
         for token in body.tokens:
             _set(token, token.double() - token.double().mean(-1, keepdim=True))
-        for reader in [reader for branch in body.branches for reader in branch.readers]:
-            rows = reader.weight.double()
-            _set(reader.weight, rows - rows.mean(1, keepdim=True))
+        for branch in body.branches:
+            kept = branch.norm.bias
+            if kept is not None and kept.any():
+                continue  # a bias that no reader could take up has a mean, which is read
+            for reader in branch.readers:
+                rows = reader.weight.double()
+                _set(reader.weight, rows - rows.mean(1, keepdim=True))
         if body.entry is not None and body.entry.bias is not None:
             _set(body.entry.bias, body.entry.bias.double() - body.entry.bias.double().mean())
     return made

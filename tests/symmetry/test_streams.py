@@ -11,7 +11,7 @@ from bench.records.nouns import UserError
 from bench.symmetry import bake_means, fold, map_stream, read, shift_writers
 
 STARTS_FROM_A_NORM = {"clip", "open_clip"}
-SEES_ITS_MEAN = {"raw"}
+SEES_ITS_MEAN = {"raw", "normed"}
 
 ONE = 1e-9
 """What is called equal in float64, in units of the largest output."""
