@@ -122,7 +122,11 @@ def read_file(
 
 
 def read(
-    name: str, loaded: Loaded, keys: Sequence[Key], device: torch.device, bases: Bases
+    name: str,
+    loaded: Loaded,
+    keys: Sequence[Key],
+    device: torch.device,
+    bases: Bases = AS_THEY_ARE,
 ) -> Reading:
     """Read one model with every key, in the basis of the key's released model."""
     found, taken = dict[Key, Evidence | str](), sketch(loaded.model)
