@@ -20,6 +20,10 @@ SETTINGS = {
 }
 
 
+ALPHA = 1e-3
+"""One innocent of twenty would be owned at 0.05, and this key's clean owner is: by chance."""
+
+
 @pytest.fixture(scope="module")
 def made():
     ctx = context(0, "owner")
@@ -32,7 +36,7 @@ def finding(made, model, keys=1):
     loaded = Loaded(headless(model), {}, weights_digest(headless(model)), ())
     given = [made.key, *(dataclasses.replace(made.key, user=f"u{i}") for i in range(1, keys))]
     suspect = claim.read("suspect", loaded, given, CPU)
-    return claim.judge(given, suspect, [], [], 0.05)[0]
+    return claim.judge(given, suspect, [], [], ALPHA)[0]
 
 
 def test_a_copy_is_owned_and_the_clean_owner_is_not_without_one_innocent(made):
@@ -40,14 +44,14 @@ def test_a_copy_is_owned_and_the_clean_owner_is_not_without_one_innocent(made):
     released, clean = finding(made, made.model), finding(made, owner())
     assert (released.outcome, clean.outcome) == ("owned", "not owned")
     assert released.log10_p < -6
-    told = dict(sentences(released, 0.05))
+    told = dict(sentences(released, ALPHA))
     assert re.fullmatch(
         r"\d\.\de-\d+: sign flips at 15 levels, exact by design, no innocents needed",
         told["p-value"],
     )
     best = r"at best \d\.\de-3\d, if all queries that were read \(bit\) agreed"
     assert re.fullmatch(best, told["possible"])
-    assert told["verdict"] == "owned at alpha = 0.05"
+    assert told["verdict"] == "owned at alpha = 0.001"
 
 
 def test_with_several_keys_p_is_multiplied(made):
