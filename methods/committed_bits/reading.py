@@ -44,7 +44,10 @@ def whitener(features: Tensor, rank: int) -> Whitener:
     _, values, right = torch.linalg.svd(features - mean, full_matrices=False)
     kept = min(rank, int((values > 1e-3 * values[0]).sum()))
     deviations = values[:kept] / (len(features) - 1) ** 0.5
-    return Whitener(mean, right[:kept].T / deviations)
+    leading = right[:kept]  # (r, d)
+    # Which way a component points is the processor's choice: here its largest entry is positive.
+    largest = leading.gather(1, leading.abs().argmax(1, keepdim=True))
+    return Whitener(mean, (leading * largest.sign()).T / deviations)
 
 
 def features_at(model: VisionModel, images: Tensor, blocks: Sequence[int]) -> list[Tensor]:
