@@ -40,6 +40,7 @@ PARTS = {
     "data": "{digits: {max_images: 40}, photos: {max_images: 24}, "
     "scenes: {loader: digit-scenes, crops: 4, max_images: 8}}",
     "innocents": "{strangers: 0, twin_seeds: 1}",
+    "hardness": "true",
 }
 
 SUITE = suite(**PARTS)
