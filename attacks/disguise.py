@@ -5,7 +5,7 @@ and positions. These thieves know that. They give the copy others, which do the 
 rotation, which the owner has nothing left to undo by. Without it they would hide nothing: the
 blocks would still speak in the owner's basis.
 
-The attacks are this bench's own, against an answer of its own (`bench.symmetry.align`).
+The attacks are this bench's own, against an answer of its own (`bench.models.symmetry.align`).
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench import symmetry, training
+from bench import training
 from bench.data import sent
-from bench.models import SegmentationHead, VisionModel, clone, reshape
+from bench.models import SegmentationHead, VisionModel, clone, reshape, symmetry
 from bench.registry import attack
 from bench.training import in_batches
 from bench.types import (

@@ -1,9 +1,9 @@
 """Write a stolen model's weights down otherwise: what it computes stays the same, to rounding.
 
-Every attack here moves along a freedom that a transformer has, see `bench.symmetry`. It takes no
-image, no training and seconds. The thief ships the result as a model of the victim's features: a
-linear map behind the final norm takes back what the residual stream went through, where norms
-do not do so by themselves. What the owner finds inside has another basis, scale, place or order.
+Every attack here moves along a freedom that a transformer has, see `bench.models.symmetry`. It
+takes no image, no training and seconds. The thief ships the result as a model of the victim's
+features: a linear map behind the final norm takes back what the residual stream went through, where
+norms do not do so by themselves. What the owner finds inside has another basis, scale, place or order.
 
 Weights are computed in float64 and cast once for each transform to the victim's precision.
 """
@@ -16,8 +16,7 @@ from typing import ClassVar, Literal
 
 import torch
 
-from bench import symmetry
-from bench.models import VisionModel
+from bench.models import VisionModel, symmetry
 from bench.registry import attack
 from bench.types import (
     Access,

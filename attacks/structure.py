@@ -15,8 +15,7 @@ from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge
 
-from bench import symmetry
-from bench.models import VisionModel
+from bench.models import VisionModel, symmetry
 from bench.registry import attack
 from bench.types import Access, Change, Context, Passes, Positive, PositiveFloat, Share, Sizes
 

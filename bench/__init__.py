@@ -14,10 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from bench.claims.claim import Claim as Claim
-    from bench.claims.claim import Finding as Finding
-    from bench.claims.claim import Verification as Verification
-    from bench.claims.key import Key as Key
     from bench.records.ledger import Results as Results
     from bench.records.nouns import Align, Json
     from bench.records.nouns import Incompatible as Incompatible
@@ -25,23 +21,27 @@ if TYPE_CHECKING:
     from bench.records.nouns import UserError as UserError
     from bench.records.table import Format as Format
     from bench.records.table import Table as Table
+    from bench.runs.claims.claim import Claim as Claim
+    from bench.runs.claims.claim import Finding as Finding
+    from bench.runs.claims.claim import Verification as Verification
+    from bench.runs.claims.key import Key as Key
     from bench.runs.session import Watch
+    from bench.runs.tuning.choice import Tuned as Tuned
     from bench.suite.graph import Plan as Plan
-    from bench.tuning.choice import Tuned as Tuned
 
 NOUNS = {
-    "Claim": "bench.claims.claim",
-    "Finding": "bench.claims.claim",
+    "Claim": "bench.runs.claims.claim",
+    "Finding": "bench.runs.claims.claim",
     "Format": "bench.records.table",
     "Incompatible": "bench.records.nouns",
-    "Key": "bench.claims.key",
+    "Key": "bench.runs.claims.key",
     "Plan": "bench.suite.graph",
     "Record": "bench.records.nouns",
     "Results": "bench.records.ledger",
     "Table": "bench.records.table",
-    "Tuned": "bench.tuning.choice",
+    "Tuned": "bench.runs.tuning.choice",
     "UserError": "bench.records.nouns",
-    "Verification": "bench.claims.claim",
+    "Verification": "bench.runs.claims.claim",
 }
 """What the functions here take, return and raise, and how tables are written; loaded when asked."""
 
@@ -152,7 +152,7 @@ def report(
     from bench.reports import printed, tables
     from bench.reports.blocks import by_method
     from bench.reports.price import grid, kinds, suspects
-    from bench.tuning import equal
+    from bench.runs.tuning import equal
 
     found = results.outline, results.records
     whole = not (price or frontier)
@@ -197,9 +197,9 @@ def tune(
     from bench.records.settings import settings
     from bench.records.store import Store
     from bench.runs.budget import protecting
+    from bench.runs.tuning import choice, trials, writing
+    from bench.runs.tuning.candidates import Terms
     from bench.suite import reader
-    from bench.tuning import choice, trials, writing
-    from bench.tuning.candidates import Terms
 
     asked = {"budget": budget, "price": price, "cosine": cosine, "passes": passes, "seed": seed}
     terms, file, root = settings(Terms, asked), Path(suite), _root(data)
@@ -244,9 +244,9 @@ def protect(
         Incompatible: the method cannot work with this model.
 
     """
-    from bench.claims import claim, key
     from bench.data import manifest
     from bench.registry import METHODS
+    from bench.runs.claims import claim, key
     from bench.runs.machine import find_device
     from bench.runs.owners import load_owner
     from bench.suite.owners import owner_of
@@ -299,8 +299,8 @@ def verify(
     """
     import dataclasses
 
-    from bench.claims import claim, reading
-    from bench.claims.key import Key, read_all
+    from bench.runs.claims import claim, reading
+    from bench.runs.claims.key import Key, read_all
     from bench.runs.machine import find_device
     from bench.runs.owners import architecture_of
     from bench.suite.owners import owner_of

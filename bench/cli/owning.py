@@ -15,9 +15,9 @@ from bench.verdicts.exact.coins import least_log10_p, log10_p, p_text
 from bench.verdicts.verdict import innocents_needed
 
 if TYPE_CHECKING:
-    from bench.claims.claim import Claim, Finding, Verification
-    from bench.claims.key import Key
     from bench.records.nouns import Json
+    from bench.runs.claims.claim import Claim, Finding, Verification
+    from bench.runs.claims.key import Key
     from bench.verdicts.verdict import Kind, Rank, Verdict
 
 STATUSES = {"owned": 0, "undecided": 3, "not owned": 1, "incompatible": 4}

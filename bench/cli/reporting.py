@@ -129,7 +129,7 @@ def _asked(
         if arguments.calibration:
             write_tables(home, judged, drawn)
     if arguments.equal_price:
-        from bench.tuning import equal
+        from bench.runs.tuning import equal
 
         level_prices = equal.equal_price(*found)
         made = (*made, level_prices)

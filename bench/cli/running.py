@@ -152,8 +152,8 @@ def _tune_arguments(command: argparse.ArgumentParser) -> None:
 
 def tune_suite(arguments: argparse.Namespace) -> int:
     """Try every method at as many settings, on the owner's data alone; print what is chosen."""
-    from bench.tuning.tables import tuning_table
-    from bench.tuning.writing import fragment
+    from bench.runs.tuning.tables import tuning_table
+    from bench.runs.tuning.writing import fragment
 
     console = wide_console()
     named = ("budget", "price", "cosine", "passes", "seed", "write")

@@ -20,6 +20,7 @@ from bench.models.heads import Head, SegmentationHead
 from bench.models.libraries import EMBEDDED
 from bench.models.meter import Meter, aside, measuring, timed
 from bench.models.suspect import View
+from bench.models.symmetry import Alignment, align, rewritten
 from bench.models.vision import Architecture, VisionModel, compiling
 from bench.models.weights import load_state, secret_digest, sketch, weights_digest
 from bench.records.leases import Leases
@@ -48,7 +49,6 @@ from bench.suite.graph import Kind, Plan, Stage
 from bench.suite.owners import ClassifierSettings
 from bench.suite.plan import weights_file
 from bench.suite.todo import near_models
-from bench.symmetry import Alignment, align, rewritten
 from bench.training import hardness, pretraining, probe, readout
 from bench.training.loop import passes
 from bench.training.microbatch import in_batches

@@ -54,11 +54,11 @@ WORK: Mapping[Kind, tuple[str, ...]] = {
         *(*_TRAINING, *_MODELS, *_IMAGES),
     ),
     "attack": (
-        *("bench.runs.laboratory:Laboratory._attack", _DRAWS, "bench.symmetry"),
+        *("bench.runs.laboratory:Laboratory._attack", _DRAWS, "bench.models.symmetry"),
         *(*_TRAINING, *_MODELS, *_IMAGES),
     ),
     "align": (
-        *("bench.runs.laboratory:Laboratory._align", _DRAWS, "bench.symmetry"),
+        *("bench.runs.laboratory:Laboratory._align", _DRAWS, "bench.models.symmetry"),
         *(*_MODELS, *_IMAGES),
     ),
     "extract": (

@@ -27,8 +27,7 @@ from bench.testing.comparing import (
     _snapshot,
 )
 from bench.testing.victims import STRANGERS, _owner_for, _strangers_for, context
-from bench.tuning.candidates import ranges
-from bench.types import Method, Protected, RedrawsBits
+from bench.types import Method, Protected, RedrawsBits, SaysTunable
 from bench.verdicts.checks import fairness
 from bench.verdicts.verdict import rank_p_value
 
@@ -156,7 +155,7 @@ def method_does_not_depend_on_order(method: Method) -> None:
 
 def method_tunes_within_its_settings(method: Method) -> None:
     """Declare as tunable values that the method takes, and nothing that only reading depends on."""
-    declared = ranges(type(method))
+    declared = method.tunable if isinstance(method, SaysTunable) else {}
     read = sorted(declared.keys() & reading(type(method)).keys())
     _require(not read, f"`tunable` names what only reading depends on: {', '.join(read)}")
     whole: Any = method

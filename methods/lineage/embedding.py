@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.models import OpenClipViT, VisionModel
-from bench.symmetry import Anatomy, read
+from bench.models.symmetry import Anatomy, patches_resized, positions_resized, read
 from bench.types import Incompatible, UserError
 
 Size = tuple[int, int]
@@ -78,10 +78,10 @@ class Embedding:
         )
         places = self.places + self.filters.sum((2, 3)) @ ((seen - mean) / std)
         filters = self.filters * (spread / std)[:, None, None]
-        filters = _patches_resized(filters, like.patch).flatten(1)  # (d, 3 h w)
+        filters = patches_resized(filters, like.patch).flatten(1)  # (d, 3 h w)
         alike = (len(places) > 1) == (like.places > 1)
         if alike and len(places) > 1:
-            places = _positions_resized(places, self.entry.grid, like.grid)
+            places = positions_resized(places, self.entry.grid, like.grid)
         elif not alike:
             places = places.new_zeros(like.places, len(filters))
         prefix = self.prefix[: like.prefix]
@@ -147,31 +147,3 @@ def _table(model: VisionModel) -> Tensor | None:
 
 def _double(value: Tensor) -> Tensor:
     return value.detach().to("cpu", torch.float64)
-
-
-def _patches_resized(filters: Tensor, size: Size) -> Tensor:
-    """Bring filters (d, 3, h, w) to patches of another size, so that they answer alike.
-
-    Source: L. Beyer et al., "FlexiViT: one model for all patch sizes", CVPR 2023, section 3.3.
-    """
-    if filters.shape[-2:] == size:
-        return filters
-    high, wide = (_resizing(a, b) for a, b in zip(filters.shape[-2:], size, strict=True))
-    undone = torch.linalg.pinv(torch.kron(high, wide))  # (h w, h' w')
-    made: Tensor = (filters.flatten(2) @ undone).view(*filters.shape[:2], *size)
-    return made
-
-
-def _resizing(before: int, after: int) -> Tensor:
-    """Return the matrix (after, before) that resamples a line of pixels."""
-    each = torch.eye(before, dtype=torch.float64)[:, None]  # (before, 1, before)
-    return F.interpolate(each, after, mode="linear", align_corners=False)[:, 0].T
-
-
-def _positions_resized(places: Tensor, before: Size, after: Size) -> Tensor:
-    """Bring what is added to patches (n, d) to another grid, as timm resamples positions."""
-    if before == after:
-        return places
-    table = places.T.reshape(1, -1, *before)  # (1, d, h, w)
-    made = F.interpolate(table, after, mode="bicubic", antialias=True, align_corners=False)
-    return made[0].flatten(1).T

@@ -20,8 +20,8 @@ from pydantic import Field
 from torch import Tensor
 
 from bench.models import VisionModel, clone
+from bench.models.symmetry import Anatomy, Attention, Mlp
 from bench.registry import method
-from bench.symmetry import Anatomy, Attention, Mlp
 from bench.types import (
     Access,
     Context,

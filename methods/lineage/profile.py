@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from bench.models import VisionModel, clone
+from bench.models.symmetry import Anatomy, Attention
 from bench.registry import method
-from bench.symmetry import Anatomy, Attention
 from bench.types import (
     Access,
     Context,

@@ -5,8 +5,8 @@ import torch
 
 from attacks.disguise import Embeddings, Patch
 from bench.models import Architecture, SegmentationHead, build, with_head
+from bench.models.symmetry import FAR, align, read, rewritten
 from bench.records.nouns import UserError
-from bench.symmetry import FAR, align, read, rewritten
 from bench.testing import CPU, context, owner
 
 QUICK = {"epochs": 2, "batch": 16}

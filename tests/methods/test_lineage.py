@@ -10,7 +10,7 @@ from torch import nn
 
 from bench.data import Preprocess
 from bench.models import Architecture, TimmViT, View, VisionModel, build, clone, randomised
-from bench.symmetry import map_stream
+from bench.models.symmetry import map_stream
 from bench.testing import context, owner, stranger
 from bench.types import Incompatible, UserError
 from methods.lineage import ProcrustesResidual, WeightInvariants, WeightProfile

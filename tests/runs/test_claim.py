@@ -13,15 +13,15 @@ from PIL import Image
 from safetensors.torch import load_file, safe_open, save_file
 
 from bench import testing
-from bench.claims import claim
-from bench.claims.key import _commitment, read
 from bench.cli.owning import advice
 from bench.models.building import build, randomised
+from bench.models.symmetry import map_stream
 from bench.models.vision import Architecture, clone
 from bench.models.weights import load_weights
 from bench.records.nouns import Evidence, Rule
 from bench.registry import ATTACKS
-from bench.symmetry import map_stream
+from bench.runs.claims import claim
+from bench.runs.claims.key import _commitment, read
 
 SETTINGS = (
     *("variant=paper", "index=46", "block=3", "images=32", "steps=200", "batch=32", "lr=1e-3"),

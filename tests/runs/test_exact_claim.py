@@ -6,11 +6,11 @@ import re
 import pytest
 import torch
 
-from bench.claims import claim, key
 from bench.cli.owning import advice, sentences
 from bench.models.weights import Loaded, headless, weights_digest
 from bench.records.nouns import UserError
 from bench.registry import METHODS
+from bench.runs.claims import claim, key
 from bench.testing import CPU, context, owner
 from methods.committed_bits import CommittedBits
 

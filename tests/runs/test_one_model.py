@@ -8,13 +8,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import bench as program
-from bench.claims.key import read
 from bench.models.building import build, randomised
 from bench.models.heads import Head
 from bench.models.surgery import with_head
 from bench.models.vision import Architecture, clone
 from bench.models.weights import load_weights, sketch, weights_digest
 from bench.records.nouns import how_many
+from bench.runs.claims.key import read
 from bench.verdicts.copies import NEAR, ROUNDED, cosine
 from bench.verdicts.innocents import WHOLE, innocents, trained_strangers, with_digests
 
@@ -166,7 +166,7 @@ def test_a_stranger_that_is_nearly_the_suspect_and_the_owner_is_said(claimed, tm
 def test_an_old_key_without_sketches_opens_with_its_commitment(claimed, tmp_path):
     import dataclasses
 
-    from bench.claims import key as keys
+    from bench.runs.claims import key as keys
 
     made = read(claimed / "out/key.safetensors")
     assert len(made.clean_sketch) == 64

@@ -10,8 +10,8 @@ from made_models import shaken
 from safetensors.torch import load, save
 
 from bench.models import Architecture, build
+from bench.models.symmetry import dimensions
 from bench.models.weights import load_state
-from bench.symmetry import dimensions
 from bench.testing import CPU, context, owner
 
 CASES = {

@@ -11,7 +11,16 @@ from safetensors.torch import load, save
 from symmetric import CPU, asked, generator, haar, permuted, transformer
 
 from bench.models import Architecture, build, clone
-from bench.symmetry import FAR, Alignment, align, frames, map_stream, read, rewritten, shift_writers
+from bench.models.symmetry import (
+    FAR,
+    Alignment,
+    align,
+    frames,
+    map_stream,
+    read,
+    rewritten,
+    shift_writers,
+)
 from bench.testing import owner, stranger
 
 CASES = ("mini", "distilled", "registers", "gated", "clip", "siglip", "open_clip", "no bias")

@@ -6,12 +6,11 @@ from made_models import shaken
 from symmetric import CASES, apart, generator, round_trip, transformer
 from timm.models.vision_transformer import VisionTransformer
 
-from bench import symmetry
 from bench.data import Preprocess
-from bench.models import Architecture, TimmViT, VisionModel
+from bench.models import Architecture, TimmViT, VisionModel, symmetry
 from bench.models.libraries.embedded import MINI
+from bench.models.symmetry import read
 from bench.records.nouns import UserError
-from bench.symmetry import read
 
 ONE = 1e-9
 

@@ -7,8 +7,8 @@ import torch
 from symmetric import CASES, apart, generator, haar, permuted, round_trip, transformer
 
 from bench.models import Architecture, build
+from bench.models.symmetry import bake_means, fold, map_stream, read, shift_writers
 from bench.records.nouns import UserError
-from bench.symmetry import bake_means, fold, map_stream, read, shift_writers
 
 STARTS_FROM_A_NORM = {"clip", "open_clip"}
 SEES_ITS_MEAN = {"raw", "normed"}

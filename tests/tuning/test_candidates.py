@@ -10,12 +10,12 @@ from bench import registry
 from bench.records.nouns import UserError
 from bench.records.settings import SettingError, settings
 from bench.registry import METHODS
-from bench.testing import method_tunes_within_its_settings
-from bench.tuning.candidates import (
+from bench.runs.tuning.candidates import (
     Terms,
     candidates,
     draws,
 )
+from bench.testing import method_tunes_within_its_settings
 
 
 @pytest.fixture(autouse=True)

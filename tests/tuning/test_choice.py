@@ -3,10 +3,10 @@ from tried import ENTRY, known, trial
 
 from bench.records.ledger import Results
 from bench.records.nouns import Outline, Spec
-from bench.tuning.candidates import Candidate, Terms
-from bench.tuning.choice import Tuned, choose, outcome
-from bench.tuning.tables import tuning_table
-from bench.tuning.trials import Trial
+from bench.runs.tuning.candidates import Candidate, Terms
+from bench.runs.tuning.choice import Tuned, choose, outcome
+from bench.runs.tuning.tables import tuning_table
+from bench.runs.tuning.trials import Trial
 
 TERMS = Terms(price=0.02)
 

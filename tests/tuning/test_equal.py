@@ -4,7 +4,7 @@ import pytest
 from made import MARK, PRINT, cell, outline, record
 
 from bench.records.nouns import Fidelity, Spec, packed
-from bench.tuning.equal import equal_price
+from bench.runs.tuning.equal import equal_price
 from bench.verdicts.pairs import apart, class_text, price_of
 
 PRUNED = (Spec("prune.l1", {"amount": 0.4}),)

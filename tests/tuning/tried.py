@@ -5,8 +5,8 @@ from typing import ClassVar
 
 from bench.records.nouns import Access, Spec
 from bench.registry import METHODS
-from bench.tuning.candidates import Candidate
-from bench.tuning.trials import Own, Trial
+from bench.runs.tuning.candidates import Candidate
+from bench.runs.tuning.trials import Own, Trial
 from bench.types import Reading
 from bench.verdicts.pairs import Price
 

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from bench.models import Architecture, TimmViT, VisionModel, clone, reshape
+from bench.models.symmetry.anatomy import Anatomy, Attention, Linear, Mlp, Norm, dimensions, read
 from bench.records.nouns import UserError
-from bench.symmetry.anatomy import Anatomy, Attention, Linear, Mlp, Norm, dimensions, read
 
 EXACT = 1e-9
 """How far R^T R may be from the identity, and R 1 from a multiple of 1."""

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from bench.models import VisionModel, clone
+from bench.models.symmetry.anatomy import Attention, Linear, Mlp, read
 from bench.records.nouns import UserError
-from bench.symmetry.anatomy import Attention, Linear, Mlp, read
 
 CONDITION = 10.0
 """How ill-conditioned a map within a head may be: what rounding grows by."""

@@ -21,11 +21,11 @@ from bench.records.nouns import (
     evidence_of,
 )
 from bench.registry import ATTACKS
+from bench.runs.tuning.candidates import Candidate, Terms, candidates
 from bench.suite import plan
 from bench.suite.graph import Plan
 from bench.suite.grid import Suite
 from bench.suite.innocents import InnocentSettings
-from bench.tuning.candidates import Candidate, Terms, candidates
 from bench.verdicts.intervals import wilson
 from bench.verdicts.pairs import Price, price_of
 

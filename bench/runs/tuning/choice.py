@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from bench.records.ledger import Results
 from bench.records.nouns import Spec
-from bench.tuning.candidates import Origin, Terms
-from bench.tuning.trials import Pool, Trial, trials
+from bench.runs.tuning.candidates import Origin, Terms
+from bench.runs.tuning.trials import Pool, Trial, trials
 
 READ = 0.5
 """A candidate that is read on at most this share of its own queries holds nothing."""

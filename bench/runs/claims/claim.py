@@ -23,8 +23,17 @@ from typing import Literal
 
 import torch
 
-from bench.claims.key import KEY, RELEASED, Key, aligning, is_key, write
-from bench.claims.reading import (
+from bench.data.images import Images, Preprocess, load
+from bench.data.manifest import Manifest
+from bench.data.settings import DataSettings
+from bench.models.symmetry import rewritten
+from bench.models.vision import Architecture, VisionModel
+from bench.models.weights import headless, load_weights, release, sketch, weights_digest
+from bench.records import nouns
+from bench.records.nouns import Access, Evidence, Incompatible, Spec, UserError
+from bench.registry import METHODS
+from bench.runs.claims.key import KEY, RELEASED, Key, aligning, is_key, write
+from bench.runs.claims.reading import (
     AS_THEY_ARE,
     Bases,
     Reading,
@@ -36,16 +45,7 @@ from bench.claims.reading import (
     read_file,
     said_of_bases,
 )
-from bench.data.images import Images, Preprocess, load
-from bench.data.manifest import Manifest
-from bench.data.settings import DataSettings
-from bench.models.vision import Architecture, VisionModel
-from bench.models.weights import headless, load_weights, release, sketch, weights_digest
-from bench.records import nouns
-from bench.records.nouns import Access, Evidence, Incompatible, Spec, UserError
-from bench.registry import METHODS
 from bench.suite.owners import WEIGHT_FILES
-from bench.symmetry import rewritten
 from bench.types import Context
 from bench.verdicts import copies
 from bench.verdicts.verdict import Null, Verdict, decide, decide_exactly

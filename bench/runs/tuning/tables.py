@@ -6,9 +6,9 @@ from bench.records.nouns import Spec, how_many
 from bench.records.table import NOTHING, Table
 from bench.registry import METHODS
 from bench.reports.blocks import labelled
-from bench.tuning.candidates import Terms, ranges
-from bench.tuning.choice import RULE, Choice, Tuned, outcome
-from bench.tuning.trials import Trial
+from bench.runs.tuning.candidates import Terms, ranges
+from bench.runs.tuning.choice import RULE, Choice, Tuned, outcome
+from bench.runs.tuning.trials import Trial
 from bench.verdicts.pairs import price_text
 
 LONGEST = 60

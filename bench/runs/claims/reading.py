@@ -2,7 +2,7 @@
 
 Whoever rotates, permutes or scales what passes between the blocks of a model leaves what it does as
 it is and hides a mark from its reader. So suspects, and innocents alike, are first written in the
-basis of the released model, see `bench.symmetry`.
+basis of the released model, see `bench.models.symmetry`.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from bench.claims.key import RELEASED, Key
 from bench.data import manifest
 from bench.data.images import Images, Preprocess, load
 from bench.data.settings import DataSettings
 from bench.models.suspect import View
+from bench.models.symmetry import DYNAMIC_IMAGES, FAR, Alignment, align, rewritten
 from bench.models.vision import VisionModel
 from bench.models.weights import Loaded, load_weights, sketch
 from bench.records.nouns import Align, Evidence, Incompatible, UserError
-from bench.symmetry import DYNAMIC_IMAGES, FAR, Alignment, align, rewritten
+from bench.runs.claims.key import RELEASED, Key
 from bench.types import Context, Method
 from bench.verdicts import copies
 

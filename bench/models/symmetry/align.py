@@ -32,10 +32,10 @@ from torch import Tensor, nn
 
 from bench.data.images import Images
 from bench.models import Architecture, OpenClipViT, VisionModel, clone, reshape
+from bench.models.symmetry import fits, frames, gauge
+from bench.models.symmetry.anatomy import Anatomy, Norm, dimensions, read
+from bench.models.symmetry.gauge import Branch
 from bench.records.nouns import Incompatible, Json, UserError
-from bench.symmetry import fits, frames, gauge
-from bench.symmetry.anatomy import Anatomy, Norm, dimensions, read
-from bench.symmetry.gauge import Branch
 
 How = Literal["static", "auto"]
 

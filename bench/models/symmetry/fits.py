@@ -14,9 +14,9 @@ from torch import Tensor
 
 from bench.data.images import Images
 from bench.models import VisionModel, clone
-from bench.symmetry import frames, gauge
-from bench.symmetry.anatomy import Anatomy, Attention, Mlp, Norm
-from bench.symmetry.frames import Fit
+from bench.models.symmetry import frames, gauge
+from bench.models.symmetry.anatomy import Anatomy, Attention, Mlp, Norm
+from bench.models.symmetry.frames import Fit
 
 DYNAMIC_IMAGES = 96
 """Images whose activations are compared, of the owner's; no trigger may be among them."""

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from bench.models import OpenClipViT, VisionModel
-from bench.symmetry import frames
-from bench.symmetry.anatomy import Anatomy, Attention, Linear, Mlp, Norm
+from bench.models.symmetry import frames
+from bench.models.symmetry.anatomy import Anatomy, Attention, Linear, Mlp, Norm
 
 SMALL = 1e-3
 """A gain below this share of the largest is not divided by: its channel is taken as it is."""

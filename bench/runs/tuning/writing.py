@@ -15,10 +15,10 @@ from yaml import MappingNode, Node, ScalarNode, SequenceNode
 from bench.records.files import write_atomically
 from bench.records.nouns import Json, UserError
 from bench.registry import METHODS
+from bench.runs.tuning.candidates import Terms, ranges
+from bench.runs.tuning.choice import Choice
 from bench.suite import reader
 from bench.suite.innocents import named_spec
-from bench.tuning.candidates import Terms, ranges
-from bench.tuning.choice import Choice
 from bench.verdicts.pairs import price_text
 
 WIDTH = 98

@@ -14,12 +14,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from bench.models import SegmentationHead, TimmViT, VisionModel, clone, reshape
+from bench.models import Dimensions, SegmentationHead, TimmViT, VisionModel, clone, reshape
+from bench.models.symmetry.anatomy import Attention, Mlp, dimensions, read
+from bench.models.symmetry.inner import arrange, arrange_heads, split
+from bench.models.symmetry.streams import map_stream
+from bench.models.symmetry.turns import repeated
 from bench.records.nouns import UserError
-from bench.symmetry.anatomy import Attention, Mlp, dimensions, read
-from bench.symmetry.inner import arrange, arrange_heads, split
-from bench.symmetry.streams import map_stream
-from bench.symmetry.turns import repeated
 
 CLIQUE = 3
 """Neurons of a clique: equal, and their outputs cancel."""
@@ -89,9 +89,7 @@ def add_neurons(
         raise UserError(f"expected a share that makes a {kind} of neurons, got {share}; take more")
     if found := next((mlp.between for _, mlp in read(model).blocks if mlp.between), ""):
         raise UserError(f"expected nothing among hidden units, got {found}; choose another attack")
-    made = clone(model)
-    grown = dataclasses.replace(size, mlp=size.mlp + more)
-    reshape(made, dataclasses.replace(model.architecture, dimensions=grown))
+    made = _reshaped(model, dataclasses.replace(size, mlp=size.mlp + more))
     with torch.no_grad():
         for (_, old), (_, new) in zip(read(model).blocks, read(made).blocks, strict=True):
             _grow(old, new, kind, rng)
@@ -121,14 +119,19 @@ def add_heads(model: VisionModel, count: int, kind: Heads, rng: torch.Generator)
         )
     if found := next((each.between for each, _ in read(model).blocks if each.between), ""):
         raise UserError(f"expected nothing behind the values, got {found}; choose another attack")
-    made = clone(model)
-    grown = dataclasses.replace(size, heads=size.heads + count)
-    reshape(made, dataclasses.replace(model.architecture, dimensions=grown))
+    made = _reshaped(model, dataclasses.replace(size, heads=size.heads + count))
     with torch.no_grad():
         for (old, _), (new, _) in zip(read(model).blocks, read(made).blocks, strict=True):
             _grow_heads(old, new, kind, rng)
             order = torch.randperm(new.heads, generator=rng)
             arrange_heads(new, order.to(new.qkv.weight.device))
+    return made
+
+
+def _reshaped(model: VisionModel, size: Dimensions) -> VisionModel:
+    """Copy a model into a shape with room for more, which is yet to be filled."""
+    made = clone(model)
+    reshape(made, dataclasses.replace(model.architecture, dimensions=size))
     return made
 
 
