@@ -3,7 +3,8 @@
 Every attack here moves along a freedom that a transformer has, see `bench.models.symmetry`. It
 takes no image, no training and seconds. The thief ships the result as a model of the victim's
 features: a linear map behind the final norm takes back what the residual stream went through, where
-norms do not do so by themselves. What the owner finds inside has another basis, scale, place or order.
+norms do not do so by themselves. What the owner finds inside has another basis, scale,
+place or order.
 
 Weights are computed in float64 and cast once for each transform to the victim's precision.
 """
