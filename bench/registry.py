@@ -238,8 +238,11 @@ def unhelped(cls: type, args: Mapping[str, Any]) -> str:
     """Say why aligning a suspect cannot help a method read it; empty if it can.
 
     An exact change of basis leaves what a suspect answers as it is: it hides from who reads
-    weights, and from a head that was made for the owner's basis.
+    weights, and from a head that was made for the owner's basis. Aligning looks at the released
+    model, which knows the secret: a reading whose null is exact must not.
     """
+    if issubclass(cls, RedrawsBits):
+        return "its null is exact for suspects that are read without a look at the released model"
     needs, readout = cls.needs, args.get("readout", getattr(cls, "readout", "native"))  # type: ignore[attr-defined]
     if Access.WEIGHTS in needs or (needs in Access.BLACK_BOX and readout == "graft"):
         return ""

@@ -49,6 +49,7 @@ Then each query agrees with an innocent model by a fair coin, whatever that mode
 * With more levels it counts by how plainly it was read (sign flips).
 * p is computed to any depth, such as 1.3e-122, and needs no strangers and no descendants.
 * `redrawn` lets a check see to it: redrawn bits may turn queries over, and change nothing else.
+* No suspect is aligned for it: the released model, which an alignment looks at, knows the bits.
 * Innocents that a suite reads show in a report's calibration whether p is uniform on them.
 
 [committed_bits](committed_bits/method.py) is such a method.

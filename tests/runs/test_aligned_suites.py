@@ -98,6 +98,11 @@ def test_a_suites_align_is_for_methods_it_helps_that_say_nothing_themselves(tmp_
     ("method", "complaint"),
     [
         (
+            "{name: committed_bits.hidden, align: static}",
+            "align: expected none, got static; its null is exact for suspects that are read "
+            "without a look at the released model",
+        ),
+        (
             "{name: akh, readout: native, align: static}",
             "align: expected none, got static; the suspect's own head answers in any basis; "
             "readout: graft can be",

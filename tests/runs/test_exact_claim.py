@@ -54,6 +54,12 @@ def test_a_copy_is_owned_and_the_clean_owner_is_not_without_one_innocent(made):
     assert told["verdict"] == "owned at alpha = 0.001"
 
 
+def test_no_suspect_is_aligned_to_a_model_that_knows_the_bits():
+    for name in ("committed_bits", "committed_bits.hidden"):
+        assert key.aligning(METHODS.spec(name, {})) == "none"
+    assert key.aligning(METHODS.spec("activemark", {})) == "auto"
+
+
 def test_with_several_keys_p_is_multiplied(made):
     one, two = finding(made, made.model), finding(made, made.model, keys=2)
     assert two.log10_p == pytest.approx(one.log10_p + torch.tensor(2.0).log10().item(), abs=1e-5)

@@ -23,7 +23,7 @@ from torch import Tensor
 from bench.models.vision import Architecture
 from bench.records.files import write_atomically
 from bench.records.nouns import ALIGN, Access, Align, Json, Spec, UserError, canonical
-from bench.registry import METHODS
+from bench.registry import METHODS, unhelped
 from bench.types import Method
 
 FORMAT = 1
@@ -107,9 +107,11 @@ class Key:
 def aligning(method: Spec) -> Align:
     """Return how a claim's suspects are aligned before they are read: as was said, else `auto`.
 
-    A method that asks a suspect's own head is answered alike in any basis.
+    A method that asks a suspect's own head is answered alike in any basis. For an exact null none
+    is aligned: the released model, in whose basis it would be read, knows the secret.
     """
-    if Access.WEIGHTS not in METHODS.get(method.name).needs:
+    cls = METHODS.get(method.name)
+    if Access.WEIGHTS not in cls.needs or unhelped(cls, method.args):
         return "none"
     return method.align if ALIGN in method.args else "auto"
 
