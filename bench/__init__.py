@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from bench.data.images import Images
+    from bench.models.vision import Architecture, VisionModel
     from bench.records.ledger import Results as Results
     from bench.records.nouns import Align, Json
     from bench.records.nouns import Incompatible as Incompatible
@@ -25,9 +27,11 @@ if TYPE_CHECKING:
     from bench.runs.claims.claim import Finding as Finding
     from bench.runs.claims.claim import Verification as Verification
     from bench.runs.claims.key import Key as Key
+    from bench.runs.claims.tracing import Trace as Trace
     from bench.runs.session import Watch
     from bench.runs.tuning.choice import Tuned as Tuned
     from bench.suite.graph import Plan as Plan
+    from bench.suite.owners import OwnerSettings
 
 NOUNS = {
     "Claim": "bench.runs.claims.claim",
@@ -39,13 +43,14 @@ NOUNS = {
     "Record": "bench.records.nouns",
     "Results": "bench.records.ledger",
     "Table": "bench.records.table",
+    "Trace": "bench.runs.claims.tracing",
     "Tuned": "bench.runs.tuning.choice",
     "UserError": "bench.records.nouns",
     "Verification": "bench.runs.claims.claim",
 }
 """What the functions here take, return and raise, and how tables are written; loaded when asked."""
 
-__all__ = ["plan", "protect", "read", "report", "run", "tune", "verify", *NOUNS]
+__all__ = ["copies", "plan", "protect", "read", "report", "run", "trace", "tune", "verify", *NOUNS]
 
 
 def __getattr__(name: str) -> Any:
@@ -234,36 +239,64 @@ def protect(
     """Mark or fingerprint a model of yours; write a key, and for a mark a copy, for every user.
 
     `model` is mini or LIBRARY:NAME, `weights` hub, random or a file; of several sets of weights in
-    it `entry` names one. `images` is a folder of yours,
-    or the embedded photos or digits. Files go to `output`, or to a folder there for each user that
-    has a name. `note` is told what was understood of a file of weights and of a folder of images,
-    `watch` of every copy as it is made.
+    it `entry` names one. `images` is a folder of yours, or the embedded photos or digits. Files go
+    to `output`, or to a folder there for each user that has a name. `note` is told what was
+    understood of a file of weights and of a folder of images, `watch` of every copy as it is made.
 
     Raises:
         UserError: there is no such model, method or image, or a key lies there already.
         Incompatible: the method cannot work with this model.
 
     """
-    from bench.data import manifest
     from bench.registry import METHODS
     from bench.runs.claims import claim, key
     from bench.runs.machine import find_device
-    from bench.runs.owners import load_owner
     from bench.suite.owners import owner_of
-    from bench.suite.plan import weights_file
 
-    spec = key.with_rule(METHODS.spec(method, settings or {}))
-    root, there = _root(data) or Path(), find_device(device)
+    spec, there = key.with_rule(METHODS.spec(method, settings or {})), find_device(device)
     named = owner_of(model, weights, pretrained, image_size, entry)
     homes = key.homes(Path(output), [users] if isinstance(users, str) else users)
-    owner = load_owner(named, weights_file(named, root) if named.from_file else None)
-    for told in owner.notes.get("weights", []):
-        note(f"{named.name}: {told}")
-    listed = manifest.read("images", claim.described(images, labels), root)
-    for told in listed.notes:
-        note(f"images: {told}")
-    pools = claim.owners_images(listed, owner.preprocess)
+    owner, pools = _owner_and_images(named, images, labels, data, note)
     return claim.protect_copies(owner, spec, pools, homes, seed, there, watch)
+
+
+def copies(
+    model: str,
+    key: Key | str | Path,
+    images: str,
+    output: str | Path,
+    *,
+    users: str | Sequence[str],
+    labels: Literal["none", "sorted"] = "none",
+    weights: str = "hub",
+    pretrained: str | None = None,
+    entry: str | None = None,
+    image_size: int | None = None,
+    data: str | Path | None = None,
+    device: str = "auto",
+    note: Callable[[str], object] = print,
+    watch: Callable[[Claim], object] = lambda made: None,
+) -> tuple[Claim, ...]:
+    """Give each user a copy of one claim, which tells whose it is; `trace` finds the user.
+
+    `key` is that of a first copy, whose method and settings hold; users are numbers. The other
+    arguments are those of `protect`.
+
+    Raises:
+        UserError: the key's method gives no copies, the model is another than the key's, or a key
+            lies there already.
+
+    """
+    from bench.runs.claims import key as keys
+    from bench.runs.claims import tracing
+    from bench.runs.machine import find_device
+    from bench.suite.owners import owner_of
+
+    first = keys.read_all([key if isinstance(key, keys.Key) else Path(key)], None)[0]
+    named = owner_of(model, weights, pretrained, image_size, entry)
+    homes = keys.homes(Path(output), [users] if isinstance(users, str) else users)
+    owner, pools = _owner_and_images(named, images, labels, data, note)
+    return tracing.copy_for_users(owner, first, pools, homes, find_device(device), watch)
 
 
 def verify(
@@ -297,20 +330,96 @@ def verify(
         UserError: a file is missing, damaged or not what it should be.
 
     """
-    import dataclasses
-
     from bench.runs.claims import claim, reading
     from bench.runs.claims.key import Key, read_all
     from bench.runs.machine import find_device
-    from bench.runs.owners import architecture_of
-    from bench.suite.owners import owner_of
     from bench.verdicts.verdict import innocents_needed
 
     innocents_needed(alpha)  # refuses an alpha that is none
     given = [keys] if isinstance(keys, Key | str | Path) else keys
     placed = [k if isinstance(k, Key) else Path(k) for k in given]
     known = read_all(placed, commitments)
-    there, architecture = find_device(device), known[0].owner
+    there = find_device(device)
+    architecture = _read_as(known[0].owner, suspect, model, pretrained, image_size)
+    innocents = claim.weight_files(strangers), claim.weight_files(descendants)
+    files = [reference] if isinstance(reference, str | Path) else reference
+    released = {} if align == "none" else reading.references(placed, known, [*map(Path, files)])
+    bases = reading.Bases(released, align)
+    return claim.verify(Path(suspect), architecture, known, innocents, alpha, there, entry, bases)
+
+
+def trace(
+    suspect: str | Path,
+    key: Key | str | Path,
+    *,
+    users: int,
+    alpha: float = 0.01,
+    model: str | None = None,
+    pretrained: str | None = None,
+    entry: str | None = None,
+    image_size: int | None = None,
+    device: str = "auto",
+) -> Trace:
+    """Say whose copies a file of weights was made from, of the users 0 .. `users` - 1.
+
+    `key` is any copy's, see `protect(copy_of=...)`. That a user is named whose copy had no part in
+    it happens with chance `alpha` at most, whatever the number of users. The others are `verify`'s.
+
+    Raises:
+        UserError: a file is missing, damaged or not what it should be, or the key's method does not
+            tell users apart.
+        Incompatible: the suspect cannot be read.
+
+    """
+    from bench.models.weights import load_weights
+    from bench.runs.claims import key as keys
+    from bench.runs.claims import tracing
+    from bench.runs.machine import find_device
+
+    known = keys.read_all([key if isinstance(key, keys.Key) else Path(key)], None)[0]
+    architecture = _read_as(known.owner, suspect, model, pretrained, image_size)
+    loaded = load_weights(Path(suspect), architecture, entry)
+    there = find_device(device)
+    return tracing.trace(Path(suspect).name, loaded, known, users, alpha, there)
+
+
+def _owner_and_images(
+    named: OwnerSettings,
+    images: str,
+    labels: Literal["none", "sorted"],
+    data: str | Path | None,
+    note: Callable[[str], object],
+) -> tuple[VisionModel, tuple[Images, Images]]:
+    """Load an owner's model and images, those to work with and those held out."""
+    from bench.data import manifest
+    from bench.runs.claims import claim
+    from bench.runs.owners import load_owner
+    from bench.suite.plan import weights_file
+
+    root = _root(data) or Path()
+    owner = load_owner(named, weights_file(named, root) if named.from_file else None)
+    for told in owner.notes.get("weights", []):
+        note(f"{named.name}: {told}")
+    listed = manifest.read("images", claim.described(images, labels), root)
+    for told in listed.notes:
+        note(f"images: {told}")
+    return owner, claim.owners_images(listed, owner.preprocess)
+
+
+def _read_as(
+    owner: Architecture,
+    suspect: str | Path,
+    model: str | None,
+    pretrained: str | None,
+    image_size: int | None,
+) -> Architecture:
+    """Return the architecture a suspect's weights are read as: the owner's, or the one named."""
+    import dataclasses
+
+    from bench.runs.owners import architecture_of
+    from bench.suite.owners import owner_of
+
+    architecture = owner
     if model is not None:
         architecture = architecture_of(owner_of(model, str(suspect), pretrained))
     elif pretrained is not None:
@@ -319,11 +428,7 @@ def verify(
         architecture = dataclasses.replace(architecture, tag=tagged.tag)
     if image_size is not None:
         architecture = dataclasses.replace(architecture, image_size=image_size)
-    innocents = claim.weight_files(strangers), claim.weight_files(descendants)
-    files = [reference] if isinstance(reference, str | Path) else reference
-    released = {} if align == "none" else reading.references(placed, known, [*map(Path, files)])
-    bases = reading.Bases(released, align)
-    return claim.verify(Path(suspect), architecture, known, innocents, alpha, there, entry, bases)
+    return architecture
 
 
 def _root(data: str | Path | None) -> Path | None:

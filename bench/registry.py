@@ -38,6 +38,7 @@ from bench.types import (
     SaysChange,
     SaysTunable,
     SaysUnreadable,
+    TracesUsers,
     UsesBase,
     UsesHead,
 )
@@ -55,7 +56,7 @@ A = TypeVar("A", bound=Attack)
 OPTIONAL: Mapping[str, tuple[type, ...]] = {
     "method": (
         *(HasReadout, HasPrecision, CountsProtecting, CountsExtracting, SaysUnreadable),
-        *(SaysTunable, RedrawsBits),
+        *(SaysTunable, RedrawsBits, TracesUsers),
     ),
     "attack": (
         *(NamesData, UsesBase, UsesHead, CountsPasses),

@@ -203,6 +203,29 @@ class RedrawsBits(Protocol):
 
 
 @runtime_checkable
+class TracesUsers(Protocol):
+    """A method that gives each user a copy of their own, and finds whose a suspect is among many.
+
+    Its setting `user` is the number of the user whose copy is made, or read. Its evidence has an
+    exact null, and an innocent user's bits are independent of every copy that others were given.
+    Then p times the number of users bounds how often one is wrongly named.
+    """
+
+    def copied(self, secret: Mapping[str, Tensor], owner: VisionModel, ctx: Context) -> Protected:
+        """Return what `protect` does, for this user, with another copy's secret for the rest."""
+
+    def closest(
+        self,
+        secret: Mapping[str, Tensor],
+        suspect: Suspect,
+        ctx: Context,
+        users: int,
+        most: int = 8,
+    ) -> Mapping[int, Evidence]:
+        """Return the evidence of those of the users 0 .. `users` - 1 who agree best, best first."""
+
+
+@runtime_checkable
 class CountsPasses(Protocol):
     """An attack of which plans know what it costs."""
 

@@ -32,6 +32,7 @@ reading of its paper, as settings.
 | `tunable` | `SaysTunable` | says what [`bench tune`][tune] may choose from |
 | `unreadable(owner, suspect)` | `SaysUnreadable` | says from shapes why a suspect cannot be read |
 | `redrawn(secret, rng)` | `RedrawsBits` | draws bits anew, for [an exact null](#an-exact-null) |
+| `copied`, `closest` | `TracesUsers` | [a copy for each user, and whose it is](#whose-copy-is-it) |
 
 What the readouts are is in [suites/README.md](../suites/README.md#keys-of-a-classifier).
 
@@ -53,6 +54,21 @@ Then each query agrees with an innocent model by a fair coin, whatever that mode
 * Innocents that a suite reads show in a report's calibration whether p is uniform on them.
 
 [committed_bits](committed_bits/method.py) is such a method.
+
+## Whose copy is it?
+
+Where bits are coins, every user can have bits of their own under one key.
+A single reading then says, of a million users, whose copy a suspect was made from.
+
+```bash
+bench protect mini --method committed_bits --set lr=0.003 --images photos -o out
+bench protect mini --copy-of out/key.safetensors --users 17,42 --images photos -o copies
+bench trace mine/suspect.safetensors --key out/key.safetensors --users 1000000
+```
+
+* p of a user is exact, and is taken times the number of users.
+  That anybody innocent is named has chance 0.01 at most, of all users together.
+* Copies that users averaged name them all, as long as enough is left of each.
 
 ## Protect your model, prove theft
 

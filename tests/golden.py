@@ -12,7 +12,7 @@ import functools
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from unittest import mock
 
@@ -265,11 +265,16 @@ def _rounded(numbers: Numbers) -> Numbers:
     return {name: float(f"{value:.6g}") for name, value in numbers.items()}
 
 
-def everything() -> dict[str, dict[str, object]]:
+def everything(names: Collection[str] = ()) -> dict[str, dict[str, object]]:
+    """Count the numbers of all, or of the plug-ins named alone."""
+    asked = {
+        part: [name for name in built_in(registry) if not names or name in names]
+        for part, registry in (("methods", METHODS), ("attacks", ATTACKS))
+    }
     return {
-        "methods": {name: entry(METHODS, name) for name in built_in(METHODS)},
-        "attacks": {name: entry(ATTACKS, name) for name in built_in(ATTACKS)},
-        "stages": {name: _rounded(numbers) for name, numbers in of_stages()},
+        "methods": {name: entry(METHODS, name) for name in asked["methods"]},
+        "attacks": {name: entry(ATTACKS, name) for name in asked["attacks"]},
+        "stages": {} if names else {name: _rounded(found) for name, found in of_stages()},
     }
 
 
@@ -324,12 +329,14 @@ def main(asked: argparse.Namespace) -> int:
     torch.set_num_threads(1)
     before = json.loads(KEPT.read_text()) if KEPT.exists() else {}
     before = {part: before.get(part, {}) for part in ("methods", "attacks", "stages")}
-    now = everything()
+    now = everything(asked.names)
     wrong = list(complaints(before, now))
     if asked.update:
         refused = [one for one in wrong if "under version" in one[2]]
         for part, name, _ in refused:
             now[part][name] = before[part][name]
+        if asked.names:
+            now = {part: before[part] | now[part] for part in before}
         KEPT.write_text(json.dumps(now, indent=1, sort_keys=True) + "\n")
         wrong = refused
     print(*([said for *_, said in wrong] or ["no number moved"]), sep="\n")
@@ -338,5 +345,6 @@ def main(asked: argparse.Namespace) -> int:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", help="plug-ins, where not all and the stages")
     parser.add_argument("--update", action="store_true")
     sys.exit(main(parser.parse_args()))

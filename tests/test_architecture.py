@@ -39,7 +39,16 @@ PUBLIC = {
             "CountsProtecting",
         ),
         *("HasPrecision", "HasReadout", "NamesData", "SaysTunable", "SaysUnreadable", "UsesBase"),
-        *("UsesHead", "ExactNull", "RedrawsBits", "Change", "IsAdaptive", "IsExact", "SaysChange"),
+        *(
+            "UsesHead",
+            "ExactNull",
+            "RedrawsBits",
+            "TracesUsers",
+            "Change",
+            "IsAdaptive",
+            "IsExact",
+            "SaysChange",
+        ),
     ),
     "bench.registry": ("attack", "method"),
     "bench.models.symmetry": (

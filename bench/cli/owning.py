@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import bench
 from bench.cli.parser import OK, Command, a_device, a_model, data_root, positive, which_weights
@@ -26,7 +26,13 @@ STATUSES = {"owned": 0, "undecided": 3, "not owned": 1, "incompatible": 4}
 
 def _protect_arguments(command: argparse.ArgumentParser) -> None:
     a_model(command)
-    command.add_argument("--method", required=True, help="see `bench list methods`")
+    command.add_argument("--method", help="see `bench list methods`")
+    command.add_argument(
+        "--copy-of",
+        type=Path,
+        metavar="KEY",
+        help="make copies of this key's claim instead, for --users that are numbers",
+    )
     command.add_argument(
         "--set",
         nargs="+",
@@ -63,23 +69,28 @@ def _protect_arguments(command: argparse.ArgumentParser) -> None:
 
 def protect_model(arguments: argparse.Namespace) -> int:
     """Protect a copy for every user, write each with its key, and say what to publish."""
-    claims = bench.protect(
-        arguments.model,
-        arguments.method,
-        arguments.images,
-        arguments.output,
-        settings=_settings(arguments.set),
-        users=arguments.users,
-        labels=arguments.labels,
-        weights=arguments.weights,
-        pretrained=arguments.pretrained,
-        entry=arguments.entry,
-        image_size=arguments.image_size,
-        data=arguments.data,
-        seed=arguments.seed,
-        device=arguments.device,
-        watch=lambda made: _print_lines(advice(made)),
-    )
+    given: dict[str, Any] = {
+        "users": arguments.users,
+        "labels": arguments.labels,
+        "weights": arguments.weights,
+        "pretrained": arguments.pretrained,
+        "entry": arguments.entry,
+        "image_size": arguments.image_size,
+        "data": arguments.data,
+        "device": arguments.device,
+        "watch": lambda made: _print_lines(advice(made)),
+    }
+    model, images, output = arguments.model, arguments.images, arguments.output
+    settings, seed = _settings(arguments.set), arguments.seed
+    if arguments.copy_of is None:
+        if arguments.method is None:
+            raise UserError("expected --method NAME, or --copy-of KEY, got neither")
+        how = {**given, "settings": settings, "seed": seed}
+        claims = bench.protect(model, arguments.method, images, output, **how)
+    else:
+        if arguments.method or settings or seed is not None:
+            raise UserError("--copy-of: expected no --method, --set or --seed: they are the key's")
+        claims = bench.copies(model, arguments.copy_of, images, output, **given)
     for made in claims:
         kept = f"{made.key_file}: keep it, and keep it secret"
         _print_lines([("key", kept), ("commitment", made.key.commitment)])
@@ -182,6 +193,54 @@ def verify_suspect(arguments: argparse.Namespace) -> int:
         who = "nobody" if best is None else best.key.user or best.key.commitment
         _print_lines([("named", who)])
     return STATUSES[found.outcome]
+
+
+def _trace_arguments(command: argparse.ArgumentParser) -> None:
+    command.epilog = (
+        "Exit status: 0 somebody is named, 1 nobody, 2 something to put right, 4 incompatible."
+    )
+    command.add_argument("suspect", type=Path, help="its weights: safetensors, or a state dict")
+    command.add_argument("--key", type=Path, required=True, metavar="FILE", help="any copy's")
+    command.add_argument(
+        "--users", type=positive, required=True, metavar="N", help="they are numbered 0 to N - 1"
+    )
+    command.add_argument(
+        "--alpha",
+        type=float,
+        default=0.01,
+        help="chance that anybody innocent is named, of all users together (0.01)",
+    )
+    command.add_argument("--model", help="the suspect's architecture (default: the owner's)")
+    which_weights(command)
+    command.add_argument("--image-size", type=positive, help="its side, where not the library's")
+    a_device(command)
+
+
+def trace_suspect(arguments: argparse.Namespace) -> int:
+    """Name the users whose copies a suspect was made from, or say who came nearest."""
+    try:
+        found = bench.trace(
+            arguments.suspect,
+            arguments.key,
+            users=arguments.users,
+            alpha=arguments.alpha,
+            model=arguments.model,
+            pretrained=arguments.pretrained,
+            entry=arguments.entry,
+            image_size=arguments.image_size,
+            device=arguments.device,
+        )
+    except bench.Incompatible as error:
+        _print_lines([("trace", f"incompatible: {error}; this speaks for nobody")])
+        return STATUSES["incompatible"]
+    times = f"times {how_many(found.users, 'user')}"
+    for one in found.named or found.closest[:1]:
+        label = "named" if found.named else "nearest"
+        rate = f"{one.evidence.rate:.3f} of {len(one.evidence.agreement)} bits agree"
+        _print_lines([(label, f"user {one.user}: {rate}, p = {p_text(one.log10_p)} ({times})")])
+    if not found.named:
+        _print_lines([("named", f"nobody, at alpha = {found.alpha:g} of all users together")])
+    return OK if found.named else STATUSES["not owned"]
 
 
 def description(found: Verification) -> str:
@@ -308,4 +367,10 @@ VERIFY = Command(
     "say whether a suspect is the model a key was made for",
     _verify_arguments,
     verify_suspect,
+)
+TRACE = Command(
+    "trace",
+    "say whose copy a suspect was made from, of a million users",
+    _trace_arguments,
+    trace_suspect,
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
@@ -33,32 +33,46 @@ def owner_digest(owner: VisionModel) -> Tensor:
 
 
 def with_bits(
-    secret: Mapping[str, Tensor], shape: tuple[int, int], rule: Json
+    secret: Mapping[str, Tensor], shape: tuple[int, int], rule: Json, user: int
 ) -> dict[str, Tensor]:
-    """Return the secret with the bits (N, n), 0 or 1, that it commits to together with `rule`.
+    """Return the secret with a user's bits (N, n), 0 or 1, which it commits to with `rule`.
 
     They are the output of SHAKE-256, taken for a random oracle: whoever tries secrets until their
     bits agree with a given model to the degree p expects to try 1 / p of them.
     """
     rest = {name: value for name, value in secret.items() if name != BITS}
-    count = shape[0] * shape[1]
-    drawn = hashlib.shake_256(_commitment(rest, rule)).digest(-(-count // 8))
-    bits = np.unpackbits(np.frombuffer(drawn, np.uint8))[:count]
-    return {**rest, BITS: torch.from_numpy(bits).reshape(shape)}
+    bits = users_bits(rest, shape[0] * shape[1], rule, [user])
+    return {**rest, BITS: torch.from_numpy(bits[0]).reshape(shape)}
 
 
-def check(secret: Mapping[str, Tensor], rule: Json) -> None:
-    """Refuse a secret whose bits are not those it commits to.
+def users_bits(
+    secret: Mapping[str, Tensor], count: int, rule: Json, users: Iterable[int]
+) -> np.ndarray:
+    """Return the bits of some users, 0 or 1, uint8 (users, count): independent fair coins."""
+    rest = {name: value for name, value in secret.items() if name != BITS}
+    begun, size = hashlib.shake_256(_commitment(rest, rule)), -(-count // 8)
+
+    def drawn(user: int) -> bytes:
+        one = begun.copy()
+        one.update(user.to_bytes(8, "big"))
+        return one.digest(size)
+
+    found = np.frombuffer(b"".join(map(drawn, users)), np.uint8)
+    return np.unpackbits(found.reshape(-1, size), 1)[:, :count]
+
+
+def check(secret: Mapping[str, Tensor], rule: Json, user: int) -> None:
+    """Refuse a secret whose bits are not those it commits to for this user.
 
     Raises:
         UserError: a tensor, the nonce or the rule is another than when the bits were drawn.
 
     """
     rows, columns = secret[BITS].shape
-    if not torch.equal(with_bits(secret, (rows, columns), rule)[BITS], secret[BITS].cpu()):
+    if not torch.equal(with_bits(secret, (rows, columns), rule, user)[BITS], secret[BITS].cpu()):
         raise UserError(
             "committed_bits: expected the bits that the secret commits to, got others: an image, "
-            "the nonce, the owner or the rule was changed; take the key as `protect` wrote it"
+            "the nonce, the owner, the rule or the user was changed; take the key as it was written"
         )
 
 

@@ -19,6 +19,12 @@ m_ib x_ib are independent fair coins given x, whatever S is: a stranger, the cle
 finetuned copies, a copy marked with another key. The number that agree is binomial, and the sum of
 m_ib x_ib is distributed as under random sign flips; `bench` computes its tail.
 
+One copy for every user. `user` numbers copies that share triggers, directions and commitment, and
+have bits of their own. Whose copy a suspect is follows from one reading: the user whose bits agree
+best, of a million or more. An innocent user's bits are coins, whatever copies the suspect was made
+from, one or the average of many. So p times the number of users bounds the chance that anybody is
+named who gave nothing away; what an error-correcting code would buy, the length of the bits buys.
+
 What would break it: bits that are not fair (here SHAKE-256 of a commitment draws them); bits used
 before the comparison, as by choosing triggers, scale or rule by them (the commitment binds all of
 these, and `bench.testing` redraws the bits); a suspect that did meet the bits, through the released
@@ -30,7 +36,7 @@ date; a weaker one needs a commitment that was published before the suspect was.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -45,6 +51,7 @@ from bench.training import Schedule
 from bench.types import (
     Access,
     Context,
+    Count,
     Evidence,
     ExactNull,
     Incompatible,
@@ -59,6 +66,7 @@ from bench.types import (
     Share,
     Sizes,
     Suspect,
+    UserError,
 )
 from methods.committed_bits import commitment, reading
 from methods.committed_bits.embedding import (
@@ -74,7 +82,11 @@ AGREES = Rule("bit agrees", ">=", 1)
 """One where a bit agrees, 0 where it does not, 1/2 where nothing was read."""
 
 
-@method("committed_bits", version=1)
+TRACED = 1 << 15
+"""Users whose bits are compared with a suspect at a time."""
+
+
+@method("committed_bits", version=2)
 @dataclass(frozen=True)
 class CommittedBits:
     """Move the output features of secret images by secret bits; verify without innocent models.
@@ -94,6 +106,7 @@ class CommittedBits:
       triggers and `batch` other images.
     * `levels`: steps in which a bit counts by how plainly it is read; 1 counts bits alone.
     * `holder`: who claims the model, as the commitment says it.
+    * `user`: the number of the user whose copy this is, where each gets one.
     """
 
     needs: ClassVar[Access] = Access.FEATURES
@@ -115,61 +128,92 @@ class CommittedBits:
     weight_decay: NotNegative = 0.0
     levels: Annotated[int, Field(ge=1, le=255)] = 15
     holder: str = ""
+    user: Count = 0
 
     def protect(self, owner: VisionModel, ctx: Context) -> Protected:
         """Mark a copy of `owner`; the notes hold the losses and the share of bits it remembers."""
         base = clone(owner).to(ctx.device).requires_grad_(False)
-        blocks, size = self._blocks(base), _side(ctx.images)
+        size = _side(ctx.images)
         triggers, decoys, public = (
             patterns(count, size, ctx.rng) for count in (self.images, self.decoys, self.public)
         )
         varied = shapes(self.decoys, size, ctx.rng)
         pixels = torch.cat([triggers, ctx.images.pixels, decoys, varied])
-
-        def clean(images: Tensor) -> list[Tensor]:
-            """Return the owner's features at every place, and its pooled tokens."""
-
-            def ask(x: Tensor) -> list[Tensor]:
-                features, tokens = reading.with_tokens(base, x, blocks)
-                return [*features, base.pooled(tokens)]
-
-            return reading.all_features(ask, images, ctx.device)
-
-        (*found, pooled), (*known, _) = clean(pixels), clean(public)
+        clean, (*known, _) = self._clean(base, pixels, ctx), self._clean(base, public, ctx)
         natural = slice(len(triggers), len(triggers) + len(ctx.images))
-        whiten = [reading.whitener(features[natural], self.rank) for features in found]
         secret = {
             "triggers": triggers,
             "public": public,
             "owner": commitment.owner_digest(owner),
             "nonce": commitment.nonce(ctx.rng),
         }
-        for place, (white, here, there) in enumerate(zip(whiten, found, known, strict=True)):
+        for place, (here, there) in enumerate(zip(clean[:-1], known, strict=True)):
+            white = reading.whitener(here[natural], self.rank)
+            secret |= {f"mean.{place}": white.mean, f"scale.{place}": white.scale.contiguous()}
             secret[f"clean.{place}"] = white(here[: len(triggers)])
             secret[f"wanted.{place}"] = white(there)
             secret[f"directions.{place}"] = _directions(white.scale.shape[1], self.bits, ctx.rng)
-        secret = self._with_bits(secret)
-        places = []
-        for place, (white, here) in enumerate(zip(whiten, found, strict=True)):
-            sought = white(here)
-            directions = secret[f"directions.{place}"]
-            sought[: len(triggers)] += displacements(secret["bits"], directions, self.strength)
-            places.append(Place(white, sought))
-        marked, notes = embed(
-            self._embedding, base, blocks, places, pooled, pixels, len(triggers), ctx
-        )
-        evidence = self._read(secret, lambda x: reading.features_at(marked, x, blocks), ctx)
-        return Protected(marked.cpu(), secret, {**notes, "bits_remembered": evidence.rate})
+        return self._marked(base, self._with_bits(secret), pixels, clean, ctx)
+
+    def copied(self, secret: Mapping[str, Tensor], owner: VisionModel, ctx: Context) -> Protected:
+        """Mark a copy of `owner` for this user, with the bits that another copy's secret gives him.
+
+        Raises:
+            UserError: the secret is of another owner's model, or of other settings.
+
+        """
+        if not torch.equal(secret["owner"].cpu(), commitment.owner_digest(owner)):
+            raise UserError("committed_bits: expected the owner's model of the key, got another")
+        if secret[commitment.BITS].shape != (self.images, self.bits):
+            shape = "x".join(map(str, secret[commitment.BITS].shape))
+            raise UserError(f"committed_bits: expected images x bits of the key, {shape}, got "
+                            f"{self.images}x{self.bits}")  # fmt: skip
+        base = clone(owner).to(ctx.device).requires_grad_(False)
+        size, rng = _side(ctx.images), ctx.rng
+        others = [patterns(self.decoys, size, rng), shapes(self.decoys, size, rng)]
+        pixels = torch.cat([secret["triggers"].cpu(), ctx.images.pixels, *others])
+        clean = self._clean(base, pixels, ctx)
+        return self._marked(base, self._with_bits(secret), pixels, clean, ctx)
 
     def extract(self, secret: Mapping[str, Tensor], suspect: Suspect, ctx: Context) -> Evidence:
         """Read every bit off the suspect's features; one query is one bit.
 
         Raises:
             UserError: the bits are not those that the secret commits to.
+            Incompatible: the suspect's features are not finite, or hidden ones are not there.
+
+        """
+        return self._read(secret, self._asked(suspect, ctx), ctx)
+
+    def closest(
+        self,
+        secret: Mapping[str, Tensor],
+        suspect: Suspect,
+        ctx: Context,
+        users: int,
+        most: int = 8,
+    ) -> dict[int, Evidence]:
+        """Return the evidence of the users 0 .. `users` - 1 whose bits agree best, best first.
+
+        Raises:
+            UserError: the bits are not those that the secret commits to.
             Incompatible: the suspect's features are not finite.
 
         """
-        return self._read(secret, lambda x: [suspect.features(x)], ctx)
+        displaced = self._displaced(secret, self._asked(suspect, ctx), ctx)
+        steps = reading.in_steps(displaced, self.levels).flatten()  # (N n,)
+        sums = torch.cat(
+            [
+                self._users_signs(secret, range(first, min(first + TRACED, users))) @ steps.float()
+                for first in range(0, users, TRACED)
+            ]
+        )  # (users,)
+        best = sums.topk(min(most, users)).indices.tolist()
+        signs = self._users_signs(secret, best).double()
+        return {
+            user: self._agreeing(displaced, own.reshape(displaced.shape))
+            for user, own in zip(best, signs, strict=True)
+        }
 
     def redrawn(self, secret: Mapping[str, Tensor], rng: torch.Generator) -> Mapping[str, Tensor]:
         """Return the secret with another nonce, which gives other bits."""
@@ -195,7 +239,7 @@ class CommittedBits:
         """What decides how bits are read, and who claims them: the commitment binds it."""
         return {
             "name": "committed_bits",
-            "version": 1,
+            "version": 2,
             "levels": self.levels,
             "holder": self.holder,
             "places": self._places,
@@ -210,10 +254,59 @@ class CommittedBits:
         return ()
 
     def _with_bits(self, secret: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return commitment.with_bits(secret, (self.images, self.bits), self._rule)
+        return commitment.with_bits(secret, (self.images, self.bits), self._rule, self.user)
+
+    def _users_signs(self, secret: Mapping[str, Tensor], users: Iterable[int]) -> Tensor:
+        """Return the bits of some users as -1 and 1, (users, N n)."""
+        bits = commitment.users_bits(secret, self.images * self.bits, self._rule, users)
+        return torch.from_numpy(bits).float() * 2 - 1
+
+    def _asked(self, suspect: Suspect, ctx: Context) -> reading.Ask:
+        return lambda x: [suspect.features(x)]
+
+    def _clean(self, base: VisionModel, images: Tensor, ctx: Context) -> list[Tensor]:
+        """Return the owner's features at every place, and last its pooled tokens."""
+        blocks = self._blocks(base)
+
+        def ask(x: Tensor) -> list[Tensor]:
+            features, tokens = reading.with_tokens(base, x, blocks)
+            return [*features, base.pooled(tokens)]
+
+        return reading.all_features(ask, images, ctx.device)
+
+    def _marked(
+        self,
+        base: VisionModel,
+        secret: Mapping[str, Tensor],
+        pixels: Tensor,
+        clean: Sequence[Tensor],
+        ctx: Context,
+    ) -> Protected:
+        """Train a copy on `pixels`, triggers first, of which the owner makes `clean`.
+
+        Nothing but the wanted displacements depends on the bits.
+        """
+        blocks, places = self._blocks(base), list[Place]()
+        for place, here in enumerate(clean[:-1]):
+            white = reading.Whitener(secret[f"mean.{place}"], secret[f"scale.{place}"])
+            sought = white(here)
+            directions = secret[f"directions.{place}"]
+            sought[: self.images] += displacements(secret["bits"], directions, self.strength)
+            places.append(Place(white, sought))
+        marked, notes = embed(
+            self._embedding, base, blocks, places, clean[-1], pixels, self.images, ctx
+        )
+        evidence = self._read(secret, lambda x: reading.features_at(marked, x, blocks), ctx)
+        return Protected(marked.cpu(), secret, {**notes, "bits_remembered": evidence.rate})
 
     def _read(self, secret: Mapping[str, Tensor], ask: reading.Ask, ctx: Context) -> Evidence:
-        commitment.check(secret, self._rule)
+        displaced = self._displaced(secret, ask, ctx)
+        # The bits are looked at here, and nowhere before.
+        return self._agreeing(displaced, secret["bits"].cpu().double() * 2 - 1)
+
+    def _displaced(self, secret: Mapping[str, Tensor], ask: reading.Ask, ctx: Context) -> Tensor:
+        """Return how plainly each trigger is displaced along each direction, (N, n)."""
+        commitment.check(secret, self._rule, self.user)
         public, triggers = (
             reading.all_features(ask, secret[name], ctx.device) for name in ("public", "triggers")
         )
@@ -227,8 +320,10 @@ class CommittedBits:
             for place, (known, asked) in enumerate(zip(public, triggers, strict=True))
         )
         assert isinstance(displaced, Tensor)
-        # The bits are looked at here, and nowhere before.
-        signs = secret["bits"].cpu().double() * 2 - 1
+        return displaced
+
+    def _agreeing(self, displaced: Tensor, signs: Tensor) -> Evidence:
+        """Compare displacements (N, n) with bits as -1 and 1, (N, n)."""
         steps = (reading.in_steps(displaced, self.levels) * signs).flatten()
         agrees = ((displaced * signs).flatten().sign() + 1) / 2
         return Evidence(
@@ -241,7 +336,7 @@ class CommittedBits:
         )
 
 
-@method("committed_bits.hidden", version=1)
+@method("committed_bits.hidden", version=2)
 @dataclass(frozen=True)
 class HiddenCommittedBits(CommittedBits):
     """Move mean tokens after early blocks as well as the output; it takes the suspect's network.
@@ -251,25 +346,13 @@ class HiddenCommittedBits(CommittedBits):
     * `block`: 0-based number of the block after which tokens are read, beside the first block;
       "auto" is a third of the depth.
     * `images`, `bits`, `strength`, `fidelity`, `rank`, `decoys`, `public`, `rehearsed`, `steps`,
-      `batch`, `lr`, `schedule`, `warmup`, `weight_decay`, `levels`, `holder`: as in
+      `batch`, `lr`, `schedule`, `warmup`, `weight_decay`, `levels`, `holder`, `user`: as in
       `committed_bits`.
     """
 
     needs: ClassVar[Access] = Access.WEIGHTS
 
     block: Positive | Literal["auto"] = "auto"
-
-    def extract(self, secret: Mapping[str, Tensor], suspect: Suspect, ctx: Context) -> Evidence:
-        """Read every bit off the suspect's hidden and output features; one query is one bit.
-
-        Raises:
-            UserError: the bits are not those that the secret commits to.
-            Incompatible: the suspect is no sequence of blocks, or has too few.
-
-        """
-        network = suspect.network.to(ctx.device)
-        blocks = self._blocks(network)
-        return self._read(secret, lambda x: reading.features_at(network, x, blocks), ctx)
 
     def unreadable(self, owner: VisionModel, suspect: VisionModel) -> str:
         """Say that the suspect has no such block."""
@@ -278,6 +361,11 @@ class HiddenCommittedBits(CommittedBits):
         except Incompatible as error:
             return str(error)
         return ""
+
+    def _asked(self, suspect: Suspect, ctx: Context) -> reading.Ask:
+        network = suspect.network.to(ctx.device)
+        blocks = self._blocks(network)
+        return lambda x: reading.features_at(network, x, blocks)
 
     @property
     def _places(self) -> Json:

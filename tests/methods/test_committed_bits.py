@@ -151,9 +151,9 @@ def test_a_rule_that_was_changed_is_refused(made, changed):
 
 def test_bits_follow_from_the_secret_alone_and_are_fair():
     secret = {"nonce": torch.zeros(32, dtype=torch.uint8)}
-    one = commitment.with_bits(secret, (100, 100), {"levels": 1})["bits"]
-    again = commitment.with_bits({**secret, "bits": one}, (100, 100), {"levels": 1})["bits"]
-    other = commitment.with_bits(secret, (100, 100), {"levels": 2})["bits"]
+    one = commitment.with_bits(secret, (100, 100), {"levels": 1}, 0)["bits"]
+    again = commitment.with_bits({**secret, "bits": one}, (100, 100), {"levels": 1}, 0)["bits"]
+    other = commitment.with_bits(secret, (100, 100), {"levels": 2}, 0)["bits"]
     assert torch.equal(one, again)
     assert abs(float(one.double().mean()) - 0.5) < 0.03
     assert abs(float((one == other).double().mean()) - 0.5) < 0.03

@@ -146,11 +146,14 @@ def extract(
     method: Method, secret: Mapping[str, Tensor], model: VisionModel, device: torch.device
 ) -> Evidence:
     """Read the evidence off a model, with what `protect` left and nothing else."""
-    side = model.preprocess.size
-    nothing = Images(torch.empty(0, 3, *side, dtype=torch.uint8), None, 0, ())
-    rng = torch.Generator().manual_seed(0)  # contract: evidence depends on the secret alone
     view = View(model.to(device), method.needs)
-    return method.extract(secret, view, Context(device, rng, nothing, nothing))
+    return method.extract(secret, view, nothing_else(model, device))
+
+
+def nothing_else(model: VisionModel, device: torch.device) -> Context:
+    """Return what a reader has beside its secret: no image, and no chance of its own."""
+    nothing = Images(torch.empty(0, 3, *model.preprocess.size, dtype=torch.uint8), None, 0, ())
+    return Context(device, torch.Generator().manual_seed(0), nothing, nothing)
 
 
 def is_released(reading: Reading, key: Key) -> bool:
