@@ -235,6 +235,11 @@ class Registry(Announced, Generic[T]):
             raise self.refused(message)
 
 
+def has_exact_null(cls: type) -> bool:
+    """Say whether a method's evidence has an exact null: its verdicts need no innocents."""
+    return issubclass(cls, RedrawsBits)
+
+
 def unhelped(cls: type, args: Mapping[str, Any]) -> str:
     """Say why aligning a suspect cannot help a method read it; empty if it can.
 
@@ -242,7 +247,7 @@ def unhelped(cls: type, args: Mapping[str, Any]) -> str:
     weights, and from a head that was made for the owner's basis. Aligning looks at the released
     model, which knows the secret: a reading whose null is exact must not.
     """
-    if issubclass(cls, RedrawsBits):
+    if has_exact_null(cls):
         return "its null is exact for suspects that are read without a look at the released model"
     needs, readout = cls.needs, args.get("readout", getattr(cls, "readout", "native"))  # type: ignore[attr-defined]
     if Access.WEIGHTS in needs or (needs in Access.BLACK_BOX and readout == "graft"):

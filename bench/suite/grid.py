@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator
 from bench.data.settings import DataSettings
 from bench.records.nouns import ALIGN, Align, Json, Spec
 from bench.records.settings import Count, OpenShare, SettingError, settings, suggestion
-from bench.registry import ATTACKS, METHODS, unhelped
+from bench.registry import ATTACKS, METHODS, has_exact_null, unhelped
 from bench.suite.innocents import (
     RECIPE,
     Chain,
@@ -139,12 +139,13 @@ class Suite:
             return tuple(f"{part.name}: {said}" for part in self.parts for said in part.warnings)
         found = []
         needed, asked = innocents_needed(self.alpha), self.innocents.independent
-        if asked < needed:
+        ranked = [m.name for m in self.methods if not has_exact_null(METHODS.get(m.name))]
+        if ranked and asked < needed:
             found.append(
                 f"alpha = {self.alpha:g} needs {needed} strangers, the suite asks for {asked}: "
                 "verdicts will be undecided"
             )
-        found += self._short(needed)
+        found += self._short(needed, ranked)
         steps = self.innocents.pretraining_steps
         if asked and steps != RECIPE.steps:
             found.append(
@@ -153,9 +154,12 @@ class Suite:
             )
         return tuple(found)
 
-    def _short(self, needed: int) -> Iterator[str]:
-        """Say after which attacks the innocents asked for are too few to decide anything."""
-        innocents, marks = self.innocents, {METHODS.get(m.name).marks for m in self.methods}
+    def _short(self, needed: int, ranked: Sequence[str]) -> Iterator[str]:
+        """Say after which attacks the innocents asked for are too few to decide anything.
+
+        `ranked` are the methods whose verdicts rank a suspect among innocents.
+        """
+        innocents, marks = self.innocents, {METHODS.get(name).marks for name in ranked}
         tried = [chain for chain in self.attacks if descends(chain) and not untouched(chain)]
         attacked = min(innocents.attacked_strangers, innocents.strangers + len(innocents.models))
         if False in marks and tried and attacked < needed:

@@ -144,3 +144,11 @@ def test_an_alignment_is_loaded_with_its_suspect(tmp_path):
     assert question.suspect not in set(spare_copies(made, left))
     assert question.align not in set(spare_copies(made, left))
     assert {question.suspect, question.align} <= set(spare_copies(made, ()))
+
+
+def test_a_suite_of_exact_nulls_needs_no_innocents(tmp_path):
+    exact = "{name: committed_bits}"
+    few = {"innocents": "{strangers: 0}"}
+    assert not loaded(tmp_path, methods=[exact], **few).warnings
+    said = loaded(tmp_path, methods=[exact, QUICK], **few).warnings
+    assert any("needs 19 strangers" in line for line in said)
