@@ -4,8 +4,9 @@ A. Godinot, E. Le Merrer, C. Penzo, F. Taïani, G. Trédan, "Queries, Representa
 next 100 model fingerprinting schemes", AAAI 2025, https://arxiv.org/abs/2412.13021.
 
 The paper's baseline, from memory, which needs no optimisation: the queries are images the owner
-gets wrong, the evidence is whether a suspect gives them the same labels. `fill`, for owners that
-are rarely wrong, is ours.
+gets wrong, the evidence is whether a suspect gives them the same labels. The authors' code takes
+the first mistakes it meets, here they are drawn. For owners that are rarely wrong it fills up by
+CutMix, which is `fill: cutmix`; to fill with the least confident right answers is ours.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from bench.types import (
     Suspect,
     UserError,
 )
+from methods.cutmix import cutmix
 
 
 @method("akh", version=1)
@@ -42,8 +44,9 @@ class AnnaKarenina:
 
     * `queries`: how many images are asked about, drawn from all the owner's wrong ones.
     * `fill`: where fewer are wrong, "none" leaves it at those; "least confident" adds images the
-      owner gets right, those with the lowest probability of their class first. The notes say how
-      many were added: innocents agree on them more often.
+      owner gets right, those with the lowest probability of their class first. "cutmix" mixes those
+      it gets wrong with each other, and turns the mixes left to right and upside down, over and
+      over: QuRD's filling. The notes say how many were added: innocents agree on them more often.
     * `batch`: images that are read together.
     * `readout`: how labels are got of a suspect whose classes are not the owner's.
     """
@@ -52,7 +55,7 @@ class AnnaKarenina:
     marks: ClassVar[bool] = False
 
     queries: Positive = 100
-    fill: Literal["none", "least confident"] = "least confident"
+    fill: Literal["none", "least confident", "cutmix"] = "least confident"
     batch: Reading[Positive] = 64
     readout: Reading[Readout] = "graft"
 
@@ -69,15 +72,17 @@ class AnnaKarenina:
             )
         mistaken = logits.argmax(1) != truth
         chosen = self._choose(mistaken, logits, ctx.rng)
-        # Labelled once more, in the batches they are read in: equal to the last rounding.
         kept = pixels[chosen]
+        if self.fill == "cutmix":
+            kept = torch.cat([kept, mixes(kept, self.queries - len(kept), ctx.rng)])
+        # Labelled once more, in the batches they are read in: equal to the last rounding.
         labels = answers(model.logits, kept, self.batch, ctx.device).argmax(1)
         wrong = int(mistaken[chosen].sum())
         notes = {
             "images": len(pixels),
             "wrong": int(mistaken.sum()),
-            "queries": len(chosen),
-            "filled": len(chosen) - wrong,
+            "queries": len(kept),
+            "filled": len(kept) - wrong,
         }
         ideal, first = Ideal(ctx.device), pixels[: self.batch]
         ideal.time(lambda: answers(model.logits, first, self.batch, ctx.device), len(first))
@@ -91,12 +96,17 @@ class AnnaKarenina:
 
     def protect_passes(self, sizes: Sizes) -> Passes:
         """Count a look at every image of the owner's, and another at those asked about."""
-        known, bound = sizes.images + sizes.held_out, self._bound
-        return Passes(known + min(self.queries, known), bound=bound)
+        known = sizes.images + sizes.held_out
+        return Passes(known + self._asked(sizes), bound=self._bound)
 
     def extract_passes(self, sizes: Sizes) -> Passes:
         """Count the queries: all of them, unless too few images are wrong."""
-        return Passes(min(self.queries, sizes.images + sizes.held_out), bound=self._bound)
+        return Passes(self._asked(sizes), bound=self._bound)
+
+    def _asked(self, sizes: Sizes) -> int:
+        if self.fill == "cutmix":  # of few images there are mixes without end
+            return self.queries
+        return min(self.queries, sizes.images + sizes.held_out)
 
     @property
     def _bound(self) -> Literal["exact", "at most"]:
@@ -106,7 +116,7 @@ class AnnaKarenina:
         """Return the numbers of the images to ask about: mistakes at random, then the fill."""
         wrong = mistaken.nonzero().flatten()
         wrong = wrong[torch.randperm(len(wrong), generator=rng)]
-        if self.fill == "none":
+        if self.fill != "least confident":
             if not len(wrong):
                 raise UserError(
                     f"expected images the owner gets wrong, got none among {len(mistaken)}; give "
@@ -116,6 +126,19 @@ class AnnaKarenina:
         confidence = logits.softmax(1).amax(1)
         ranked = confidence.argsort(stable=True)
         return torch.cat([wrong, ranked[~mistaken[ranked]]])[: self.queries]
+
+
+def mixes(wrong: Tensor, count: int, rng: torch.Generator) -> Tensor:
+    """Return `count` mixes of images (n, 3, h, w) with each other, as QuRD's code orders them.
+
+    A round has one mix of every image with the one before, all with one box, whose share of the
+    area is uniform: CutMix with alpha = 1. Then follow the same ones flipped, each way.
+    """
+    made = [wrong[:0]]
+    while sum(map(len, made)) < count:
+        mixed = cutmix(wrong, wrong.roll(1, 0), torch.rand(1, generator=rng), rng)
+        made += [mixed, mixed.flip(3), mixed.flip(2)]
+    return torch.cat(made)[:count]
 
 
 def _labelled(ctx: Context) -> tuple[Tensor, Tensor]:

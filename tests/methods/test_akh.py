@@ -12,7 +12,8 @@ from bench.models.suspect import View
 from bench.models.weights import secret_digest
 from bench.records.nouns import Access, UserError
 from bench.testing import context
-from methods.akh import AnnaKarenina
+from bench.types import Sizes
+from methods.akh import AnnaKarenina, mixes
 
 
 @functools.cache
@@ -80,7 +81,40 @@ def test_mistakes_alone_are_asked_about_if_so_told():
     assert protected.notes == {"images": 96, "wrong": 5, "queries": 5, "filled": 0}
 
 
-@pytest.mark.parametrize("fill", ["none", "least confident"])
+def test_mistakes_are_mixed_and_flipped_until_there_are_enough():
+    method, owner, ctx = AnnaKarenina(queries=40, fill="cutmix"), digits_owner(), relabelled(5)
+    with measuring(CPU) as meter:
+        protected = method.protect(owner, ctx)
+    kept = protected.secret["pixels"]
+    assert protected.notes == {"images": 96, "wrong": 5, "queries": 40, "filled": 35}
+    assert set(rows(kept[:5]).tolist()) == set(range(5))
+    before = kept[:5].roll(1, 0)
+    for at in (5, 20):  # each round: mixes, left to right, upside down
+        mixed = kept[at : at + 5]
+        assert ((mixed == kept[:5]) | (mixed == before)).all()
+        assert torch.equal(kept[at + 5 : at + 10], mixed.flip(3))
+        assert torch.equal(kept[at + 10 : at + 15], mixed.flip(2))
+    sizes = Sizes(64, 32, 6, 65, 48)
+    assert meter.forward_passes == pytest.approx(method.protect_passes(sizes).forward)
+    assert len(kept) == method.extract_passes(sizes).forward
+    assert method.extract_passes(sizes).bound == "exact"
+
+
+def test_of_enough_mistakes_none_is_mixed():
+    protected = AnnaKarenina(queries=5, fill="cutmix").protect(digits_owner(), relabelled(8))
+    assert max(rows(protected.secret["pixels"]).tolist()) < 8
+    assert protected.notes["filled"] == 0
+
+
+def test_boxes_of_mixes_have_any_size():
+    black_and_white = torch.tensor([0, 1]).view(2, 1, 1, 1).expand(2, 3, 16, 16)
+    found = mixes(black_and_white, 900, torch.Generator().manual_seed(0))
+    shares = found.view(-1, 3, 2, 3, 16, 16)[:, 0, 0].double().mean((1, 2, 3))  # (150,)
+    assert shares.min() < 0.1
+    assert shares.max() > 0.6  # less than the whole, for the edge cuts boxes off
+
+
+@pytest.mark.parametrize("fill", ["none", "least confident", "cutmix"])
 def test_of_many_mistakes_some_are_drawn_by_the_seed(fill):
     method, ctx = AnnaKarenina(queries=6, fill=fill), relabelled(60)
     drawn = []
@@ -140,10 +174,11 @@ def test_every_image_is_looked_at_once_and_every_query_once_more():
 def test_no_mistake_at_all_is_never_silent():
     filled = AnnaKarenina(queries=12).protect(digits_owner(), relabelled(0)).notes
     assert (filled["wrong"], filled["filled"]) == (0, 12)
-    with pytest.raises(
-        UserError, match=r'got none among 96; .* or set `fill` to "least confident"'
-    ):
-        AnnaKarenina(fill="none").protect(digits_owner(), relabelled(0))
+    for fill in ("none", "cutmix"):
+        with pytest.raises(
+            UserError, match=r'got none among 96; .* or set `fill` to "least confident"'
+        ):
+            AnnaKarenina(fill=fill).protect(digits_owner(), relabelled(0))
 
 
 def unlabelled(ctx):
