@@ -84,6 +84,9 @@ CASES: Mapping[str, tuple[dict[str, object], ...]] = {
         {"queries": 4, "proxies": 3, "sigma": 0.1, "sigma_unit": "std of the weight"}
         | {"accuracy_gap": 0.2},
     ),
+    "sac": ({"queries": 12},),
+    "sac.features": ({"queries": 12, "cut": 0.5},),
+    "sac.labels": ({"queries": 12},),
     "control.identity": ({},),
     "control.stranger": ({"index": 1},),
     "disguise.embeddings": (TRAINED, {**TRAINED, "rotated": False}),
