@@ -65,7 +65,7 @@ class IPGuard:
       RemovalNet 0.01. The notes give both units.
     * `iterations`, `lr`, `tolerance`: Adam's; a point stops once its loss is at most `tolerance`.
       RemovalNet: tolerance 1e-5, and lr 1e-2 of normalised pixels, which are some 4.4 times ours:
-      lr 2.3e-3 here.
+      lr 2.3e-3 here. "target" stops a point as soon as the owner calls it j, however narrowly.
     * `adam_reset`: forget Adam's moments after every iteration, as RemovalNet does, which makes a
       new optimiser each time; every step is then lr * sign(gradient). (DeepJudge also forgets the
       moments but goes on counting steps, which amounts to a learning rate up to 3.2 times larger.)
@@ -89,14 +89,14 @@ class IPGuard:
     k_unit: Literal["logits", "median margin"] = "logits"
     iterations: Positive = 1000
     lr: PositiveFloat = 1e-3
-    tolerance: NotNegative = 0.0
+    tolerance: NotNegative | Literal["target"] = 0.0
     adam_reset: bool = False
     clamp: bool = True
     batch: Reading[Positive] = 100
     readout: Reading[Readout] = "graft"
 
     def protect(self, owner: VisionModel, ctx: Context) -> Protected:
-        """Find the points; the notes say how many reached zero loss, and how soon."""
+        """Find the points; the notes say how many came to their end (`zero_loss`), and how soon."""
         model = classifier(owner, ctx.device)
         start = images = self._images(ctx).to(model.mean.dtype)
         first = clean = answers(model.logits, images, self.batch, ctx.device)  # (n, classes)
@@ -110,7 +110,7 @@ class IPGuard:
         # Kept as they are, unrounded: a byte's step can be wider than the margin. Labelled in the
         # batches they are read in, so that the owner agrees with itself to the last point.
         final = answers(model.logits, found.points, self.batch, ctx.device)
-        missed = boundary_loss(final, source, target, k) > self.tolerance
+        missed = ~self._arrived(final, boundary_loss(final, source, target, k), target)
         missed &= found.steps == self.iterations
         notes: dict[str, Json] = {
             "points": self.points,
@@ -222,8 +222,9 @@ class IPGuard:
 
         def look(part: slice) -> tuple[Tensor, Tensor, int]:
             pixels = x[part].detach().requires_grad_(True)
-            loss = boundary_loss(logits(pixels), source[part], target[part], k)
-            done = loss.detach() <= self.tolerance
+            scores = logits(pixels)
+            loss = boundary_loss(scores, source[part], target[part], k)
+            done = self._arrived(scores.detach(), loss.detach(), target[part])
             finished = int(done.sum())  # the one wait for the device in an iteration
             if finished == len(pixels):  # none of them goes on
                 return done, torch.zeros_like(pixels), finished
@@ -231,6 +232,12 @@ class IPGuard:
 
         done, gradient, finished = zip(*micro.over(len(x), look), strict=True)
         return torch.cat(done), torch.cat(gradient), sum(finished)
+
+    def _arrived(self, logits: Tensor, loss: Tensor, target: Tensor) -> Tensor:
+        """Say of which points (b,), with scores (b, classes), nothing more is asked."""
+        if self.tolerance == "target":
+            return logits.argmax(1) == target
+        return loss <= self.tolerance
 
     def _adam(
         self, x: Tensor, gradient: Tensor, first: Tensor, second: Tensor, number: int
@@ -247,6 +254,35 @@ class IPGuard:
         )
         x = x - self.lr * mean / (square.sqrt() + EPSILON)
         return (x.clamp(0, 1) if self.clamp else x), first, second
+
+
+@method("ipguard.qurd", version=1)
+@dataclass(frozen=True)
+class QurdIPGuard(IPGuard):
+    """IPGuard with the settings of QuRD, whose points stop just across the boundary.
+
+    A. Godinot et al., "Queries, representation & detection: the next 100 model fingerprinting
+    schemes", AAAI 2025, https://arxiv.org/abs/2412.13021, and the authors' code.
+
+    Departures: that code takes one more step once the target is reached, and its random target may
+    be the source itself. Among the other classes' scores it counts those of i and j as 0.
+
+    * `points`: how many, each from a starting point of its own.
+    * `initialisation`: "data" starts at the owner's images, "noise" at uniformly random pixels.
+    * `target`: j, a random other class, or the one the owner finds least likely at the start.
+    * `k`, `k_unit`: the margin in the loss, in logits or in the owner's median margin.
+    * `iterations`, `lr`, `tolerance`: Adam's; "target" stops a point once the owner calls it j, a
+      number once its loss is at most that.
+    * `adam_reset`: forget Adam's moments after every iteration.
+    * `clamp`: keep the points within [0, 1]; QuRD does not.
+    * `batch`: points that descend together, and that are read together; fewer take less memory.
+    * `readout`: how labels are got of a suspect whose classes are not the owner's.
+    """
+
+    target: Literal["least_likely", "random"] = "random"
+    lr: PositiveFloat = 1e-2
+    tolerance: NotNegative | Literal["target"] = "target"
+    clamp: bool = False
 
 
 class Descent(NamedTuple):

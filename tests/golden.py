@@ -75,6 +75,7 @@ CASES: Mapping[str, tuple[dict[str, object], ...]] = {
         {"points": 12, "iterations": 16, "initialisation": "noise", "k_unit": "median margin"}
         | {"target": "random", "k": 0.5, "adam_reset": True, "clamp": False},
     ),
+    "ipguard.qurd": ({"points": 12, "iterations": 16},),
     "lineage.invariants": ({"rows": 32}, {"rows": 32, "term": "qk"}),
     "lineage.procrustes": ({},),
     "lineage.profile": ({},),

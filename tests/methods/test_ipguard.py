@@ -12,8 +12,9 @@ from bench.models.surgery import segmentation_head, with_head
 from bench.models.suspect import View
 from bench.models.vision import Architecture, clone
 from bench.records.nouns import UserError
+from bench.registry import METHODS
 from bench.testing import context
-from methods.ipguard import IPGuard, boundary_loss
+from methods.ipguard import IPGuard, QurdIPGuard, boundary_loss
 
 SOME = {"points": 5, "iterations": 40, "lr": 1e-2}
 
@@ -91,6 +92,44 @@ def test_a_batch_does_what_a_loop_over_points_does(name, initialisation, target,
         assert torch.equal(model.logits(found.points).argmax(1), model.logits(points).argmax(1))
     assert steps.min() > 0
     assert (steps < settings.iterations).any(), "no point of the comparison stopped early"
+
+
+def test_qurds_points_stop_as_soon_as_the_owner_calls_them_the_target():
+    settings = QurdIPGuard(**SOME)
+    assert (settings.target, settings.k, settings.clamp) == ("random", 10.0, False)
+    model = doubled(digits_owner())
+    starts = starts_for(model, settings, 0)
+    with torch.no_grad():
+        logits = model.logits(starts)
+    target = logits.topk(2).indices[:, 1]  # one that is near
+    found = settings.descend(model.logits, starts, logits.argmax(1), target, 10.0, CPU)
+    stopped = found.steps < settings.iterations
+    assert stopped.any()
+    with torch.no_grad():
+        scores = model.logits(found.points)
+    assert torch.equal(scores.argmax(1)[stopped], target[stopped])
+    assert (boundary_loss(scores, logits.argmax(1), target, 10.0)[stopped] > 0).all()
+    for start, end, goal, steps in zip(starts, found.points, target, found.steps, strict=True):
+        x = start[None].clone().requires_grad_(True)
+        optimiser = torch.optim.Adam([x], lr=settings.lr)
+        for _ in range(int(steps)):
+            assert int(model.logits(x).argmax()) != int(goal)
+            optimiser.zero_grad()
+            source = logits.argmax(1)[(starts == start).flatten(1).all(1)]
+            boundary_loss(model.logits(x), source, goal[None], 10.0).sum().backward()
+            optimiser.step()
+        torch.testing.assert_close(end[None], x.detach(), rtol=0, atol=1e-9)
+
+
+def test_qurds_settings_are_ipguards_with_other_defaults():
+    assert METHODS.get("ipguard.qurd") is QurdIPGuard
+    said = {
+        field.name: (field.default, getattr(IPGuard(), field.name))
+        for field in dataclasses.fields(QurdIPGuard)
+    }
+    assert {name for name, (ours, plain) in said.items() if ours != plain} == {
+        *("target", "lr", "tolerance", "clamp"),
+    }
 
 
 def test_clamping_can_be_left_out():
