@@ -79,6 +79,11 @@ CASES: Mapping[str, tuple[dict[str, object], ...]] = {
     "lineage.invariants": ({"rows": 32}, {"rows": 32, "term": "qk"}),
     "lineage.procrustes": ({},),
     "lineage.profile": ({},),
+    "modeldiff": (
+        {"pairs": 6, "steps": 4},
+        {"pairs": 6, "steps": 4, "compared": "pairs", "radius": 0.03},
+    ),
+    "modeldiff.features": ({"pairs": 6, "steps": 4, "centred": False},),
     "oracle.weights": ({"entries": 64},),
     "pautov2024": (
         {"queries": 8, "proxies": 3},

@@ -42,6 +42,8 @@ QUICK = {
     "akh": {"queries": 40},
     "ipguard": {"points": 16, "iterations": 100, "lr": 1e-2, "k": 1.0},
     "ipguard.qurd": {"points": 16, "iterations": 100},
+    "modeldiff": {"pairs": 16, "steps": 8},
+    "modeldiff.features": {"pairs": 16, "steps": 8},
     "pautov2024": {"queries": 20, "proxies": 8},
 }
 """Settings that keep the promises cheap to check; the others run at their defaults."""
