@@ -70,6 +70,8 @@ CASES: Mapping[str, tuple[dict[str, object], ...]] = {
     "cka.hidden": ({"images": 16},),
     "committed_bits": (BITS, {**BITS, "rehearsed": 0.5, "levels": 1}),
     "committed_bits.hidden": (BITS,),
+    "deepjudge.jsd": ({"iterations": 4, "radius": 0.06},),
+    "deepjudge.robd": ({"iterations": 4, "radius": 0.06, "projected": False},),
     "ipguard": (
         {"points": 12, "iterations": 16, "lr": 1e-2},
         {"points": 12, "iterations": 16, "initialisation": "noise", "k_unit": "median margin"}

@@ -40,6 +40,8 @@ QUICK = {
         "encoder_output": "linear",
     },
     "akh": {"queries": 40},
+    "deepjudge.jsd": {"iterations": 4, "radius": 0.06},
+    "deepjudge.robd": {"iterations": 4, "radius": 0.06},
     "ipguard": {"points": 16, "iterations": 100, "lr": 1e-2, "k": 1.0},
     "ipguard.qurd": {"points": 16, "iterations": 100},
     "modeldiff": {"pairs": 16, "steps": 8},
