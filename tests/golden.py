@@ -72,6 +72,8 @@ CASES: Mapping[str, tuple[dict[str, object], ...]] = {
     "committed_bits.hidden": (BITS,),
     "deepjudge.jsd": ({"iterations": 4, "radius": 0.06},),
     "deepjudge.robd": ({"iterations": 4, "radius": 0.06, "projected": False},),
+    "fitprint": ({"bits": 8, "steps": 4},),
+    "fitprint.features": ({"bits": 8, "steps": 4, "copies": 1},),
     "ipguard": (
         {"points": 12, "iterations": 16, "lr": 1e-2},
         {"points": 12, "iterations": 16, "initialisation": "noise", "k_unit": "median margin"}
