@@ -19,15 +19,17 @@ from typing import Any, ClassVar, Generic, NamedTuple, TypeVar, get_args, get_or
 
 from pydantic.errors import PydanticUndefinedAnnotation
 
-from bench.records.explained import reading
+from bench.records.explained import later, reading
 from bench.records.nouns import ALIGN, Access, Align, Spec
 from bench.records.plugins import Announced, Origin
 from bench.records.settings import SettingError, adapter_of, settings, suggestion
 from bench.types import (
     Attack,
     CountsExtracting,
+    CountsImages,
     CountsPasses,
     CountsProtecting,
+    CountsQueries,
     HasPrecision,
     HasReadout,
     IsAdaptive,
@@ -60,7 +62,7 @@ OPTIONAL: Mapping[str, tuple[type, ...]] = {
     ),
     "attack": (
         *(NamesData, UsesBase, UsesHead, CountsPasses),
-        *(SaysChange, IsExact, IsAdaptive),
+        *(SaysChange, IsExact, IsAdaptive, CountsImages, CountsQueries),
     ),
 }
 """What plug-ins of a kind may have beside what they must."""
@@ -127,11 +129,13 @@ class Registry(Announced, Generic[T]):
     def spec(self, name: str, args: Mapping[str, Any]) -> Spec:
         """Return `name` with every setting spelled out, defaults included, as it is hashed.
 
-        Suspects read as they are go without saying, as they did before they could be aligned.
+        Suspects read as they are go without saying, as they did before they could be aligned. So
+        do the defaults of settings that are marked as `Later`.
         """
         instance = self.build(name, args)
         cls, version = self._plugins[name]
-        own = adapter_of(cls).dump_python(instance, mode="json")
+        told, unsaid = adapter_of(cls).dump_python(instance, mode="json"), later(cls)
+        own = {k: v for k, v in told.items() if k not in unsaid or v != unsaid[k]}
         aligned = {ALIGN: args[ALIGN]} if args.get(ALIGN, "none") != "none" else {}
         return Spec(name, {**own, **aligned}, version)
 

@@ -24,6 +24,7 @@ from bench.records.nouns import Sizes as Sizes
 from bench.records.nouns import Spec as Spec
 from bench.records.nouns import UserError as UserError
 from bench.records.settings import Count as Count
+from bench.records.settings import Later as Later
 from bench.records.settings import NotNegative as NotNegative
 from bench.records.settings import OpenShare as OpenShare
 from bench.records.settings import PartialShare as PartialShare
@@ -117,8 +118,8 @@ class Method(Protocol):
 class Attack(Protocol):
     """A way to obtain a suspect from a released model, or (a control) without it.
 
-    What it may have beside is in `NamesData`, `UsesBase`, `UsesHead`, `CountsPasses`, `SaysChange`,
-    `IsExact` and `IsAdaptive`.
+    What it may have beside is in `NamesData`, `UsesBase`, `UsesHead`, `CountsPasses`,
+    `CountsImages`, `CountsQueries`, `SaysChange`, `IsExact` and `IsAdaptive`.
     """
 
     offers: ClassVar[Access]  # what the owner may still see of the result
@@ -231,6 +232,22 @@ class CountsPasses(Protocol):
 
     def passes(self, sizes: Sizes) -> Passes:
         """Count the passes of `run`; a thief's held-out images are none."""
+
+
+@runtime_checkable
+class CountsImages(Protocol):
+    """An attack that leaves some of the thief's images aside: they are no part of its price."""
+
+    def looks_at(self, images: int) -> int:
+        """Count those it looks at, of a pool of so many."""
+
+
+@runtime_checkable
+class CountsQueries(Protocol):
+    """An attack by a thief who has nothing of the victim but its answers, and counts them."""
+
+    def victim_queries(self, images: int) -> int:
+        """Count the images that the victim answers for, of a pool of so many."""
 
 
 @runtime_checkable

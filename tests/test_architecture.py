@@ -49,6 +49,8 @@ PUBLIC = {
             "IsExact",
             "SaysChange",
         ),
+        *("UsesHead", "ExactNull", "RedrawsBits", "Change", "IsAdaptive", "IsExact", "SaysChange"),
+        *("CountsImages", "CountsQueries", "Later"),
     ),
     "bench.registry": ("attack", "method"),
     "bench.models.symmetry": (

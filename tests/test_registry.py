@@ -16,6 +16,7 @@ from bench.registry import Registry, Source
 from bench.types import (
     Attack,
     Count,
+    Later,
     Method,
     NotNegative,
     OpenShare,
@@ -106,6 +107,24 @@ def test_a_spec_spells_out_every_default_in_json(attacks):
         "block": "auto",
         "strict": False,
     }
+
+
+@dataclass(frozen=True)
+class Grown(Prune):
+    """Prune, some suites later."""
+
+    mixup: Later[NotNegative] = 0.0
+    layers_too: Later[tuple[int, ...]] = (1,)
+
+
+def test_the_default_of_a_later_setting_goes_without_saying(attacks):
+    attacks.register("prune.grown", version=2)(Grown)
+    before = attacks.spec("prune.some", {}).args
+    assert attacks.spec("prune.grown", {}).args == before
+    assert attacks.spec("prune.grown", {"mixup": 0, "layers_too": [1]}).args == before
+    said = attacks.spec("prune.grown", {"mixup": 0.2, "layers_too": [2]}).args
+    assert said == {**before, "mixup": 0.2, "layers_too": [2]}
+    assert attacks.build("prune.grown", said) == Grown(mixup=0.2, layers_too=(2,))
 
 
 @pytest.mark.parametrize(

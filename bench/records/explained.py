@@ -6,6 +6,7 @@ A docstring explains settings in its list, one or several at a time: "* `lr`, `w
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import re
 from collections.abc import Iterator, Mapping
@@ -88,6 +89,14 @@ def reading(cls: type) -> dict[str, list[object]]:
     """Return the settings of a dataclass that are marked as `Reading`, with their words, if any."""
     found = adapter_of(cls).json_schema(schema_generator=_Lenient).get("properties", {})
     return {name: schema.get("enum", []) for name, schema in found.items() if schema.get("reading")}
+
+
+@functools.cache
+def later(cls: type) -> dict[str, object]:
+    """Return the settings of a dataclass that are marked as `Later`, with their defaults."""
+    found = adapter_of(cls).json_schema(schema_generator=_Lenient).get("properties", {})
+    marked = {name: schema for name, schema in found.items() if schema.get("later")}
+    return {name: schema["default"] for name, schema in marked.items() if "default" in schema}
 
 
 def _notes(cls: type) -> Iterator[tuple[tuple[str, ...], str]]:

@@ -20,7 +20,17 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json
 
 from bench.records.files import write_atomically
-from bench.records.nouns import SCHEMA, Cell, Json, Outline, Record, Spec, UserError, canonical
+from bench.records.nouns import (
+    SCHEMA,
+    Cell,
+    Json,
+    Outline,
+    Record,
+    Spec,
+    StepFacts,
+    UserError,
+    canonical,
+)
 
 T = TypeVar("T")
 
@@ -220,11 +230,17 @@ def write_outline(path: Path, outline: Outline) -> None:
 
     value = _fields(outline)
     value["cells"] = [(key, _with_specs(_fields(cell), number)) for key, cell in outline.cells]
-    if steps := [(number(spec), dataclasses.asdict(facts)) for spec, facts in value.pop("steps")]:
+    if steps := [(number(spec), _facts(facts)) for spec, facts in value.pop("steps")]:
         value["steps"] = steps
     value["specs"] = [json.loads(text) for text in numbers]
     text = canonical({"schema": SCHEMA, "outline": value})
     write_atomically(path, f"{text}\n".encode())
+
+
+def _facts(facts: StepFacts) -> dict[str, Json]:
+    """Return what is known of a step: one that counts no queries is written as it always was."""
+    found = dataclasses.asdict(facts)
+    return {name: value for name, value in found.items() if (name, value) != ("queries", None)}
 
 
 def read_outline(path: Path) -> Outline:

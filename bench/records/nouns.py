@@ -402,9 +402,10 @@ made from its answers (extraction); weights, by mixing in others (merging); answ
 class StepFacts:
     """What a report must know of a step of an attack, and cannot ask of its plug-in (torch!).
 
-    `images` is the size of the thief's pool, None where nobody wrote it down; `data` the digest of
-    the data set it is of. `adaptive` says what a thief who knows the defence knows; empty for one
-    who does not.
+    `images` is how many of the thief's pool it looks at, at most, None where nobody wrote it down;
+    `data` the digest of the data set they are of. `queries` is how many images the victim answers
+    for, None of an attack that needs no more than weights. `adaptive` says what a thief who knows the
+    defence knows; empty for one who does not.
     """
 
     change: Change = "other"
@@ -412,6 +413,7 @@ class StepFacts:
     adaptive: str = ""
     images: int | None = None
     data: str = ""
+    queries: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

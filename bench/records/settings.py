@@ -29,6 +29,13 @@ Reading = Annotated[T, Field(json_schema_extra={"reading": True})]
 tau, so these are shared. Between batches of another size they may differ in rounding.
 """
 
+Later = Annotated[T, Field(json_schema_extra={"later": True})]
+"""A setting that its plug-in got after suites had been run: its default goes without saying.
+
+`mixup: Later[NotNegative] = 0.0` leaves every key as it was before there was mixup, for a default
+must do what the plug-in did without the setting. Any other value is a part of the key.
+"""
+
 Positive = Annotated[int, Field(gt=0)]
 """A whole number of 1 or more."""
 

@@ -37,7 +37,7 @@ from bench.suite.graph import READ_WITH, Kind, Plan, Question, Stage
 from bench.suite.grid import Suite
 from bench.suite.innocents import RECIPE, families, kin, recipe_digest, untouched
 from bench.suite.owners import ClassifierSettings, OwnerSettings
-from bench.types import IsAdaptive, IsExact, SaysChange
+from bench.types import CountsImages, CountsQueries, IsAdaptive, IsExact, SaysChange
 from bench.verdicts.innocents import family
 from bench.verdicts.verdict import innocents_needed
 
@@ -449,15 +449,16 @@ def steps(plan: Plan) -> tuple[tuple[Spec, StepFacts], ...]:
 
 
 def _facts(step: Spec, data: str, images: int) -> StepFacts:
-    attack = ATTACKS.get(step.name)
+    attack = ATTACKS.build(step.name, step.args)
     exact = isinstance(attack, IsExact) and attack.exact
     told: Change = "exact" if exact else "other"
     return StepFacts(
         change=attack.change if isinstance(attack, SaysChange) else told,
         exact=exact,
         adaptive=attack.adaptive if isinstance(attack, IsAdaptive) else "",
-        images=images,
+        images=attack.looks_at(images) if isinstance(attack, CountsImages) else images,
         data=data,
+        queries=attack.victim_queries(images) if isinstance(attack, CountsQueries) else None,
     )
 
 
@@ -470,12 +471,12 @@ def departures(suite: Suite) -> tuple[str, ...]:
     lines: dict[str, None] = {}
     for registry, spec in [*((METHODS, m) for m in suite.methods), *steps]:
         words = {k: v for k, v in spec.args.items() if isinstance(v, str)}
-        usual = registry.spec(spec.name, words).args  # type: ignore[attr-defined]
+        usual = registry.build(spec.name, words)  # type: ignore[attr-defined]
         changed = [
-            f"{name} {value:g} (default {usual[name]:g})"
+            f"{name} {value:g} (default {getattr(usual, name):g})"
             for name, value in spec.args.items()
-            if type(value) in (int, float) and type(usual[name]) in (int, float)
-            if value != usual[name]
+            if type(value) in (int, float) and type(getattr(usual, name)) in (int, float)
+            if value != getattr(usual, name)
         ]
         if changed:
             label = " ".join(

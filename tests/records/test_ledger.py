@@ -243,6 +243,10 @@ def test_an_outline_tells_of_every_step_what_a_report_cannot_ask_a_plug_in(tmp_p
     told = Outline("demo", "", 0.05, (("a", CELL),), steps=((step, facts),))
     write_outline(path, told)
     assert read_outline(path) == told
+    assert "queries" not in path.read_text()
+    asked = dataclasses.replace(told, steps=((step, dataclasses.replace(facts, queries=7)),))
+    write_outline(path, asked)
+    assert read_outline(path) == asked
     write_outline(path, dataclasses.replace(told, steps=()))
     assert '"steps"' not in path.read_text()
     assert read_outline(path).steps == ()

@@ -333,3 +333,14 @@ def test_a_chain_of_several_kinds_is_a_kind_of_its_own():
     chain = copy((*TUNE, *TURN), 0.7)
     found = [row["change"] for row in rows(tables(*ATTACKS, chain)[3])]
     assert found.index("finetuning > exact") == found.index("finetuning") + 1
+
+
+def test_queries_to_the_released_model_are_told_where_any_attack_counts_them():
+    """Of a thief who distils a copy of his own they are none of the owner's business."""
+    own = copy((*TUNE, *STEAL), 0.0)
+    asked = (STEAL[0], StepFacts("extraction", images=500, data="e", queries=1000))
+    found = tables(*ATTACKS, own, steps=(*STEPS[:3], asked))[2]
+    told = {row["attack"]: row["queries"] for row in rows(found)}
+    assert told["steal"] == "1000"
+    assert {told[name] for name in told if name != "steal"} == {NOTHING}
+    assert "queries" not in tables(*ATTACKS)[2].columns

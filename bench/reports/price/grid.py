@@ -36,6 +36,14 @@ BUDGETS = tuple(itertools.starmap(Price, itertools.product(POINTS, IMAGES, COMPU
 
 DEAREST = BUDGETS[-1]
 
+QUERIES = 7
+"""The column of queries, which is there where any attack counts them."""
+
+ASKED = (
+    "queries: the images that the released model answered for, of a thief who has nothing else of "
+    "it; no part of the price, for what an answer costs its provider says."
+)
+
 State = Literal["lost", "undecided", "stands"]
 """What became of a claim within a budget, the worst first."""
 
@@ -347,15 +355,19 @@ def _attacks(
         for row in c.block.rows
         if row.label in c.attacks
     ]
+    asked = any(row[QUERIES] != NOTHING for row in rows)
+    names = (
+        *("owner", "method", "attack", "number", "change", "utility lost", "images"),
+        *("queries", "compute", "in the grid", "lowest rate", "claims"),
+    )
+    shown = [c for c in range(len(names)) if c != QUERIES or asked]
     return Table(
         name="Attacks priced",
         caption=f"what every attack cost the thief and left of the claim ({outline.heading})",
-        columns=(
-            *("owner", "method", "attack", "number", "change", "utility lost", "images"),
-            *("compute", "in the grid", "lowest rate", "claims"),
-        ),
-        rows=tuple(rows),
+        columns=tuple(names[c] for c in shown),
+        rows=tuple(tuple(row[c] for c in shown) for row in rows),
         notes=(
+            *([ASKED] if asked else []),
             "utility lost: points, from the lowest to the highest copy, and of a single copy its "
             "95 % Newcombe interval, paired over test images, where records say which were got "
             "right; 0 of an exact attack, by construction. in the grid: copies whose price is "
@@ -377,6 +389,7 @@ def _attack(claims: Claims, row: Row, numbers: Mapping[str, str], bills: Bills) 
         bills.change(row.chain),
         _lost(made),
         NOTHING if price.images is None else str(price.images),
+        NOTHING if (asked := bills.queries(row.chain)) is None else str(asked),
         NOTHING if price.compute is None else f"{100 * price.compute:.3g} %",
         f"{sum(copy.price.within(DEAREST) for copy in made)} of {len(made)}",
         f"{min(copy.rate for copy in made):.3f}",

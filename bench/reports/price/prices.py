@@ -154,6 +154,13 @@ class Bills:
             pools[pool] = max(size, pools.get(pool, 0))
         return sum(pools.values())
 
+    def queries(self, chain: Sequence[Spec]) -> int | None:
+        """Return how many images the released model answers for; None if its weights are had.
+
+        A thief who distils a copy that he has already made asks his own.
+        """
+        return self.steps.get(chain[0].text, StepFacts()).queries if chain else None
+
     def _step(self, chain: Sequence[Spec], number: int) -> Passes | None:
         """Return the passes of one step of a chain, or those of all before the last with it."""
         earlier = self.earlier.get(_name(chain)) if number < len(chain) else None
