@@ -22,8 +22,8 @@ A value outside is refused, in a suite and in Python.
 | `uses_base` | `UsesBase` | asks for the public, unmarked model as `ctx.base` |
 | `uses_head` | `UsesHead` | says that the victim must have a classifier |
 | `passes` | `CountsPasses` | says how many passes it takes; without it `bench plan` says ? |
-| `looks_at` | `CountsImages` | says how many of the thief's images it looks at, where that is not all |
-| `victim_queries` | `CountsQueries` | says how many queries the victim answers, for tables of prices |
+| `looks_at` | `CountsImages` | counts the thief's images that it looks at |
+| `victim_queries` | `CountsQueries` | counts the images that the victim answers for, for prices |
 | `change` | `SaysChange` | says what it changes, for tables; without it that is "other" |
 | `exact` | `IsExact` | says that the suspect computes what the victim does, to rounding |
 | `adaptive` | `IsAdaptive` | says what the thief knows of the defence, in a few words |
