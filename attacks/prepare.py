@@ -34,7 +34,8 @@ class FinePruning:
     """Zero the MLP neurons that the thief's images activate least; then fine-tune, by a chain.
 
     A neuron is worth the mean magnitude of its activation over images and tokens. What a trigger
-    alone sets off is asleep on clean images.
+    alone sets off is asleep on clean images. On `mini`, whose MLPs are as narrow as its stream, no
+    neuron is: half of them cost the embedding as much whichever half it is.
 
     Source: K. Liu, B. Dolan-Gavitt, S. Garg, "Fine-pruning: defending against backdooring attacks
     on deep neural networks", arXiv:1805.12185. There channels of the last convolution go; here

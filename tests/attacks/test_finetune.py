@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrize
 
-from attacks.finetune import FinetuneClassify, LowRank, _adapt
+from attacks.finetune import FinetuneClassify, LowRank, _adapt, _worst_nearby
 from bench.data import images, manifest
 from bench.data.settings import DataSettings
 from bench.models.building import build
@@ -18,6 +18,7 @@ from bench.models.surgery import with_head
 from bench.models.vision import Architecture
 from bench.models.weights import load_state, weights_digest
 from bench.records.nouns import Incompatible, UserError
+from bench.registry import ATTACKS
 from bench.testing import ATTACK_CHECKS, CPU, context, owner, stranger
 from bench.training.probe import head_accuracy
 
@@ -336,3 +337,67 @@ def test_images_without_labels_are_refused_by_the_name_of_their_set():
 def test_settings_out_of_range_are_refused_in_one_line(setting, value):
     with pytest.raises(UserError, match=rf"': {setting}: expected [^\n]*, got {value}$"):
         FinetuneClassify(**{setting: value})
+
+
+SMOOTHED = [{"label_smoothing": 0.5}, {"mixup": 0.4}, {"noise": 0.2}, {"sam": 0.05}]
+
+
+def test_what_smooths_boundaries_goes_without_saying_where_it_is_not_asked_for():
+    usual = ATTACKS.spec("finetune.classify", {}).args
+    assert not {"label_smoothing", "mixup", "noise", "sam"} & usual.keys()
+    assert ATTACKS.spec("finetune.classify", {"sam": 0.05}).args == {**usual, "sam": 0.05}
+
+
+@pytest.mark.parametrize("settings", SMOOTHED)
+def test_each_of_them_trains_another_model(settings):
+    plain, made = (
+        FinetuneClassify(epochs=1, **how).run(owner(), context(5)) for how in ({}, settings)
+    )
+    assert moved(plain, made)
+    assert all(p.isfinite().all() for p in made.parameters())
+
+
+def test_smoothed_labels_cost_as_much_as_pytorch_says():
+    """At a rate of 0 the loss of the one batch is that of the head as drawn."""
+    made = FinetuneClassify(epochs=1, batch=64, lr=0.0, dropout=0.0, label_smoothing=0.6).run(
+        owner(), context(5)
+    )
+    images = context().images
+    with torch.no_grad():
+        found = made.logits(images.batch(slice(None), CPU)).log_softmax(1)
+    right = found.gather(1, images.labels[:, None]).mean()
+    expected = -(0.4 * right + 0.6 * found.mean())
+    assert made.notes["final_loss"] == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_the_worst_weights_nearby_are_a_radius_away_along_the_slope():
+    layer = nn.Linear(3, 1, bias=False)
+    start = torch.tensor([[1.0, -2.0, 0.5]])
+    with torch.no_grad():
+        layer.weight.copy_(start)
+    images = torch.tensor([[1.0, 2.0, 2.0]])
+
+    def loss():
+        return layer(images).square().sum()
+
+    found = _worst_nearby(layer, loss, 0.3)
+    found.backward()
+    # The slope is along the image (1, 2, 2) of length 3, and away from 0: the answer is -2.
+    worst = start - 0.3 * images / 3
+    answer = float((worst * images).sum())
+    assert float(found.detach()) == pytest.approx(answer**2, rel=1e-5)
+    assert torch.allclose(layer.weight.grad, 2 * answer * images)
+    assert torch.equal(layer.weight, start)
+
+
+@pytest.mark.parametrize("settings", [{"mixup": 0.2}, {"noise": 0.1}])
+def test_images_that_are_looked_at_once_are_not_changed(settings):
+    with pytest.raises(UserError, match=r"^finetune\.classify: mode: expected all, [^\n]*got last"):
+        FinetuneClassify(mode="last", **settings).run(owner(), context())
+
+
+def test_a_head_alone_may_look_for_the_worst_weights_too():
+    made = FinetuneClassify(mode="retrain_last", sam=0.05, epochs=1).run(owner(), context(5))
+    plain = FinetuneClassify(mode="retrain_last", epochs=1).run(owner(), context(5))
+    assert weights_digest(made) == weights_digest(plain) == weights_digest(owner())
+    assert not torch.equal(made.head.linear.weight, plain.head.linear.weight)
