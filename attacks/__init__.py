@@ -11,6 +11,7 @@ It is a frozen dataclass whose fields are its settings, with four members:
 
 Ranges of settings have names in `bench.types`, such as `Positive` and `Share`.
 A value outside is refused, in a suite and in Python.
+A setting that is added once suites were run is a `Later` one: its default leaves their keys alone.
 
 ## Optional members
 

@@ -404,8 +404,8 @@ class StepFacts:
 
     `images` is how many of the thief's pool it looks at, at most, None where nobody wrote it down;
     `data` the digest of the data set they are of. `queries` is how many images the victim answers
-    for, None of an attack that needs no more than weights. `adaptive` says what a thief who knows the
-    defence knows; empty for one who does not.
+    for, None of an attack that needs no more than weights. `adaptive` says what a thief who knows
+    the defence knows; empty for one who does not.
     """
 
     change: Change = "other"

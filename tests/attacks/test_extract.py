@@ -8,6 +8,8 @@ from attacks.extract import ContSteal, DistilLabels, Rda, StolenEncoder, _plain
 from attacks.matching import compare
 from bench.models import Architecture, Head, VisionModel
 from bench.records.nouns import Incompatible, UserError
+from bench.registry import ATTACKS
+from bench.suite.plan import _facts
 from bench.testing import CPU, _with_digits_head, context, owner
 
 PRESETS = [StolenEncoder, ContSteal, Rda]
@@ -166,3 +168,20 @@ def test_hard_labels_teach_a_student_to_answer_like_its_victim():
 def test_a_victim_that_does_not_classify_has_no_labels_to_give():
     with pytest.raises(Incompatible, match=r"^distill\.labels: expected a victim that [^\n]*$"):
         DistilLabels().run(owner(), context())
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "images", "queries"),
+    [
+        ("distill.rda", {"queries": 500}, 100, 500),
+        ("distill.rda", {"queries": 50_000}, 2000, 10_000),  # refused once it runs
+        ("distill.labels", {}, 2000, 2000),
+        ("distill.features", {}, 2000, 2000),
+        ("finetune.wild", {"share": 0.1}, 200, None),
+        ("finetune.wrk", {}, 100, None),
+        ("finetune.rear", {}, 2000, None),
+    ],
+)
+def test_a_report_is_told_how_many_images_and_answers_a_thief_took(name, settings, images, queries):
+    facts = _facts(ATTACKS.spec(name, settings), "digits", 2000)
+    assert (facts.images, facts.queries) == (images, queries)
