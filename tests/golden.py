@@ -53,6 +53,8 @@ BITS = {
     **{"decoys": 16, "public": 48, "rank": 16},
 }
 
+TRIGGERS = {"images": 6, "epochs": 2, "batch": 16, "lr": 1e-3}
+
 TRAINED = {"epochs": 2, "warmup": 0.25, "schedule": "cosine"}
 
 CASES: Mapping[str, tuple[dict[str, object], ...]] = {
@@ -97,6 +99,16 @@ CASES: Mapping[str, tuple[dict[str, object], ...]] = {
     "sac": ({"queries": 12},),
     "sac.features": ({"queries": 12, "cut": 0.5},),
     "sac.labels": ({"queries": 12},),
+    "trigger.directions": (
+        {**TRIGGERS, "directions": 3},
+        {**TRIGGERS, "kind": "content", "directions": 1},
+        {**TRIGGERS, "kind": "noise", "directions": 1},
+    ),
+    "trigger.labels": (
+        TRIGGERS,
+        {**TRIGGERS, "kind": "signed", "assigned": "shifted", "bits": 32},
+        {**TRIGGERS, "kind": "content", "assigned": "one"},
+    ),
     "control.identity": ({},),
     "control.stranger": ({"index": 1},),
     "disguise.embeddings": (TRAINED, {**TRAINED, "rotated": False}),

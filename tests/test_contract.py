@@ -20,6 +20,8 @@ from bench.types import ExactNull, Positive, PositiveFloat, Protected, Reading
 
 COMMITTED = {"images": 16, "bits": 8, "steps": 60, "batch": 16, "lr": 5e-3, "decoys": 64}
 
+TRIGGERS = {"images": 8, "epochs": 12, "batch": 16, "share": 0.33, "lr": 5e-3}
+
 QUICK = {
     "committed_bits": {**COMMITTED, "public": 192},
     "committed_bits.hidden": {**COMMITTED, "public": 192},
@@ -60,6 +62,8 @@ QUICK = {
     "modeldiff": {"pairs": 16, "steps": 8},
     "modeldiff.features": {"pairs": 16, "steps": 8},
     "pautov2024": {"queries": 20, "proxies": 8},
+    "trigger.directions": {**TRIGGERS, "directions": 4},
+    "trigger.labels": TRIGGERS,
 }
 """Settings that keep the promises cheap to check; the others run at their defaults."""
 
