@@ -9,6 +9,9 @@ It is a frozen dataclass whose fields are its settings, with four members:
 | `protect(owner, ctx)` | returns the model to release, and the secret as tensors |
 | `extract(secret, suspect, ctx)` | returns what it read, query by query |
 
+`Access.LABELS | Access.OWN_HEAD` asks the suspect's own head, in whatever classes it has.
+A head that was trained for other classes then answers too, and the owner needs none.
+
 Ranges of settings have names in `bench.types`, such as `Positive` and `Share`.
 A value outside is refused, in a suite and in Python.
 

@@ -60,6 +60,7 @@ class Access(enum.Flag):
     LOGITS = enum.auto()  # scores in the owner's own label space
     FEATURES = enum.auto()  # the encoder's output, whatever head sits on it
     WEIGHTS = enum.auto()  # the network itself: weights and hidden states
+    OWN_HEAD = enum.auto()  # with LABELS: of the suspect's own head, in whatever classes it has
     BLACK_BOX = LABELS | LOGITS
     ENCODER = FEATURES | WEIGHTS
     ALL = BLACK_BOX | ENCODER
@@ -67,8 +68,8 @@ class Access(enum.Flag):
     @property
     def text(self) -> str:
         """Return the members in words, as tables print them: "features, weights"."""
-        singles = (Access.LABELS, Access.LOGITS, Access.FEATURES, Access.WEIGHTS)
-        return ", ".join(str(a.name).lower() for a in singles if a in self)
+        # Iterating yields the single ones, in their order.
+        return ", ".join(str(a.name).lower().replace("_", " ") for a in self)
 
 
 Lineage = Literal["released", "owner", "stranger"]

@@ -420,6 +420,8 @@ def _unobtainable(cell: Cell, images: Manifest) -> str:
     )
     # A head can be put on whatever gives features.
     wanted = Access.FEATURES if readout in ("graft", "relinear") else needs
+    if Access.OWN_HEAD in needs:
+        wanted = needs & Access.ENCODER  # in whatever classes, a suspect's own head answers
     who = f"{readout} needs" if readout else "needs"
     if wanted in offered and cell.method.align != "none":
         who, wanted = "align needs", Access.WEIGHTS  # it writes them in another basis

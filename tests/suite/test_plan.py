@@ -449,6 +449,21 @@ def test_labels_of_a_finetuned_suspect_are_asked_for_where_they_can_be_had(
     assert {q.skip for q in found} == {reason}
 
 
+@pytest.mark.parametrize(
+    "owner", ["{embedded: mini, classifier: {data: digits}}", "{embedded: mini}"]
+)
+def test_an_own_head_answers_in_whatever_classes_and_an_owner_needs_none(
+    make, labels, monkeypatch, owner
+):
+    some = METHODS.get("labels.some")
+    monkeypatch.setattr(some, "needs", Access.LABELS | Access.OWN_HEAD)
+    text = SUITE.replace("{embedded: mini}", owner)
+    made = make(text, with_prints("{name: labels.some}"))
+    found = [q for q in made.questions if q.cell.method.name == "labels.some"]
+    assert "finetune.classify" in {step for q in found for step in chain(q.cell)}
+    assert {q.skip for q in found} == {""}
+
+
 def test_a_head_can_be_put_on_what_gives_no_features_in_no_way(make, labels, monkeypatch):
     monkeypatch.setattr(ATTACKS.get("prune.l1"), "offers", Access.LABELS)
     lines = [f"{{name: labels.some, readout: {way}}}" for way in get_args(Readout)]
