@@ -96,12 +96,40 @@ class Suspect(Protocol):
         """Return the network itself, in eval mode and frozen; white-box methods only."""
 
 
+@dataclass(frozen=True, slots=True)
+class Paper:
+    """Where a method comes from.
+
+    `cited` is who and where, as "Xu et al., NeurIPS"; `id` is what finds it, as "arXiv:2410.14273".
+    """
+
+    year: int
+    cited: str
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What lists say of a method and the rest of its class does not.
+
+    `unit` names one query, as its evidence does. `paper` is none where there is none. `answers` is
+    the question that a high score says yes to. `labelled` is true if the owner's images must be
+    labelled. `departures` are what it does otherwise than its paper, each in a line.
+    """
+
+    unit: str
+    paper: Paper | None = None
+    answers: str = "stolen?"
+    labelled: bool = False
+    departures: tuple[str, ...] = ()
+
+
 @runtime_checkable
 class Method(Protocol):
     """A way to claim a model: mark it or fingerprint it, then recognise it.
 
     What it may have beside is in `HasReadout`, `HasPrecision`, `CountsProtecting`,
-    `CountsExtracting`, `SaysUnreadable`, `SaysTunable` and `RedrawsBits`.
+    `CountsExtracting`, `SaysUnreadable`, `SaysTunable`, `RedrawsBits` and `StatesFacts`.
     """
 
     needs: ClassVar[Access]
@@ -224,6 +252,13 @@ class TracesUsers(Protocol):
         most: int = 8,
     ) -> Mapping[int, Evidence]:
         """Return the evidence of those of the users 0 .. `users` - 1 who agree best, best first."""
+
+
+@runtime_checkable
+class StatesFacts(Protocol):
+    """A method that states what lists say of it. Without it: "not stated"."""
+
+    facts: ClassVar[Facts]
 
 
 @runtime_checkable

@@ -36,10 +36,35 @@ reading of its paper, as settings.
 | `unreadable(owner, suspect)` | `SaysUnreadable` | says from shapes why a suspect cannot be read |
 | `redrawn(secret, rng)` | `RedrawsBits` | draws bits anew, for [an exact null](#an-exact-null) |
 | `copied`, `closest` | `TracesUsers` | [a copy for each user, and whose it is](#whose-copy-is-it) |
+| `facts` | `StatesFacts` | states what [lists](#what-each-answers) say and the rest does not tell |
 
 What the readouts are is in [suites/README.md](../suites/README.md#keys-of-a-classifier).
 
 [tune]: ../suites/README.md#tune-every-method-by-one-budget
+
+## Facts for the list
+
+```python
+from typing import ClassVar
+
+from bench.types import Facts, Paper
+
+
+class Signs:
+    facts: ClassVar[Facts] = Facts(
+        unit="weight",  # of one query, as its evidence says
+        paper=Paper(2017, "Uchida et al., ICMR", "doi:10.1145/3078971.3078974"),
+        answers="stolen?",  # the default; another question is asked aloud
+        labelled=False,  # must the owner's images have labels?
+        departures=("The signs of one bias are read, where the paper reads a mean.",),
+    )
+```
+
+* `bench list methods` prints them; a method without them lists as *not stated*.
+* All else it prints follows from the class: what it sees, its null, its passes.
+* Facts are for readers alone: artefacts do not count as made by other code for them.
+* A method that answers another question than *stolen?* says so in its evidence, too.
+  Its `protect` puts what a high score names into `notes`, under `names`, and reports print it.
 
 ## An exact null
 

@@ -33,7 +33,9 @@ from bench.types import (
     Access,
     Context,
     Evidence,
+    Facts,
     Json,
+    Paper,
     Passes,
     Positive,
     PositiveShare,
@@ -83,6 +85,15 @@ class AdvTra:
 
     needs: ClassVar[Access] = Access.LABELS
     marks: ClassVar[bool] = False
+    facts: ClassVar[Facts] = Facts(
+        unit="trajectory",
+        paper=Paper(2024, "Xu et al., NeurIPS", "openreview:YwpL0BVxts"),
+        departures=(
+            "Steps are kept as bytes, where the code keeps floats.",
+            "A start that is its own target is given up at once; the code spends all epochs on it.",
+            "A step above 1 ends its walk alone, where it ends the code's whole run.",
+        ),
+    )
     tunable: ClassVar[Mapping[str, tuple[Json, ...]]] = {
         "initial_step": (0.02, 0.05, 0.1, 0.2),
         "step_lr": (0.01, 0.02, 0.05, 0.1),

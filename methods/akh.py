@@ -25,6 +25,8 @@ from bench.types import (
     Access,
     Context,
     Evidence,
+    Facts,
+    Paper,
     Passes,
     Positive,
     Protected,
@@ -53,6 +55,15 @@ class AnnaKarenina:
 
     needs: ClassVar[Access] = Access.LABELS
     marks: ClassVar[bool] = False
+    facts: ClassVar[Facts] = Facts(
+        unit="image",
+        paper=Paper(2025, "Godinot et al., AAAI", "arXiv:2412.13021"),
+        labelled=True,
+        departures=(
+            "Mistakes are drawn at random; the authors' code takes the first in the data's order.",
+            "`fill` adds images that the owner is least sure of; the code mixes and flips.",
+        ),
+    )
 
     queries: Positive = 100
     fill: Literal["none", "least confident", "cutmix"] = "least confident"

@@ -31,6 +31,8 @@ from bench.types import (
     Access,
     Context,
     Evidence,
+    Facts,
+    Paper,
     Passes,
     Positive,
     PositiveShare,
@@ -69,6 +71,16 @@ class Cka:
 
     needs: ClassVar[Access] = Access.FEATURES
     marks: ClassVar[bool] = False
+    facts: ClassVar[Facts] = Facts(
+        unit="model",
+        paper=Paper(2025, "Zhang et al., ICLR", "arXiv:2410.14273"),
+        answers="alike in function?",
+        departures=(
+            "Images stand for texts.",
+            "The feature is the model's output, where REEF reads a layer.",
+            "Dimensions are not divided by their deviations.",
+        ),
+    )
 
     images: Asked = 256
     source: Source = "held out"
@@ -117,6 +129,15 @@ class HiddenCka:
 
     needs: ClassVar[Access] = Access.WEIGHTS
     marks: ClassVar[bool] = False
+    facts: ClassVar[Facts] = Facts(
+        unit="model",
+        paper=Paper(2025, "Zhang et al., ICLR", "arXiv:2410.14273"),
+        answers="alike in function?",
+        departures=(
+            "Images stand for texts, [CLS; mean patch] for the last token.",
+            "Dimensions are not divided by their deviations.",
+        ),
+    )
 
     images: Asked = 256
     source: Source = "held out"

@@ -32,8 +32,10 @@ from bench.types import (
     Access,
     Context,
     Evidence,
+    Facts,
     Json,
     NotNegative,
+    Paper,
     Passes,
     Positive,
     PositiveFloat,
@@ -77,6 +79,14 @@ class IPGuard:
 
     needs: ClassVar[Access] = Access.LABELS
     marks: ClassVar[bool] = False
+    facts: ClassVar[Facts] = Facts(
+        unit="point",
+        paper=Paper(2021, "Cao, Jia, Gong, AsiaCCS", "arXiv:1910.12903"),
+        departures=(
+            "`clamp` keeps points within [0, 1]; neither re-implementation does.",
+            "`adam_reset` is off; both re-implementations forget Adam's moments at each step.",
+        ),
+    )
     tunable: ClassVar[Mapping[str, tuple[Json, ...]]] = {
         "k": (0.01, 0.1, 1.0, 5.0, 10.0, 20.0),  # RemovalNet takes 0.01, DeepJudge 5
         "lr": (3e-4, 1e-3, 2.3e-3, 1e-2),

@@ -22,6 +22,7 @@ from bench.types import (
     Access,
     Context,
     Evidence,
+    Facts,
     Incompatible,
     Passes,
     Positive,
@@ -54,6 +55,7 @@ class WeightOracle:
 
     needs: ClassVar[Access] = Access.WEIGHTS
     marks: ClassVar[bool] = False
+    facts: ClassVar[Facts] = Facts(unit="weight matrix", answers="derived from these weights?")
 
     threshold: Reading[Annotated[float, Field(ge=-1, le=1)]] = 0.9
     entries: Positive = 4096

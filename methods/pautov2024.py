@@ -30,8 +30,10 @@ from bench.types import (
     Access,
     Context,
     Evidence,
+    Facts,
     Json,
     NotNegative,
+    Paper,
     Passes,
     Positive,
     Protected,
@@ -70,6 +72,16 @@ class RobustTriggerSet:
 
     needs: ClassVar[Access] = Access.LABELS
     marks: ClassVar[bool] = False
+    facts: ClassVar[Facts] = Facts(
+        unit="trigger image",
+        paper=Paper(2024, "Pautov et al., IJCAI", "arXiv:2401.08261"),
+        labelled=True,
+        departures=(
+            "Each candidate has a pair and a share of its own; the code mixes a pair in 64.",
+            "All candidates are shown to the same proxies; the code draws new ones each round.",
+            "A mix is rounded to bytes before it is labelled.",
+        ),
+    )
     tunable: ClassVar[Mapping[str, tuple[Json, ...]]] = {
         "sigma": (2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2),  # around the code's, for a ResNet-34
     }

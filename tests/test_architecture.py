@@ -49,8 +49,8 @@ PUBLIC = {
             "IsExact",
             "SaysChange",
         ),
-        *("UsesHead", "ExactNull", "RedrawsBits", "Change", "IsAdaptive", "IsExact", "SaysChange"),
         *("CountsImages", "CountsQueries", "Later"),
+        *("Facts", "Paper", "StatesFacts"),
     ),
     "bench.registry": ("attack", "method"),
     "bench.models.symmetry": (

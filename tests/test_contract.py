@@ -16,7 +16,7 @@ from bench.records.explained import explained
 from bench.records.nouns import Access, Evidence, Rule
 from bench.registry import ATTACKS, METHODS
 from bench.testing import ATTACK_CHECKS, METHOD_CHECKS, check_attack, check_method
-from bench.types import ExactNull, Positive, PositiveFloat, Protected, Reading
+from bench.types import ExactNull, Facts, Positive, PositiveFloat, Protected, Reading
 
 COMMITTED = {"images": 16, "bits": 8, "steps": 60, "batch": 16, "lr": 5e-3, "decoys": 64}
 
@@ -388,6 +388,10 @@ class NullWithoutBits(FeaturePrint):
         return dataclasses.replace(evidence(torch.ones(4)), null=ExactNull())
 
 
+class Miscounting(FeaturePrint):
+    facts: ClassVar = Facts(unit="model")  # and its evidence has queries
+
+
 BROKEN_METHODS = [
     (testing.method_tunes_within_its_settings, TunedForOneReading),
     (testing.method_leaves_its_input_untouched, MarkInPlace),
@@ -407,6 +411,7 @@ BROKEN_METHODS = [
     (testing.method_keeps_to_its_access, Prying),
     (testing.method_does_not_depend_on_order, RememberingMethod),
     (testing.method_with_an_exact_null_has_fair_bits, NullWithoutBits),
+    (testing.method_counts_what_it_states, Miscounting),
 ]
 
 

@@ -16,10 +16,12 @@ from bench.registry import Registry, Source
 from bench.types import (
     Attack,
     Count,
+    Facts,
     Later,
     Method,
     NotNegative,
     OpenShare,
+    Paper,
     PartialShare,
     Positive,
     PositiveFloat,
@@ -312,6 +314,7 @@ def test_a_near_miss_of_what_a_plug_in_may_have_is_refused(base, settings, membe
         (Base, {"data": ("digits",)}, {}, "data: expected text, got ['digits']"),
         (Base, {}, {"uses_base": "yes"}, "uses_base: expected true or false, got 'yes'"),
         (Base, {"uses_head": True}, {}, "uses_head: expected a ClassVar, got a setting"),
+        (Sign, {}, {"facts": "a bit"}, "facts: expected Facts(...), got str"),
     ],
 )
 def test_a_member_of_the_right_name_and_the_wrong_kind_is_refused(base, settings, members, says):
@@ -329,6 +332,7 @@ def test_a_member_of_the_right_name_and_the_wrong_kind_is_refused(base, settings
         (Base, {"data": None, "readouts": 3}, {"passes": counted, "uses_base": False}),
         (Base, {"data": "digits", "datas": 2}, {}),
         (Sign, {"readout": "native", "precision": "bfloat16"}, {"protect_passes": counted}),
+        (Sign, {}, {"facts": Facts("bit", Paper(2017, "Uchida et al.", "doi:1"))}),
     ],
 )
 def test_names_of_its_own_and_members_of_the_right_kind_are_welcome(base, settings, members):

@@ -5,13 +5,22 @@ from __future__ import annotations
 import argparse
 import inspect
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bench.cli import reporting
 from bench.cli.parser import OK, Command, a_device, data_root, which_weights
-from bench.records.nouns import UserError
-from bench.records.table import Table, markdown, print_table, wide_console, write_tables
+from bench.records.nouns import Access, Passes, Sizes, UserError
+from bench.records.settings import SettingError
+from bench.records.table import NOTHING, Table, markdown, print_table, wide_console, write_tables
+from bench.types import (
+    CountsExtracting,
+    CountsProtecting,
+    Facts,
+    Method,
+    RedrawsBits,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -97,11 +106,15 @@ def _list_plugins(kind: str, style: str) -> int:
 
     registry: Registry[Any] = METHODS if kind == "methods" else ATTACKS
     known = [_known(registry, name) for name in registry.names()]
+    tables = _facts() if registry is METHODS else []
     if style == "markdown":
         title = f"# {kind.capitalize()}"
-        parts = (title, *_openings(registry), "## By name", *map(_written, known))
+        glance = [f"## {table.caption}\n\n{_body(table)}" for table in tables]
+        parts = (title, *_openings(registry), *glance, "## By name", *map(_written, known))
         print("\n\n".join(parts))
         return OK
+    for table in tables:
+        print_table(table, wide_console())
     for one in known:
         _print_known(one, wide_console())
     return OK
@@ -115,6 +128,7 @@ class _Known(NamedTuple):
     settings: tuple[str, ...]
     reading: str
     paper: str
+    departures: tuple[str, ...]
     origin: str
 
 
@@ -126,7 +140,102 @@ def _known(registry: Registry[Any], name: str) -> _Known:
     place = ", ".join(filter(None, (f"`{origin.value}`", origin.distribution)))
     read = ", ".join(f"`{setting}`" for setting in registry.reading(name))
     reading = f"Only reading depends on {read}: the secret is the same for all." if read else ""
-    return _Known(name, source.summary, settings, reading, source.paper, place)
+    stated = _stated(cls)
+    departures = stated.departures if stated else ()
+    return _Known(name, source.summary, settings, reading, source.paper, departures, place)
+
+
+NOT_STATED = "not stated"
+
+ASSUMED = Sizes(images=256, held_out=64, blocks=6, tokens=65, width=48)
+"""What passes are counted for: `mini`, and so many images of its owner's."""
+
+
+def _facts() -> list[Table]:
+    """Tabulate what methods see, answer and need, and what they take and come from."""
+    from bench.registry import METHODS
+
+    names = METHODS.names()
+    asked = tuple((name, *_question(METHODS.get(name))) for name in names)
+    taken = tuple((name, *_effort(name)) for name in names)
+    return [
+        Table(
+            "Methods",
+            "What each answers",
+            ("method", "answers", "sees", "kind", "one query", "null", "owner needs"),
+            asked,
+            (
+                "null: what a score is held against. innocents: it is ranked among models that owe "
+                "the owner nothing. own coins: its p follows from fair bits in the secret.",
+                "owner needs: a head, where suspects are asked for classes, and labelled images.",
+            ),
+        ),
+        Table(
+            "Methods",
+            "What each takes",
+            ("method", "to protect", "to read", "year", "paper", "found by", "departures"),
+            taken,
+            (
+                f"Passes at default settings, for mini and an owner with {ASSUMED.images} images "
+                f"and {ASSUMED.held_out} held out. f: an image forward through the whole depth. "
+                "b: an image back.",
+                "departures: what is done otherwise than in the paper, as far as stated; listed by "
+                "name.",
+            ),
+        ),
+    ]
+
+
+def _stated(cls: type) -> Facts | None:
+    found: Facts | None = getattr(cls, "facts", None)  # the registry saw to its type
+    return found
+
+
+def _question(cls: type[Method]) -> Iterator[str]:
+    stated = _stated(cls)
+    yield stated.answers if stated else NOT_STATED
+    yield cls.needs.text
+    yield "mark" if cls.marks else "fingerprint"
+    yield stated.unit if stated else NOT_STATED
+    yield "own coins" if issubclass(cls, RedrawsBits) else "innocents"
+    labels = "labels" if stated and stated.labelled else ""
+    head = "head" if cls.needs & Access.BLACK_BOX else ""
+    unsaid = "" if stated else f"labels {NOT_STATED}"
+    yield ", ".join(filter(None, (head, labels, unsaid))) or NOTHING
+
+
+def _effort(name: str) -> Iterator[str]:
+    """Yield passes to protect and to read, the paper's year, authors and id, and departures."""
+    from bench.registry import METHODS
+
+    try:
+        method = METHODS.build(name, {})
+    except SettingError:  # a setting has no default: nothing can be counted before it is known
+        method = None
+    yield _passes(method.protect_passes) if isinstance(method, CountsProtecting) else NOT_STATED
+    yield _passes(method.extract_passes) if isinstance(method, CountsExtracting) else NOT_STATED
+    stated = _stated(METHODS.get(name))
+    paper = stated.paper if stated else None
+    yield str(paper.year) if paper else NOTHING
+    yield paper.cited if paper else "none" if stated else NOT_STATED
+    yield paper.id if paper else NOTHING
+    yield str(len(stated.departures)) if stated and paper else NOTHING
+
+
+def _passes(count: Callable[[Sizes], Passes]) -> str:
+    """Write passes, with the side of the number that they are on."""
+    try:
+        found = count(ASSUMED)
+    except UserError:  # default settings that do not fit mini
+        return "not for mini"
+    ways = ((found.forward, "f"), (found.backward, "b"))
+    text = " + ".join(f"{round(number):,} {way}" for number, way in ways if number) or "0"
+    return {"exact": "", "at least": "≥ ", "at most": "≤ ", "about": "≈ "}[found.bound] + text
+
+
+def _body(table: Table) -> str:
+    """Write a table without its heading."""
+    return markdown(table).partition("\n\n")[2].strip()
 
 
 def _openings(registry: Registry[Any]) -> list[str]:
@@ -138,7 +247,8 @@ def _openings(registry: Registry[Any]) -> list[str]:
 def _written(known: _Known) -> str:
     settings = "\n".join(f"* {setting}" for setting in known.settings)
     paper = f"Source: {known.paper}" if known.paper else ""
-    parts = (known.summary, settings, known.reading, paper)
+    departures = f"Departures: {' '.join(known.departures)}" if known.departures else ""
+    parts = (known.summary, settings, known.reading, paper, departures)
     return "\n\n".join(filter(None, (f"### {known.name}", *parts, f"From {known.origin}.")))
 
 
@@ -149,7 +259,8 @@ def _print_known(known: _Known, console: Console) -> None:
     console.print(Text(known.name, "bold"))
     paper = f"Source: {known.paper}" if known.paper else ""
     lines = [(2, known.summary), *((4, setting) for setting in known.settings)]
-    for indent, line in [*lines, (2, known.reading), (2, paper), (2, f"From {known.origin}.")]:
+    lines += [(2, known.reading), (2, paper), *((4, departure) for departure in known.departures)]
+    for indent, line in [*lines, (2, f"From {known.origin}.")]:
         if line:  # a docstring's [CLS] is no markup
             console.print(Padding(Text(line.replace("`", "")), (0, 0, 0, indent), expand=False))
     console.print()

@@ -2,7 +2,8 @@
 
 Keys name what was asked for. A digest beside each artefact names the source that answered: of its
 plug-in, with what that imports of its own package, and of the bench's part of the stage. Comments,
-docstrings and layout are no part of it. Sources are read and not imported: nothing needs torch.
+docstrings, layout and stated facts are no part of it. Sources are read and not imported: nothing
+needs torch.
 """
 
 from __future__ import annotations
@@ -269,13 +270,17 @@ def _same(name: str, module: str) -> bool:
     return name.startswith(f"{first}.") and first != "bench"
 
 
+STATED = ("Facts", "Paper")
+"""Names of `bench.types` in which a method states what lists say of it."""
+
+
 def _plain(node: Json) -> Json:
-    """Write a syntax tree without texts that stand for themselves, alike in any Python."""
+    """Write a syntax tree without what is there for readers alone, alike in any Python."""
     if isinstance(node, ast.AST):
         fields = {name: _plain(value) for name, value in ast.iter_fields(node) if value != []}
         return [type(node).__name__, {k: v for k, v in fields.items() if v is not None}]
     if isinstance(node, list):
-        return [_plain(each) for each in node if not _is_text(each)]
+        return [_plain(each) for each in node if not (_is_text(each) or _is_stated(each))]
     return None if node is None else repr(node)
 
 
@@ -285,4 +290,16 @@ def _is_text(node: Json) -> bool:
         isinstance(node, ast.Expr)
         and isinstance(node.value, ast.Constant)
         and isinstance(node.value.value, str)
+    )
+
+
+def _is_stated(node: Json) -> bool:
+    """Say whether a statement, or a name in an import, is there for a method's `facts` alone."""
+    if isinstance(node, ast.alias):
+        return node.name in STATED and node.asname is None
+    return (
+        isinstance(node, ast.AnnAssign)
+        and isinstance(node.target, ast.Name)
+        and node.target.id == "facts"
+        and ast.unparse(node.annotation) == "ClassVar[Facts]"
     )

@@ -37,6 +37,7 @@ from bench.testing.methods import check_method as check_method
 from bench.testing.methods import (
     method_changes_weights_if_it_marks as method_changes_weights_if_it_marks,
 )
+from bench.testing.methods import method_counts_what_it_states as method_counts_what_it_states
 from bench.testing.methods import method_does_not_depend_on_order as method_does_not_depend_on_order
 from bench.testing.methods import (
     method_keeps_tensors_only_as_secret as method_keeps_tensors_only_as_secret,

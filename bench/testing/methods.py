@@ -27,7 +27,7 @@ from bench.testing.comparing import (
     _snapshot,
 )
 from bench.testing.victims import STRANGERS, _owner_for, _strangers_for, context
-from bench.types import Method, Protected, RedrawsBits, SaysTunable
+from bench.types import Method, Protected, RedrawsBits, SaysTunable, StatesFacts
 from bench.verdicts.checks import fairness
 from bench.verdicts.verdict import rank_p_value
 
@@ -187,6 +187,15 @@ def method_with_an_exact_null_has_fair_bits(method: Method) -> None:
     _require(not said, said)
 
 
+def method_counts_what_it_states(method: Method) -> None:
+    """Read evidence in the unit that its facts name, if it states any."""
+    if not isinstance(method, StatesFacts):
+        return
+    made = _protected(method)
+    stated, found = method.facts.unit, _read(method, made, made.model).unit
+    _require(stated == found, f"`facts` says that one query is one {stated}, evidence one {found}")
+
+
 METHOD_CHECKS: tuple[Callable[[Method], None], ...] = (
     method_tunes_within_its_settings,
     method_keeps_tensors_only_as_secret,
@@ -201,6 +210,7 @@ METHOD_CHECKS: tuple[Callable[[Method], None], ...] = (
     method_separates_it_from_trained_strangers,
     method_survives_a_round_trip,
     method_with_an_exact_null_has_fair_bits,
+    method_counts_what_it_states,
 )
 """What every method must pass, cheapest explanation of a failure first."""
 

@@ -35,8 +35,10 @@ from bench.types import (
     Access,
     Context,
     Evidence,
+    Facts,
     Incompatible,
     Json,
+    Paper,
     Passes,
     Positive,
     Protected,
@@ -147,6 +149,14 @@ class ActiveMark:
 
     needs: ClassVar[Access] = Access.WEIGHTS
     marks: ClassVar[bool] = True
+    facts: ClassVar[Facts] = Facts(
+        unit="image",
+        paper=Paper(2025, "Chistyakova, Pautov", "arXiv:2510.04966"),
+        departures=(
+            "`block`: auto leaves a block to train before the reader, which the code does not.",
+            "`augment` is off, and would only flip and crop; the code also jitters colour.",
+        ),
+    )
     tunable: ClassVar[Mapping[str, tuple[Json, ...]]] = {
         # Silent in the paper; around the code's 1e-5, 1e-4 and lambda = 1, and up to where small
         # models need them. Steps and images are the price in time, which a suite sets.

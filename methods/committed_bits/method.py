@@ -54,6 +54,7 @@ from bench.types import (
     Count,
     Evidence,
     ExactNull,
+    Facts,
     Incompatible,
     Json,
     NotNegative,
@@ -111,6 +112,7 @@ class CommittedBits:
 
     needs: ClassVar[Access] = Access.FEATURES
     marks: ClassVar[bool] = True
+    facts: ClassVar[Facts] = Facts(unit="bit")
 
     images: Positive = 32
     bits: Positive = 16

@@ -26,7 +26,9 @@ from bench.types import (
     Access,
     Context,
     Evidence,
+    Facts,
     Incompatible,
+    Paper,
     Passes,
     Protected,
     Reading,
@@ -75,6 +77,16 @@ class WeightInvariants:
 
     needs: ClassVar[Access] = Access.WEIGHTS
     marks: ClassVar[bool] = False
+    facts: ClassVar[Facts] = Facts(
+        unit="row of embeddings",
+        paper=Paper(2024, "Zeng et al., NeurIPS", "arXiv:2312.04828"),
+        answers="derived from this base?",
+        departures=(
+            "Patch filters, positions and prefix tokens stand for rare words.",
+            "All blocks count, where HuRef takes the last two.",
+            "Rows are compared by Pearson's correlation, where HuRef takes cosines.",
+        ),
+    )
 
     term: Reading[Term] = "all"
     rows: Annotated[int, Field(ge=8)] = 256

@@ -19,6 +19,7 @@ from bench.types import (
     Access,
     Context,
     Evidence,
+    Facts,
     Incompatible,
     Passes,
     Protected,
@@ -48,6 +49,7 @@ class ProcrustesResidual:
 
     needs: ClassVar[Access] = Access.WEIGHTS
     marks: ClassVar[bool] = False
+    facts: ClassVar[Facts] = Facts(unit="model", answers="derived from this base?")
 
     threshold: Reading[Share] = 0.5
 

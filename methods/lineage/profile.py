@@ -21,7 +21,9 @@ from bench.types import (
     Access,
     Context,
     Evidence,
+    Facts,
     Incompatible,
+    Paper,
     Passes,
     Protected,
     Reading,
@@ -55,6 +57,15 @@ class WeightProfile:
 
     needs: ClassVar[Access] = Access.WEIGHTS
     marks: ClassVar[bool] = False
+    facts: ClassVar[Facts] = Facts(
+        unit="model",
+        paper=Paper(2025, "Yoon et al.", "arXiv:2507.03014"),
+        answers="derived from this base?",
+        departures=(
+            "Norms are folded into the matrices first.",
+            "Four correlations are averaged into one score, as in arXiv:2508.19843.",
+        ),
+    )
 
     threshold: Reading[Share] = 0.9
 

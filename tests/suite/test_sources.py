@@ -79,6 +79,18 @@ def test_a_plug_ins_source_is_told_from_another_by_what_it_does(digest, modules,
     assert (digest() == digest(**modules)) is same
 
 
+def test_what_a_method_states_of_itself_is_no_part_of_its_source(digest):
+    def stated(types, facts):
+        imported = f"from typing import ClassVar\nfrom bench.types import {types}\n"
+        return digest(plugin=f"{imported}\nclass Class:\n    lr = 1\n{facts}")
+
+    facts = "    facts: ClassVar[Facts] = Facts('bit', Paper(2017, 'Uchida', 'doi:1'))\n"
+    before = stated("Access", "")
+    assert stated("Access, Facts, Paper", facts) == before
+    assert stated("Access, Facts", facts.replace("facts:", "rule:")) != before
+    assert stated("Access, Rule", "") != before
+
+
 def test_all_modules_of_a_package_are_a_plug_ins_source(digest):
     inside = {"deep_in___init__": "from .one import x", "deep_in_one": "x = 1", "deep_in_two": ""}
     found = [
