@@ -76,6 +76,7 @@ CASES: Mapping[str, tuple[dict[str, object], ...]] = {
     "deepjudge.robd": ({"iterations": 4, "radius": 0.06, "projected": False},),
     "fitprint": ({"bits": 8, "steps": 4},),
     "fitprint.features": ({"bits": 8, "steps": 4, "copies": 1},),
+    "dataset.inference": ({}, {"limit": 12, "components": 1}),
     "ipguard": (
         {"points": 12, "iterations": 16, "lr": 1e-2},
         {"points": 12, "iterations": 16, "initialisation": "noise", "k_unit": "median margin"}
@@ -108,6 +109,10 @@ CASES: Mapping[str, tuple[dict[str, object], ...]] = {
         TRIGGERS,
         {**TRIGGERS, "kind": "signed", "assigned": "shifted", "bits": 32},
         {**TRIGGERS, "kind": "content", "assigned": "one"},
+    "sensitive": (
+        {"queries": 4, "candidates": 6, "iterations": 8},
+        {"queries": 4, "candidates": 6, "iterations": 4, "smoothness": 0.1}
+        | {"layer": "block", "score": "log-probabilities"},
     ),
     "control.identity": ({},),
     "control.stranger": ({"index": 1},),

@@ -64,8 +64,15 @@ QUICK = {
     "pautov2024": {"queries": 20, "proxies": 8},
     "trigger.directions": {**TRIGGERS, "directions": 4},
     "trigger.labels": TRIGGERS,
+    "sensitive": {"queries": 8, "candidates": 12, "iterations": 12},
 }
 """Settings that keep the promises cheap to check; the others run at their defaults."""
+
+
+ANOTHER_QUESTION = {
+    ("dataset.inference", testing.method_recognises_its_own_model),
+}
+"""What mini cannot answer yes to: it does not remember the images it was trained on."""
 
 
 def name_of(check):
@@ -94,7 +101,12 @@ def test_attack(name, check):
 @pytest.mark.parametrize("check", METHOD_CHECKS, ids=name_of)
 @pytest.mark.parametrize("name", METHODS.names())
 def test_method(name, check):
-    check(METHODS.build(name, QUICK.get(name, {})))
+    method = METHODS.build(name, QUICK.get(name, {}))
+    if (name, check) in ANOTHER_QUESTION:
+        with pytest.raises(AssertionError):
+            check(method)
+        return
+    check(method)
 
 
 @dataclass(frozen=True)
