@@ -77,6 +77,10 @@ CASES: Mapping[str, tuple[dict[str, object], ...]] = {
     "fitprint": ({"bits": 8, "steps": 4},),
     "fitprint.features": ({"bits": 8, "steps": 4, "copies": 1},),
     "dataset.inference": ({}, {"limit": 12, "components": 1}),
+    "holmes": (
+        {"queries": 24, "epochs": 1, "meta_epochs": 20},
+        {"queries": 24, "epochs": 1, "meta_epochs": 20, "benign": "owner", "scaled_by": "suspect"},
+    ),
     "ipguard": (
         {"points": 12, "iterations": 16, "lr": 1e-2},
         {"points": 12, "iterations": 16, "initialisation": "noise", "k_unit": "median margin"}
