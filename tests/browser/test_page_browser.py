@@ -208,8 +208,115 @@ def test_the_filter_leaves_the_cells_that_match(browser, url):
     assert browser.run("document.getElementById('shown').textContent") == f"{len(texts)} shown"
 
 
+MAP = "#answers .heat"
+
+
+def test_a_cell_of_the_map_opens_its_records_and_the_address_keeps_it(browser, url):
+    browser.open("about:blank")
+    browser.open(url)
+    click(browser, f"{MAP} button[data-place]")
+    assert browser.run("record.open")
+    numbers = browser.run(f"document.querySelector('{MAP} [data-place]').dataset.cells").split()
+    assert browser.run("document.querySelectorAll('#record .key').length") == len(numbers)
+    click(browser, "#record .key")
+    assert "suspect digest" in browser.run("document.querySelector('#record dl').textContent")
+    address = browser.run("location.href")
+    assert address.endswith("#cell=0.0")
+    click(browser, "#record .close")
+    closed = "new Promise(done => setTimeout(done))"  # the dialog says so once it has closed
+    browser.call("Runtime.evaluate", expression=closed, awaitPromise=True)
+    assert browser.run("location.hash") == ""
+    browser.open("about:blank")
+    browser.open(address)
+    assert browser.run("record.open")
+
+
+def test_methods_kinds_and_access_are_filtered_together_with_all_that_is_theirs(browser, url):
+    browser.open("about:blank")
+    browser.open(url)
+    shown = f"all('{MAP} th.method').filter(h => !h.hidden).map(h => h.dataset.method)"
+    click(browser, "[data-of=access] input[value=weights]")
+    methods = browser.run(shown)
+    assert methods == ["adv_tra", "ipguard", "akh", "pautov2024"]
+    rows = f"all('{MAP} tbody[data-kind] tr:not(.kind)')"
+    cells = f"{rows}.map(r => [...r.cells].filter(c => !c.hidden).length)"
+    assert set(browser.run(cells)) == {1 + len(methods)}
+    for part in (".budget", ".findings li"):
+        assert browser.run(f"all('{part}').filter(p => !p.hidden).length") == len(methods)
+    click(browser, "[data-of=kind] input[value=untouched]")
+    assert browser.run(f"document.querySelector('{MAP} [data-kind=untouched]').hidden")
+    address = browser.run("location.href")
+    browser.open("about:blank")
+    browser.open(address)
+    assert browser.run(shown) == methods
+
+
+def test_two_methods_are_compared_attack_by_attack(browser, url):
+    browser.open("about:blank")
+    browser.open(url)
+    assert browser.run("compared.hidden")
+    browser.run(f"all('{MAP} .method button').slice(0, 2).forEach(b => b.click())")
+    heads = browser.run("all('#compare thead th').map(h => h.textContent)")
+    assert heads[1:3] == ["activemark expressprint", "activemark paper"]
+    (row, *_) = browser.run(
+        "all('#compare tbody tr').map(r => [...r.cells].map(c => c.textContent))"
+        ".filter(r => r[0] === 'finetune.classify constant')"
+    )
+    assert [text.split(",")[0].split(";")[0] for text in row[1:3]] == ["owned 1/1", "not owned 1/1"]
+    assert row[3] == "+0.02"  # 0.969 and 0.949, as the map rounds them
+
+
+def test_arrows_move_in_the_map_and_one_cell_is_in_the_order_of_tabs(browser, url):
+    browser.open("about:blank")
+    browser.open(url)
+    assert browser.run(f"all('{MAP} .hot > button').filter(b => b.tabIndex === 0).length") == 1
+    browser.run(f"document.querySelector('{MAP} .hot > button').focus()")
+    for key in ("ArrowRight", "ArrowDown"):
+        browser.call("Input.dispatchKeyEvent", type="keyDown", key=key)
+    here = "document.activeElement"
+    assert browser.run(f"{here}.title").startswith("activemark paper after finetune.classify")
+    browser.call("Input.dispatchKeyEvent", type="keyDown", key="Enter", text="\r")
+    assert browser.run("record.open")
+
+
+@pytest.mark.parametrize(("width", "height"), [(390, 844), (1280, 900), (1920, 1080)])
+def test_the_first_screen_is_the_whole_map(browser, url, width, height):
+    browser.open("about:blank")
+    browser.open(url, width, height)
+    box = f"document.querySelector('{MAP}').getBoundingClientRect()"
+    assert browser.run(f"{box}.bottom") <= height
+    assert browser.run(f"{box}.right") <= width
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [390, 1280])
+def test_numbers_stand_out_from_the_colours_of_verdicts(browser, url, scheme):
+    browser.open(url, scheme=scheme)
+    ink, *colours = (
+        luminance(rgb)
+        for rgb in browser.run(
+            "['--ink', '--owned', '--not-owned', '--undecided', '--incompatible'].map(name => {"
+            "  document.body.style.color = `var(${name})`;"
+            "  return getComputedStyle(document.body).color.match(/\\d+/g).map(Number) })"
+        )
+    )
+    assert min(contrast(ink, colour) for colour in colours) >= 4.5
+
+
+def test_whatever_can_be_pressed_or_entered_has_a_name_and_landmarks_are_there(browser, url):
+    browser.open(url)
+    tree = browser.call("Accessibility.getFullAXTree")["nodes"]
+    roles = {}
+    for node in tree:
+        if not node["ignored"]:
+            name = node.get("name", {}).get("value", "")
+            roles.setdefault(node["role"]["value"], []).append(name)
+    assert {"main", "navigation", "banner", "table", "columnheader", "rowheader"} <= roles.keys()
+    for role in ("button", "checkbox", "link", "image", "region", "dialog", "table"):
+        assert all(roles.get(role, [])), role
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280, 1920])
 def test_the_page_fits_its_window_and_says_nothing_to_console_or_network(
     browser, url, width, scheme, tmp_path
 ):

@@ -271,17 +271,23 @@ def _cell(found: Sequence[Worst], numbers: Mapping[str, str]) -> str:
 
 
 def _cheapest(claims: Claims, numbers: Mapping[str, str]) -> Iterator[str]:
+    """Write the least budgets within which half of the claims are lost, and by which attacks."""
+    for budget, lost in least_losses(claims):
+        by = distinct(numbers.get(w.by[-1], "unattacked") for w in lost)
+        yield f"{budget_text(budget)}: {' '.join(by)}"
+
+
+def least_losses(claims: Claims) -> Iterator[tuple[Price, Sequence[Worst]]]:
     """Yield the least budgets within which half of the claims are lost, the cheapest first."""
     least: list[Price] = []
     for budget, found in claims.grid.items():
         lost = [w for w in found if w.state == "lost"]
         if lost and 2 * len(lost) >= len(found) and not any(one.within(budget) for one in least):
             least.append(budget)
-            by = distinct(numbers.get(w.by[-1], "unattacked") for w in lost)
-            yield f"{_budget(budget)}: {' '.join(by)}"
+            yield budget, lost
 
 
-def _budget(budget: Price) -> str:
+def budget_text(budget: Price) -> str:
     """Write the currencies of which a budget has any: "1 point, 1k images, 10 %"."""
     said = [
         *([_points(budget.points)] if budget.points else []),

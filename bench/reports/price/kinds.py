@@ -55,8 +55,8 @@ def tables(outline: Outline, records: Mapping[str, Record]) -> tuple[Table, ...]
     blocks, legend = grouped(outline, records)
     bills = Bills.of(outline, records.values())
     columns = sorted(
-        (_Column(block, _by_kind(block, bills)) for block in blocks),
-        key=lambda column: _seen(column.block),
+        (_Column(block, by_kind(block, bills)) for block in blocks),
+        key=lambda column: seen(column.block),
     )
     methods = distinct(column.block.method for column in columns)
     rows = [
@@ -83,7 +83,7 @@ def tables(outline: Outline, records: Mapping[str, Record]) -> tuple[Table, ...]
     return (found,)
 
 
-def _by_kind(block: Block, bills: Bills) -> dict[str, list[Row]]:
+def by_kind(block: Block, bills: Bills) -> dict[str, list[Row]]:
     """Sort the rows of attacks on the released model by what they change."""
     found: dict[str, list[Row]] = {}
     for row in block.rows:
@@ -93,7 +93,7 @@ def _by_kind(block: Block, bills: Bills) -> dict[str, list[Row]]:
     return found
 
 
-def _seen(block: Block) -> int:
+def seen(block: Block) -> int:
     """Rank a method by the most it must see; last where no record tells."""
     words = block.access.partition(" (")[0].split(", ")
     return min((SEEN.index(word) for word in words if word in SEEN), default=len(SEEN))
@@ -107,7 +107,7 @@ def _rows(
     access = ((column.block.access or NOTHING) if column else NOTHING for column in there)
     yield ("needs", NOTHING, NOTHING, *access)
     kinds = distinct(kind for column in columns.values() for kind in column.kinds)
-    for kind in sorted(kinds, key=_order):
+    for kind in sorted(kinds, key=kind_order):
         rows = [row for c in columns.values() for row in c.kinds.get(kind, [])]
         attacks = len({row.label for row in rows})
         knows = distinct(filter(None, (bills.adaptive(row.chain) for row in rows)))
@@ -121,14 +121,14 @@ def _rows(
     yield (INNOCENTS, NOTHING, NOTHING, *read)
 
 
-def _order(kind: str) -> tuple[int, ...]:
+def kind_order(kind: str) -> tuple[int, ...]:
     """Put the untouched model first, then kinds as `Change` lists them, chains after their head."""
     return tuple(CHANGES.index(part) if part in CHANGES else -1 for part in kind.split(" > "))
 
 
 def _worst(column: _Column, kind: str, alpha: float) -> str:
     """Write the worst row of one kind: its rate, its verdicts, and which attack it is."""
-    if "serving" in kind and _seen(column.block) == SEEN.index("weights"):
+    if "serving" in kind and seen(column.block) == SEEN.index("weights"):
         return NOT_APPLICABLE  # who sees the weights does not ask the server
     rows = column.kinds.get(kind, [])
     found = [row for row in rows if row.records("released") or row.unread]

@@ -72,7 +72,7 @@ function filter() {
   const wanted = document.getElementById("filter").value.toLowerCase().split(/\s+/);
   const state = document.getElementById("state").value;
   let shown = 0;
-  for (const group of document.querySelectorAll("#cells details")) {
+  for (const group of document.querySelectorAll("#cells details[data-name]")) {
     let here = 0;
     for (const button of group.querySelectorAll("[data-cell]")) {
       const row = button.closest("tr");
@@ -89,20 +89,26 @@ function filter() {
   document.getElementById("shown").textContent = `${shown} shown`;
 }
 
-// page.html#k-KEY leads to one record.
+// Whatever an address leads to is unfolded first.
+function unfold(element) {
+  for (let at = element; at; at = at.parentElement) if (at.tagName === "DETAILS") at.open = true;
+}
+
+// page.html#k-KEY leads to one record, page.html#t3 to one table.
 function follow() {
-  const row = document.getElementById(location.hash.slice(1));
-  const button = row?.querySelector("[data-cell]");
-  if (!button) return;
-  row.closest("details").open = true;
-  if (button.getAttribute("aria-expanded") !== "true") toggle(button);
-  row.scrollIntoView();
+  const target = location.hash.includes("=") ? null : document.getElementById(location.hash.slice(1));
+  if (!target) return;
+  const button = target.querySelector(":scope > th > [data-cell]");
+  unfold(target);
+  for (const fold of target.querySelectorAll(":scope > details.fold")) fold.open = true;
+  if (button && button.getAttribute("aria-expanded") !== "true") toggle(button);
+  target.scrollIntoView();
 }
 
 document.addEventListener("click", (event) => {
   const button = event.target.closest("button");
   if (button?.dataset.cell) toggle(button);
-  else if (button?.closest("th")) sort(button);
+  else if (button?.closest("th") && !button.hasAttribute("aria-pressed")) sort(button);
 });
 document.getElementById("filter").addEventListener("input", filter);
 document.getElementById("state").addEventListener("change", filter);

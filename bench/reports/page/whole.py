@@ -13,63 +13,19 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
-from statistics import fmean
-from typing import NamedTuple
 
-from bench.records.nouns import (
-    POPULATIONS,
-    Cost,
-    Evidence,
-    Fidelity,
-    Json,
-    Outline,
-    Record,
-    Spec,
-    canonical,
-    how_many,
-    unpacked,
-)
+from bench.records.nouns import POPULATIONS, Outline, Record, how_many
 from bench.records.table import NOTHING, Picture, Table
 from bench.reports import drawings, tables
 from bench.reports.blocks import Block, CellResult, grouped, judged
-from bench.reports.notes import counts_text, distinct, largest_p
+from bench.reports.notes import counts_text, distinct
+from bench.reports.page import answers, budgets, charts
+from bench.reports.page.cells import STATES, CellRow, Line, cell_row, details, pairs, state_of
 from bench.reports.price.marks import price
 from bench.verdicts.innocents import Innocents, verdict_on
-from bench.verdicts.intervals import wilson
-from bench.verdicts.verdict import Verdict
 
-STATES = {
-    "ok": "answered",
-    "hole": "not run yet",
-    "failed": "failed",
-    "skipped": "skipped",
-    "incompatible": "incompatible",
-}
-"""What can have become of a cell, in the words of the page."""
-
-
-class Line(NamedTuple):
-    """One thing said about a cell, and what it is called."""
-
-    term: str
-    text: str
-
-
-@dataclass(frozen=True)
-class CellRow:
-    """One cell as the page lists it."""
-
-    number: int
-    key: str
-    attack: str
-    suspect: str
-    seeds: str
-    state: str
-    rate: str
-    score: str
-    p: str
-    verdict: str
-    utility: str
+SCRIPTS = ("report.js", "answers.js")
+"""What the one script of the page is made of; its policy allows no other, by digest."""
 
 
 @dataclass(frozen=True)
@@ -103,12 +59,13 @@ def html(
     made: Sequence[Table],
     pictures: Sequence[Picture] = (),
 ) -> str:
-    """Return the page: overview, methods, tables and pictures given, every cell with its record."""
+    """Return the page: the answer, drawings, tables and pictures given, every cell's record."""
     import jinja2
 
     blocks, _ = grouped(outline, records)
     starts = itertools.accumulate((len(block.results) for block in blocks), initial=0)
     cards = [_card(b, outline.alpha, start) for b, start in zip(blocks, starts, strict=False)]
+    maps, holes = answers.maps(outline, records, blocks), _holes(blocks)
     said = {*outline.reductions, *outline.warnings}  # once, in the overview
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("bench.reports"),
@@ -118,17 +75,23 @@ def html(
         undefined=jinja2.StrictUndefined,
         keep_trailing_newline=True,
     )
-    script = resources.files("bench.reports").joinpath("templates/report.js").read_text("utf-8")
+    templates = resources.files("bench.reports").joinpath("templates")
+    script = "".join(templates.joinpath(name).read_text("utf-8") for name in SCRIPTS)
     return environment.get_template("report.html").render(
         outline=outline,
         title=outline.heading,
+        maps=maps,
+        choices=answers.choices(maps),
+        grids=budgets.grids(outline, records, blocks),
+        compute=budgets.compute_columns(),
+        charts=charts.charts(outline, records, blocks),
         cards=cards,
         totals=_states(result for block in blocks for result in block.results),
         environments=_environments(records, outline),
         asked=_extent(blocks),
-        tables=[_table_view(table, _holes(blocks), said) for table in made],
+        tables=[_table_view(table, holes, said) for table in made],
         pictures=[(p.table, p.caption, base64.b64encode(p.svg).decode()) for p in pictures],
-        details=_details(blocks),
+        details=details(blocks),
         states=STATES,
         script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
@@ -136,7 +99,7 @@ def html(
 
 def _states(results: Iterable[CellResult]) -> list[tuple[str, str, int]]:
     """Count cells by what became of them: state, its words, how many."""
-    counted = Counter(map(_state, results))
+    counted = Counter(map(state_of, results))
     return [(state, words, counted[state]) for state, words in STATES.items()]
 
 
@@ -148,24 +111,9 @@ def _extent(blocks: Sequence[Block]) -> str:
     return ", ".join(how_many(len(found), word) for found, word in words)
 
 
-def _state(result: CellResult) -> str:
-    return result.record.status if result.record else "hole"
-
-
 def _environments(records: Mapping[str, Record], outline: Outline) -> list[str]:
     asked = (records[key] for key, _ in outline.cells if key in records)
-    return sorted({_pairs(record.environment) for record in asked if record.environment})
-
-
-def _details(blocks: Sequence[Block]) -> dict[str, Json]:
-    """Return every line there is to say of any cell, and for every cell the numbers of its own."""
-    lines: dict[Line, int] = {}
-    cells = [
-        [lines.setdefault(line, len(lines)) for line in _lines(result)]
-        for block in blocks
-        for result in block.results
-    ]
-    return {"lines": list(lines), "cells": cells}
+    return sorted({pairs(record.environment) for record in asked if record.environment})
 
 
 def _card(block: Block, alpha: float, first: int) -> Card:
@@ -183,7 +131,7 @@ def _card(block: Block, alpha: float, first: int) -> Card:
         for result in group
     }
     rows = [
-        _cell_row(number, result, attacks.get(result.key, NOTHING), verdicts.get(result.key))
+        cell_row(number, result, attacks.get(result.key, NOTHING), verdicts.get(result.key))
         for number, result in enumerate(block.results, start=first)
     ]
     name = f"b{first + len(rows)}-"
@@ -250,7 +198,7 @@ def _holes(blocks: Sequence[Block]) -> Holes:
     for block in blocks:
         for row in block.rows:
             for origin, population in POPULATIONS.items():
-                states = {_state(result) for result in row.suspects[origin] if result.hole}
+                states = {state_of(result) for result in row.suspects[origin] if result.hole}
                 missing = [state for state in gravest if state in states]
                 if missing:
                     place = (block.owner, block.method, row.label, population)
@@ -277,120 +225,3 @@ def _table_view(table: Table, holes: Holes, said: set[str]) -> TableView:
     ]
     notes = [note for note in table.notes if note not in said]
     return TableView(table.name, table.caption, notes, table.columns[table.heads :], blocks)
-
-
-def _cell_row(number: int, result: CellResult, attack: str, verdict: Verdict | None) -> CellRow:
-    record, evidence = result.record, result.evidence
-    utility = record.utility if record else None
-    return CellRow(
-        number=number,
-        key=result.key,
-        attack=attack,
-        suspect=POPULATIONS[result.lineage],
-        seeds=f"{result.cell.method_seed}/{result.cell.attack_seed}",
-        state=_state(result),
-        rate=f"{evidence.rate:.3f}" if evidence else NOTHING,
-        score=f"{evidence.score:.4f}" if evidence else NOTHING,
-        p=largest_p([verdict]) if verdict else NOTHING,
-        verdict=verdict.text if verdict else NOTHING,
-        utility=f"{utility.value:.3f}" if utility else NOTHING,
-    )
-
-
-def _lines(result: CellResult) -> Iterator[Line]:
-    """Yield a cell's record and where it comes from, line by line."""
-    cell, record = result.cell, result.record
-    yield Line("key", result.key)
-    state = STATES[_state(result)]
-    yield Line("status", f"{state}: {record.reason}" if record and record.reason else state)
-    if record:
-        yield from _found(record)
-    descent = POPULATIONS[result.lineage]
-    yield Line("suspect", f"{descent}, made from the model called {cell.base!r}")
-    for step in cell.attack:
-        yield Line("attack", _spec(step))
-    yield Line("owner", _spec(cell.owner))
-    yield Line("method", _spec(cell.method))
-    if cell.other_model:
-        yield Line("other model", _spec(cell.other_model))
-    other = "" if cell.other_seed is None else f", of the other key {cell.other_seed}"
-    yield Line("seeds", f"method {cell.method_seed}, attack {cell.attack_seed}{other}")
-    if record:
-        yield from _provenance(record)
-
-
-def _found(record: Record) -> Iterator[Line]:
-    if record.evidence:
-        yield Line("evidence", _evidence(record.evidence))
-    if record.utility:
-        u = record.utility
-        yield Line("utility", f"{u.metric} {u.value:.4f} on {u.task}, n = {u.n}")
-    if record.fidelity:
-        yield Line("fidelity", _fidelity(record.fidelity))
-
-
-def _evidence(evidence: Evidence) -> str:
-    n = len(evidence.agreement)
-    low, high = wilson(evidence.rate, n)
-    native = evidence.statistic
-    queries = f"{how_many(n, 'query', 'queries')} ({evidence.unit})"
-    return (
-        f"rate {evidence.rate:.4f} [{low:.3f}, {high:.3f}] by {evidence.rule.text}, "
-        f"score {evidence.score:.4f}, {queries}; {evidence.rule.statistic}: "
-        f"mean {fmean(native):.4g}, from {min(native):.4g} to {max(native):.4g}"
-    )
-
-
-def _fidelity(fidelity: Fidelity) -> str:
-    n = fidelity.own_images
-    rights = (fidelity.owner_right, fidelity.released_right)
-    own = [f"{fmean(unpacked(right, n)):.4f}" for right in rights] if n else []
-    return (
-        f"feature cosine {fmean(fidelity.feature_cosine):.4f} over {len(fidelity.feature_cosine)} "
-        f"images; probe accuracy {fidelity.owner_probe_accuracy:.4f} (owner), "
-        f"{fidelity.released_probe_accuracy:.4f} (released) on {fidelity.task}, "
-        f"n = {fidelity.probe_images}"
-        + (f"; own classifier {' to '.join(own)} on {fidelity.own_task}, n = {n}" if own else "")
-    )
-
-
-def _provenance(record: Record) -> Iterator[Line]:
-    yield Line("suspect digest", record.suspect_digest or NOTHING)
-    yield Line("owner digest", record.owner_digest or NOTHING)
-    yield Line("access", record.access or NOTHING)
-    for stage, cost in sorted(record.costs.items()):
-        yield Line(f"cost of {stage}", _cost(cost))
-    for stage, notes in sorted(record.notes.items()):
-        if notes:
-            text = _pairs(notes) if isinstance(notes, dict) else _word(notes)
-            yield Line(f"notes of {stage}", text)
-    yield Line("environment", _pairs(record.environment) or NOTHING)
-    for stage, environment in sorted(record.elsewhere.items()):
-        yield Line(f"environment of {stage}", _pairs(environment))
-    for what, digests in (("data", record.data), ("code", record.code)):
-        if digests:
-            yield Line(what, _pairs(digests))
-    yield Line("record", f"of the suite {record.suite}, schema {record.schema}")
-
-
-def _cost(cost: Cost) -> str:
-    ideal = "" if cost.ideal_seconds is None else f" (ideal {cost.ideal_seconds:.3g})"
-    return (
-        f"{cost.seconds:.3g} s{ideal}, passes: {cost.forward_passes:.0f} forward, "
-        f"{cost.backward_passes:.0f} backward, {cost.peak_memory_mb:.0f} MB, {cost.device}"
-    )
-
-
-def _spec(spec: Spec) -> str:
-    version = "" if spec.version == 1 else f" (version {spec.version})"
-    return f"{spec.name}{version}: {_pairs(spec.args) or 'no settings'}"
-
-
-def _pairs(values: Mapping[str, Json]) -> str:
-    return ", ".join(f"{name} {_word(value)}" for name, value in sorted(values.items()))
-
-
-def _word(value: Json) -> str:
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    return value if isinstance(value, str) else canonical(value)
