@@ -222,9 +222,11 @@ def test_a_cell_of_the_map_opens_its_records_and_the_address_keeps_it(browser, u
     assert "suspect digest" in browser.run("document.querySelector('#record dl').textContent")
     address = browser.run("location.href")
     assert address.endswith("#cell=0.0")
-    click(browser, "#record .close")
-    closed = "new Promise(done => setTimeout(done))"  # the dialog says so once it has closed
-    browser.call("Runtime.evaluate", expression=closed, awaitPromise=True)
+    # The dialog says that it has closed a moment later.
+    closed = "new Promise(done => record.addEventListener('close', () => setTimeout(done)))"
+    press = "document.querySelector('#record .close').click()"
+    both = f"Promise.all([{closed}, {press}])"
+    browser.call("Runtime.evaluate", expression=both, awaitPromise=True)
     assert browser.run("location.hash") == ""
     browser.open("about:blank")
     browser.open(address)
