@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import bench
 from bench.cli.parser import OK, Command
-from bench.records.nouns import UserError
+from bench.records.nouns import UserError, how_many
 from bench.records.table import (
     FORMATS,
     Picture,
@@ -70,6 +70,12 @@ def _report_arguments(command: argparse.ArgumentParser) -> None:
         help="what is read at which price, too: methods within a class of equal prices, of each "
         "mark the settings nearest to it; written beside the records",
     )
+    command.add_argument(
+        "--cells",
+        type=Path,
+        metavar="FILE",
+        help="every cell as one row of typed columns instead, as .csv, .json or .parquet",
+    )
 
 
 class _Formats:
@@ -85,6 +91,13 @@ def show_report(arguments: argparse.Namespace) -> int:
     home = _home(arguments)
     results = bench.read(home)
     gc.freeze()  # records make no cycles, and looking for some among so many takes seconds
+    if arguments.cells is not None:
+        from bench.reports import tidy
+
+        rows = tidy.rows(results.outline, results.records)
+        tidy.write(arguments.cells, rows)
+        print(f"{arguments.cells}: {how_many(len(rows), 'cell')}")
+        return OK
     made, pictures = _asked(results, home, arguments)
     if form is None:
         from bench.reports import page
