@@ -10,13 +10,13 @@ from bench.cli.checking import CHECK
 from bench.cli.looking import LIST, PERF, PROFILE
 from bench.cli.owning import PROTECT, TRACE, VERIFY
 from bench.cli.parser import OK, USERS_MISTAKE, Command, parser
-from bench.cli.reporting import COMPARE, REPORT, VERIFY_RESULTS
+from bench.cli.reporting import COMPARE, LEADERBOARD, REPORT, VERIFY_RESULTS
 from bench.cli.running import PLAN, RUN, STORE, TUNE
 from bench.cli.sampling import SAMPLE
 from bench.records.nouns import Incompatible, UserError
 
 COMMANDS: tuple[Command, ...] = (
-    *(RUN, PLAN, REPORT, COMPARE, VERIFY_RESULTS, PERF, LIST, CHECK),
+    *(RUN, PLAN, REPORT, LEADERBOARD, COMPARE, VERIFY_RESULTS, PERF, LIST, CHECK),
     *(PROFILE, PROTECT, VERIFY, TRACE, STORE, SAMPLE, TUNE),
 )
 """Every command, in the order of `bench --help`."""

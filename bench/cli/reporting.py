@@ -28,6 +28,12 @@ if TYPE_CHECKING:
 PAGE = "html"
 """The format of a whole report, with pictures and records; all others are of one table."""
 
+WHOLE = {
+    "format": PAGE,
+    **dict.fromkeys(("reference", "price", "frontier", "calibration", "equal_price"), False),
+}
+"""What is asked of a report when all there are numbers for goes on a page."""
+
 WORSE, UNMEASURED = 3, 4
 """Of `compare` and `verify-results`: something is worse or wrong; nothing was there to tell by."""
 
@@ -218,6 +224,38 @@ def verify_results(arguments: argparse.Namespace) -> int:
     return OK if "holds" in outcomes else UNMEASURED
 
 
+def _leaderboard_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("folders", nargs="+", type=Path, metavar="RESULTS")
+    command.add_argument(
+        "-o", "--output", type=Path, default=Path("site"), metavar="DIR", help="default: site"
+    )
+
+
+def write_leaderboard(arguments: argparse.Namespace) -> int:
+    """Write a static site of all methods in some folders of results, with a page for each."""
+    from bench.records.ledger import Results
+    from bench.reports import page
+    from bench.reports.board import entries, site
+
+    submissions = []
+    for folder in arguments.folders:
+        entry, outline, records = entries.read(folder)
+        made, pictures = _asked(Results(outline, records), folder, argparse.Namespace(**WHOLE))
+        text = page.html(outline, records, made, pictures)
+        submissions.append(site.Submission(entry, text, outline, records))
+        told = ", ".join(f"{count} {outcome}" for outcome, count in entry.checked.items())
+        print(f"{folder}: {how_many(len(entry.standings), 'row')} ({told})")
+    *_, index = site.write(arguments.output, submissions)
+    print(f"{index}: open it in a browser, no server needed")
+    return OK
+
+
+LEADERBOARD = Command(
+    "leaderboard",
+    "write a static site of all methods in folders of results",
+    _leaderboard_arguments,
+    write_leaderboard,
+)
 REPORT = Command(
     "report", "print the tables again, from the records alone", _report_arguments, show_report
 )

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from bench.records import ledger
+from bench.records.files import file_digest
 from bench.records.nouns import (
     Cell,
     Evidence,
@@ -35,6 +36,9 @@ Outcome = Literal["holds", "does not hold", "not verified"]
 NO_STORE = "rows could not be verified: no store beside the results"
 
 NO_STAGES = "rows could not be verified: the store has no stages that give its key"
+
+ENTRY = "entry.json"
+"""What a leaderboard says of a submission, where its maker put it beside the records."""
 
 NOT_STORED = "rows could not be verified: a cell without evidence leaves nothing in the store"
 
@@ -209,11 +213,34 @@ def verify(folder: Path) -> tuple[Checked, ...]:
             asked = dict(ledger.read_outline(outline).cells)
         except UserError as error:
             checked.append(_unread(str(outline), error))
+    checked += _entry(folder)
     checked += _rows(folder, asked, index)
     for key in index.unreadable() if index else ():
         why = "damaged: its sidecar is not as it was written"
         checked.append(Checked(str(root), key, "does not hold", why))
     return tuple(checked)
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of the outline and of every file of records, by its path in the folder."""
+    files = [folder / "suite.json", *folder.rglob("*.jsonl")]
+    named = {file.relative_to(folder).as_posix(): file for file in files if file.is_file()}
+    return {name: file_digest(named[name]) for name in sorted(named)}
+
+
+def _entry(folder: Path) -> Iterator[Checked]:
+    """Check the entry of a leaderboard that lies beside records, if one does."""
+    path = folder / ENTRY
+    if not path.exists():
+        return
+    try:
+        told = json.loads(path.read_bytes())["files"]
+    except (ValueError, KeyError, TypeError):
+        yield Checked(str(path), "", "does not hold", "it is no entry of a leaderboard")
+        return
+    moved = "it is of other files than lie here; make the leaderboard again"
+    holds = told == digests(folder)
+    yield Checked(str(path), "", "holds" if holds else "does not hold", "" if holds else moved)
 
 
 def _rows(folder: Path, asked: Mapping[str, Cell], index: _StoreIndex | None) -> Iterator[Checked]:

@@ -196,6 +196,17 @@ def _lines(records: Sequence[Record], alpha: float) -> Iterator[tuple[str, ...]]
         power = (NOTHING, NOTHING)
 
 
+def checked(records: Iterable[Record], alpha: float) -> dict[Kind, str]:
+    """Write, for every kind of innocent that a method has, how many are called owned."""
+    read = list(records)
+    nulls, exactly = innocents(read), _exact(read)
+    marks = any(null.descendants is not None for null in nulls.values())
+    kinds: tuple[Kind, ...] = get_args(Kind) if marks else ("strangers",)
+    if exactly:
+        return {kind: _called_exactly(read, kind, alpha) for kind in kinds}
+    return {kind: _called(kind, nulls, alpha) for kind in kinds}
+
+
 def _counts(nulls: Sequence[Innocents], kind: Kind) -> str:
     """Write how many of a kind count as one, untouched, and how many went through an attack."""
     if kind == "descendants":

@@ -24,7 +24,7 @@ from bench.reports.page.cells import STATES, CellRow, Line, cell_row, details, p
 from bench.reports.price.marks import price
 from bench.verdicts.innocents import Innocents, verdict_on
 
-SCRIPTS = ("report.js", "answers.js")
+SCRIPTS = ("sort.js", "report.js", "answers.js")
 """What the one script of the page is made of; its policy allows no other, by digest."""
 
 

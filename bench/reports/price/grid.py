@@ -220,7 +220,7 @@ def _line(claims: Claims, numbers: Mapping[str, str]) -> tuple[str, ...]:
     untried = sum(not any(w.attacks for w in found) for found in claims.grid.values())
     return (
         claims.block.access or NOTHING,
-        _mean(stands),
+        mean_text(stands),
         f"{fmean(undecided):.3f}" if undecided else NOTHING,
         f"{untried} of {len(BUDGETS)}",
         f"{len(claims.attacks)}, in the grid {len(paid)}",
@@ -238,7 +238,7 @@ def _exact(claims: Claims) -> str:
     return f"{attacks}, lost {gone}/{len(found)}" if found else "none tried"
 
 
-def _mean(values: Sequence[float]) -> str:
+def mean_text(values: Sequence[float]) -> str:
     """Write the mean over keys of what is in [0, 1], with its interval where they differ.
 
     Of two keys that agree Student's interval has no width, and would look like certainty.
@@ -267,7 +267,7 @@ def _cell(found: Sequence[Worst], numbers: Mapping[str, str]) -> str:
     named = " / ".join(" ".join(distinct(part)) for part in (lowest, decisive) if part)
     if not any(w.attacks for w in found):
         named = "untried"
-    return " ".join(filter(None, (_mean([w.rate for w in found]), states, named)))
+    return " ".join(filter(None, (mean_text([w.rate for w in found]), states, named)))
 
 
 def _cheapest(claims: Claims, numbers: Mapping[str, str]) -> Iterator[str]:

@@ -164,6 +164,10 @@ function recall() {
   sideBySide();
   const cell = all("[data-place]").find((button) => button.dataset.place === said.get("cell"));
   if (cell) open(cell);
+  const part = said.has("at") && document.getElementById(said.get("at"));
+  if (!part) return;
+  for (const fold of all(":scope > details.fold", part)) fold.open = true;
+  part.scrollIntoView();
 }
 
 // One cell of every table of colours is in the order of tabs; arrows lead to the others.

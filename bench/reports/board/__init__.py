@@ -1,0 +1,1 @@
+"""Set methods side by side over any number of results folders, without pretending to an order."""
