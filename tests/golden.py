@@ -57,6 +57,8 @@ TRIGGERS = {"images": 6, "epochs": 2, "batch": 16, "lr": 1e-3}
 
 TRAINED = {"epochs": 2, "warmup": 0.25, "schedule": "cosine"}
 
+MERGED = {"epochs": 1, "others": 1}
+
 CASES: Mapping[str, tuple[dict[str, object], ...]] = {
     "activemark": (
         MARK,
@@ -149,6 +151,11 @@ CASES: Mapping[str, tuple[dict[str, object], ...]] = {
     "finetune.wrk": ({"epochs": 2, "perturbed": 16},),
     "interpolate": ({},),
     "noise.shift": ({"sigma": 0.1},),
+    "merge.arithmetic": (MERGED,),
+    "merge.dare": (MERGED, {**MERGED, "rule": "ties", "keep": 0.5}),
+    "merge.slerp": ({"epochs": 1}, {"epochs": 1, "per": "model"}),
+    "merge.soup": (MERGED, {**MERGED, "rule": "greedy"}),
+    "merge.ties": (MERGED,),
     "noise.weights": ({},),
     "prune.activations": ({},),
     "prune.l1": ({}, {"scope": "layer", "amount": 0.4}),

@@ -76,7 +76,7 @@ PUBLIC = {
         *("Choice", "Estimator", "MicroBatches", "Parameters", "Precision", "Schedule"),
         *("Training", "TrainingSettings", "activation_profile", "answers", "by_depth"),
         *("choose_block", "cka", "classifier", "fit", "head_accuracy", "in_batches", "matches"),
-        *("passes", "schedule"),
+        *("passes", "probe_accuracy", "schedule"),
     ),
     "bench.testing": ("check_attack", "check_method", "context", "owner", "stranger"),
     "bench.workload": ("Prepared", "Workload"),

@@ -41,6 +41,11 @@ QUICK = {
     "finetune.wild": {"epochs": 1},
     "finetune.wrk": {"epochs": 1, "perturbed": 16},
     "removalnet": {"epochs": 1, "inner_steps": 1},
+    "merge.arithmetic": {"epochs": 1, "others": 1},
+    "merge.dare": {"epochs": 1, "others": 1},
+    "merge.slerp": {"epochs": 1},
+    "merge.soup": {"epochs": 1, "others": 1},
+    "merge.ties": {"epochs": 1, "others": 1},
     "adv_tra": {"mode": "fast", "trajectories": 8, "classes": 4},
     "activemark": {
         "variant": "paper",

@@ -18,5 +18,6 @@ from bench.training.loop import schedule as schedule
 from bench.training.microbatch import MicroBatches as MicroBatches
 from bench.training.microbatch import in_batches as in_batches
 from bench.training.probe import head_accuracy as head_accuracy
+from bench.training.probe import probe_accuracy as probe_accuracy
 from bench.training.similarity import Estimator as Estimator
 from bench.training.similarity import cka as cka
