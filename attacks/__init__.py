@@ -22,6 +22,7 @@ A setting that is added once suites were run is a `Later` one: its default leave
 | `data` | `NamesData` | names the data set whose thief's images it gets, instead of the probe's |
 | `uses_base` | `UsesBase` | asks for the public, unmarked model as `ctx.base` |
 | `uses_head` | `UsesHead` | says that the victim must have a classifier |
+| `copies` | `UsesCopies` | says how many copies it takes; the others come by `ctx.copies` |
 | `passes` | `CountsPasses` | says how many passes it takes; without it `bench plan` says ? |
 | `looks_at` | `CountsImages` | counts the thief's images that it looks at |
 | `victim_queries` | `CountsQueries` | counts the images that the victim answers for, for prices |

@@ -15,12 +15,23 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from importlib.metadata import EntryPoint
-from typing import Any, ClassVar, Generic, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    ClassVar,
+    Generic,
+    NamedTuple,
+    TypeVar,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
+from pydantic import AfterValidator
 from pydantic.errors import PydanticUndefinedAnnotation
 
 from bench.records.explained import later, reading
-from bench.records.nouns import ALIGN, Access, Align, Spec
+from bench.records.nouns import ALIGN, Access, Align, Json, Spec
 from bench.records.plugins import Announced, Origin
 from bench.records.settings import SettingError, adapter_of, settings, suggestion
 from bench.types import (
@@ -43,6 +54,7 @@ from bench.types import (
     StatesFacts,
     TracesUsers,
     UsesBase,
+    UsesCopies,
     UsesHead,
 )
 
@@ -62,7 +74,7 @@ OPTIONAL: Mapping[str, tuple[type, ...]] = {
         *(SaysTunable, RedrawsBits, TracesUsers, StatesFacts),
     ),
     "attack": (
-        *(NamesData, UsesBase, UsesHead, CountsPasses),
+        *(NamesData, UsesBase, UsesHead, UsesCopies, CountsPasses),
         *(SaysChange, IsExact, IsAdaptive, CountsImages, CountsQueries),
     ),
 }
@@ -301,6 +313,33 @@ def _where(cls: type) -> str:
 METHODS: Registry[Method] = Registry("method", Method)  # type: ignore[type-abstract]
 
 ATTACKS: Registry[Attack] = Registry("attack", Attack)  # type: ignore[type-abstract]
+
+
+def _marking(given: Mapping[str, Json]) -> Mapping[str, Json]:
+    """Spell out a method that marks, with its version, so that a key names all that it does.
+
+    How suspects are read is left out: no mark depends on it.
+    """
+    name, beside = given.get("name"), ("name", "version")
+    if not isinstance(name, str):
+        raise SettingError(f"expected the name of a method, got {name!r}", ("name",))
+    spec = METHODS.spec(name, {k: v for k, v in given.items() if k not in beside}).unaligned
+    if not METHODS.get(name).marks:
+        raise SettingError(f"expected a method that marks, got the fingerprint '{name}'", ("name",))
+    read = METHODS.reading(name)
+    args = {k: v for k, v in spec.args.items() if k not in read}
+    return {"name": name, **args, "version": spec.version}
+
+
+Marking = Annotated[Mapping[str, Json], AfterValidator(_marking)]
+"""A setting that names a method that marks, with its settings, as a suite does: `{name: ...}`."""
+
+
+def marking(given: Mapping[str, Json]) -> Method:
+    """Make the method that a setting of type `Marking` names."""
+    spelt = _marking(given)
+    args = {name: value for name, value in spelt.items() if name not in ("name", "version")}
+    return METHODS.build(spelt["name"], args)
 
 
 def method(name: str, *, version: int = 1) -> Callable[[type[M]], type[M]]:

@@ -51,6 +51,8 @@ class Context:
     the bench, which measures utility on it: an attack gets none. `rng` lives on the CPU.
     `stranger` gives the i-th independently trained model of the owner's shape (controls only).
     `base` is the public, unmarked model, handed to an attack that says `uses_base = True`.
+    `copies` gives the i-th model that the owner released under another key, counted from 0, to an
+    attack with a setting `copies`.
     """
 
     device: torch.device
@@ -59,6 +61,7 @@ class Context:
     held_out: Images
     stranger: Callable[[int], VisionModel] | None = None
     base: VisionModel | None = None
+    copies: Callable[[int], VisionModel] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +149,7 @@ class Method(Protocol):
 class Attack(Protocol):
     """A way to obtain a suspect from a released model, or (a control) without it.
 
-    What it may have beside is in `NamesData`, `UsesBase`, `UsesHead`, `CountsPasses`,
+    What it may have beside is in `NamesData`, `UsesBase`, `UsesHead`, `UsesCopies`, `CountsPasses`,
     `CountsImages`, `CountsQueries`, `SaysChange`, `IsExact` and `IsAdaptive`.
     """
 
@@ -307,6 +310,18 @@ class UsesHead(Protocol):
     """An attack whose victim must have a classifier, if true."""
 
     uses_head: ClassVar[bool]
+
+
+@runtime_checkable
+class UsesCopies(Protocol):
+    """An attack with a setting for how many of the owner's copies it takes, the victim among them.
+
+    The others are the same owner's, marked by the same method under keys that are neither the
+    claim's nor the victim's: `ctx.copies` gives `copies` - 1 of them. So a twin, which is the clean
+    owner in the victim's place, lacks one mark alone. Where nothing is marked, none are to be had.
+    """
+
+    copies: int
 
 
 @runtime_checkable

@@ -121,6 +121,7 @@ CASES: Mapping[str, tuple[dict[str, object], ...]] = {
         | {"layer": "block", "score": "log-probabilities"},
     ),
     "control.identity": ({},),
+    "collusion": ({}, {"copies": 3}),
     "control.stranger": ({"index": 1},),
     "disguise.embeddings": (TRAINED, {**TRAINED, "rotated": False}),
     "disguise.patch": ({},),
@@ -159,6 +160,7 @@ CASES: Mapping[str, tuple[dict[str, object], ...]] = {
     "noise.weights": ({},),
     "prune.activations": ({},),
     "prune.l1": ({}, {"scope": "layer", "amount": 0.4}),
+    "overwrite": ({"method": {"name": "activemark", **MARK}},),
     "prune.structured": ({}, {"what": "heads", "amount": 0.5}),
     "removalnet": ({"epochs": 1, "inner_steps": 2},),
     "reparam.internal": ({},),
@@ -218,7 +220,8 @@ def of_attack(attack: Attack) -> Numbers:
     """Attack the owner's model."""
     victim = _answering(True) if getattr(attack, "uses_head", False) else testing.owner()
     base = stranger(2) if getattr(attack, "uses_base", False) else None
-    ctx = dataclasses.replace(testing.context(3), stranger=stranger, base=base)
+    copies = (lambda i: stranger(3 + i)) if hasattr(attack, "copies") else None
+    ctx = dataclasses.replace(testing.context(3), stranger=stranger, base=base, copies=copies)
     made = attack.run(victim, ctx)
     return {**_model("suspect", made, victim), **_noted(made.notes)}
 

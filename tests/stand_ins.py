@@ -63,6 +63,11 @@ class Stranger(Attack):
 
 
 @dataclass(frozen=True)
+class Collusion(Attack):
+    copies: int = 2
+
+
+@dataclass(frozen=True)
 class FinetuneClassify(Attack):
     offers: ClassVar[Access] = Access.ENCODER
     random: ClassVar[bool] = True
@@ -87,6 +92,7 @@ class L1Prune(Attack):
 METHODS = {"activemark": ActiveMark, "akh": AnnaKarenina}
 
 ATTACKS = {
+    "collusion": Collusion,
     "control.identity": Identity,
     "control.stranger": Stranger,
     "finetune.classify": FinetuneClassify,

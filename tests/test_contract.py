@@ -41,6 +41,10 @@ QUICK = {
     "finetune.wild": {"epochs": 1},
     "finetune.wrk": {"epochs": 1, "perturbed": 16},
     "removalnet": {"epochs": 1, "inner_steps": 1},
+    "overwrite": {
+        "method": {"name": "activemark", "images": 8, "steps": 4, "batch": 4, "lr": 1e-3}
+        | {"encoder_hidden": 16, "decoder_hidden": 16},
+    },
     "merge.arithmetic": {"epochs": 1, "others": 1},
     "merge.dare": {"epochs": 1, "others": 1},
     "merge.slerp": {"epochs": 1},

@@ -131,6 +131,7 @@ class VisionModel(nn.Module):
         if self.trunk.blocks is None:
             raise Incompatible(
                 f"expected a sequence of transformer blocks, got {self.architecture.name}, "
+        self.secret: dict[str, Tensor] = {}  # what that attack keeps beside it, such as a key
                 "whose blocks, if any, are no plain sequence; choose a plain vision transformer"
             )
         return cast(nn.ModuleList, self.trunk.blocks)
@@ -343,5 +344,5 @@ def refuse_no_compiler(device: torch.device) -> None:
 def clone(model: VisionModel) -> VisionModel:
     """Copy a model, its notes left out; the copy is in eval mode and trainable throughout."""
     made = copy.deepcopy(model).eval().requires_grad_(True)
-    made.notes = {}
+    made.notes, made.secret = {}, {}
     return made

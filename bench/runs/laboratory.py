@@ -52,7 +52,7 @@ from bench.suite.todo import near_models
 from bench.training import hardness, pretraining, probe, readout
 from bench.training.loop import passes
 from bench.training.microbatch import in_batches
-from bench.types import Context, HasPrecision
+from bench.types import Context, HasPrecision, UsesBase
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -192,10 +192,17 @@ class Laboratory:
         draws = digest("draw", spec, stage.recipe["position"], stage.recipe["seed"])
         images = self._pool(stage.recipe["data"], "thief_images", victim)
         ctx = self._context(draws, (images, images.subset([])), self._stranger(stage))
-        if len(stage.parents) > 1:
-            ctx = dataclasses.replace(ctx, base=self._model(stage.parents[1]).to(self.device))
+        beside = stage.parents[1:]
+        if isinstance(attack, UsesBase) and attack.uses_base:
+            ctx = dataclasses.replace(ctx, base=self._model(beside[0]).to(self.device))
+            beside = beside[1:]
+        if beside:
+            ctx = dataclasses.replace(ctx, copies=lambda i: self._model(beside[i]).to(self.device))
         attacked = attack.run(victim, ctx)
         made = Made.of(attacked.cpu(), dict(attacked.notes))
+        if attacked.secret and made.tensors:
+            kept = {f"secret.{k}": v for k, v in attacked.secret.items()}
+            made = dataclasses.replace(made, tensors={**made.tensors, **kept})
         return dataclasses.replace(made, tensors=None) if spec["name"] == UNTOUCHED else made
 
     def _align(self, stage: Stage) -> Made:

@@ -19,7 +19,7 @@ from bench.registry import ATTACKS, METHODS
 from bench.suite.graph import STRANGER
 from bench.suite.grid import Suite
 from bench.suite.innocents import descends, random, untouched
-from bench.types import UsesBase
+from bench.types import UsesBase, UsesCopies
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +125,18 @@ def strange_to(owner: Spec, models: Sequence[Spec]) -> tuple[Spec, ...]:
         return by_name if spec.args["digest"] == "hub" else spec.args["digest"]
 
     return tuple(model for model in models if weights(model) != weights(owner))
+
+
+def copies(step: Spec) -> int:
+    """Count the copies under other keys that an attack takes beside the victim."""
+    wanted = isinstance(ATTACKS.get(step.name), UsesCopies)
+    return int(step.args["copies"]) - 1 if wanted else 0
+
+
+def colluders(suite: Suite, cell: Cell) -> Iterator[int]:
+    """Yield the seeds of keys that are neither the claim's nor the suspect's, the suite's first."""
+    seeds = itertools.chain(suite.seeds, itertools.count(max(suite.seeds) + 1))
+    return (seed for seed in seeds if seed not in (cell.method_seed, cell.other_seed))
 
 
 def uses_base(step: Spec) -> bool:

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import itertools
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from bench.data import manifest
@@ -32,7 +32,7 @@ from bench.records.nouns import (
     how_many,
 )
 from bench.registry import ATTACKS, METHODS
-from bench.suite.cells import Peers, cells, strange_to, uses_base
+from bench.suite.cells import Peers, cells, colluders, copies, strange_to, uses_base
 from bench.suite.graph import READ_WITH, Kind, Plan, Question, Stage
 from bench.suite.grid import Suite
 from bench.suite.innocents import RECIPE, families, kin, recipe_digest, untouched
@@ -279,7 +279,11 @@ class _Builder:
             start = self._add("protect", {**recipe, "seed": cell.other_seed}, (owner,), how)
         if cell.other_model is not None:
             start = self._add("owner", _owner_recipe(_alone(cell.other_model)))  # loaded before
-        suspect, data = self._attacked(cell, owner, start)
+
+        def other_copy(seed: int) -> str:
+            return self._add("protect", {**recipe, "seed": seed}, (owner,), how)
+
+        suspect, data = self._attacked(cell, owner, start, other_copy)
         align = self._aligned(cell.method, suspect, protect if method.marks else owner, images)
         extract = self._add("extract", how, (protect, align or suspect, owner))
         probe = self.manifests[self.suite.probe].digest
@@ -318,8 +322,13 @@ class _Builder:
         classifier = owner.args.get("classifier")
         return self.manifests[classifier["data"] if classifier else self.suite.owner_images]
 
-    def _attacked(self, cell: Cell, owner: str, key: str) -> tuple[str, str | None]:
-        """Add the steps of a chain; return the suspect's key and the data last trained on."""
+    def _attacked(
+        self, cell: Cell, owner: str, key: str, other_copy: Callable[[int], str]
+    ) -> tuple[str, str | None]:
+        """Add the steps of a chain; return the suspect's key and the data last trained on.
+
+        `other_copy` adds what the owner released under the key of another seed.
+        """
         data = None
         for position, step in enumerate(cell.attack):
             attack = ATTACKS.get(step.name)
@@ -330,6 +339,8 @@ class _Builder:
                 parents = (self._cohort(int(step.args.get("index", 0)), shape),)
             if uses_base(step):
                 parents = (*parents, self.public or owner)
+            others = itertools.islice(colluders(self.suite, cell), copies(step))
+            parents = (*parents, *map(other_copy, others))
             named = step.args.get("data")
             used = self.manifests[named or self.suite.probe].digest
             if named and Access.LABELS not in attack.offers:
@@ -413,6 +424,8 @@ def _unobtainable(cell: Cell, images: Manifest) -> str:
     named, classifier = cell.owner.args["library"], cell.owner.args.get("classifier")
     if _asks_only(cell.method) and not classifier and LIBRARIES.get(named).classifies is None:
         return f"needs {needs.text}, {cell.owner.name} has no `classifier`"
+    if not METHODS.get(cell.method.name).marks and any(map(copies, cell.attack)):
+        return "needs copies under other keys, a fingerprint releases one model"
     if readout == "relinear" and not _labelled(images):
         return f"relinear needs labelled images, {images.name} has none"
     offered = functools.reduce(

@@ -25,7 +25,7 @@ from bench.testing.comparing import (
     _watched,
 )
 from bench.testing.victims import CPU, _with_digits_head, context, owner, stranger
-from bench.types import Attack, Context, IsExact, UsesBase, UsesHead
+from bench.types import Attack, Context, IsExact, UsesBase, UsesCopies, UsesHead
 
 EXACT = {torch.float64: 1e-9, torch.float32: 1e-4}
 """How far an exact attack may move what a model computes, over the largest number in it."""
@@ -177,9 +177,13 @@ def _idle(attack: Attack) -> Attack | None:
 
 
 def _context(attack: Attack, seed: int = 0) -> Context:
-    """Give the thief what the attack asks for: a base only to one that says `uses_base`."""
+    """Give the thief what the attack asks for: a base only to one that says `uses_base`.
+
+    Strangers stand in for copies under other keys.
+    """
     base = stranger(2) if isinstance(attack, UsesBase) and attack.uses_base else None
-    return dataclasses.replace(context(seed), base=base)
+    copies = (lambda i: stranger(2 + i)) if isinstance(attack, UsesCopies) else None
+    return dataclasses.replace(context(seed), base=base, copies=copies)
 
 
 def _computed(model: VisionModel) -> list[Tensor]:

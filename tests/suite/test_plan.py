@@ -654,6 +654,46 @@ def test_a_stranger_is_not_mixed_with_the_owners_base(make):
     assert first.parents[1] == stage.owner
 
 
+COLLUDED = suite(
+    methods=["{name: activemark, steps: 2, batch: 4, images: 4}"],
+    attacks=["{name: control.identity}", "{name: collusion, copies: 3}"],
+    seeds="[0, 4]",
+    innocents="{strangers: 0, twin_seeds: 1, other_keys: 1, pretraining_steps: 1}",
+)
+
+
+def colluding(made):
+    """Return, by claim and suspect, the seeds of the keys whose copies were averaged."""
+    found = {}
+    for question in made.questions:
+        if "collusion" in chain(question.cell):
+            parents = [made.stages[key] for key in made.stages[question.suspect].parents]
+            who = question.cell.base, question.cell.method_seed, question.cell.other_seed
+            found[who] = [parent.recipe.get("seed") for parent in parents]
+    return found
+
+
+def test_thieves_collude_with_keys_that_are_neither_the_claims_nor_the_suspects(make):
+    found = colluding(make(COLLUDED))
+    assert found["released", 0, None] == [0, 4, 5]
+    assert found["released", 4, None] == [4, 0, 5]
+    assert found["owner", 0, None] == [None, 4, 5]  # the twin: the clean owner in one place
+    assert found["other key", 0, 4] == [4, 5, 6]
+    assert found["other key", 4, 0] == [0, 5, 6]
+
+
+def test_a_fingerprint_releases_no_copies_to_collude_with(make, labels):
+    classified = COLLUDED.replace(
+        "{embedded: mini}", "{embedded: mini, classifier: {data: digits}}"
+    )
+    made = make(classified, with_prints("{name: labels.some}"))
+    asked = [q for q in made.questions if "collusion" in chain(q.cell)]
+    assert {q.marks for q in asked} == {True, False}
+    for question in asked:
+        told = "needs copies under other keys, a fingerprint releases one model"
+        assert question.skip == ("" if question.marks else told)
+
+
 # Innocents that no attack made.
 
 
