@@ -321,7 +321,7 @@ class Slerp:
             ends = weights.others[0], weights.victim
             if self.per == "model":
                 return arc(*ends, self.share)
-            parts = zip(*(end.split(weights.sizes) for end in ends), strict=True)
+            parts = zip(*(torch.split(end, list(weights.sizes)) for end in ends), strict=True)
             return torch.cat([arc(start, stop, self.share) for start, stop in parts])
 
         return _run(self, 1, victim, ctx, rule)
@@ -473,7 +473,8 @@ def _vector(values: dict[str, Tensor]) -> Tensor:
 
 def _write(model: VisionModel, vector: Tensor) -> None:
     values = [*_floats(model).values()]
-    for value, part in zip(values, vector.split([v.numel() for v in values]), strict=True):
+    parts = torch.split(vector, [v.numel() for v in values])
+    for value, part in zip(values, parts, strict=True):
         value.copy_(part.view_as(value))
 
 
