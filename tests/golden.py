@@ -22,6 +22,7 @@ from torch import Tensor
 from bench import testing
 from bench.models import Architecture, View, VisionModel, randomised
 from bench.models.heads import Head
+from bench.models.serving import answers
 from bench.models.surgery import segmentation_head, with_head
 from bench.records.nouns import canonical
 from bench.registry import ATTACKS, METHODS, Registry
@@ -122,6 +123,7 @@ CASES: Mapping[str, tuple[dict[str, object], ...]] = {
     ),
     "control.identity": ({},),
     "collusion": ({}, {"copies": 3}),
+    "control.identity": ({},),
     "control.stranger": ({"index": 1},),
     "disguise.embeddings": (TRAINED, {**TRAINED, "rotated": False}),
     "disguise.patch": ({},),
@@ -161,6 +163,7 @@ CASES: Mapping[str, tuple[dict[str, object], ...]] = {
     "prune.activations": ({},),
     "prune.l1": ({}, {"scope": "layer", "amount": 0.4}),
     "overwrite": ({"method": {"name": "activemark", **MARK}},),
+    "prune.l1": ({}, {"scope": "layer", "amount": 0.4}),
     "prune.structured": ({}, {"what": "heads", "amount": 0.5}),
     "removalnet": ({"epochs": 1, "inner_steps": 2},),
     "reparam.internal": ({},),
@@ -168,6 +171,18 @@ CASES: Mapping[str, tuple[dict[str, object], ...]] = {
     "reparam.rotate": ({}, {"angle": 0.5}),
     "reparam.scale": ({},),
     "reparam.shift": ({}, {"constant": 0.0, "sd": 1.0}),
+    "serve.bits": ({},),
+    "serve.blur": ({},),
+    "serve.detect": ({"false_alarms": 0.5}, {"false_alarms": 0.5, "by": "jpeg"}),
+    "serve.flip": ({},),
+    "serve.jpeg": ({},),
+    "serve.labelflip": ({"share": 1.0},),
+    "serve.noise": ({},),
+    "serve.perturb": ({},),
+    "serve.resize": ({},),
+    "serve.round": ({},),
+    "serve.temperature": ({},),
+    "serve.topk": ({},),
     "structure.heads": ({}, {"kind": "zero"}),
     "structure.identity": ({}, {"blocks": 2}),
     "structure.neurons": ({}, {"kind": "split"}, {"kind": "zero"}),
@@ -270,7 +285,7 @@ def _model(name: str, made: VisionModel, before: VisionModel) -> Numbers:
     images = testing._pools()["thief"][0].batch(slice(0, 8), CPU)
     with torch.no_grad():
         seen = made.eval().forward_features(images)
-        said = made.segment(images) if _masks(made) else made(images)
+        said = made.segment(images) if _masks(made) else answers(made, images)
     return {
         **{f"{name}: weights": size, f"{name}: moved": moved / size},
         **(_spread(f"{name}: head", torch.cat(held).detach()) if held else {}),

@@ -91,7 +91,7 @@ PUBLIC = {
     "bench.models": (
         *("Architecture", "Backbone", "ClassifierHead", "Dimensions", "Head", "Ideal"),
         *("Library", "OpenClipViT", "OtherTrunk", "Part", "Place", "SegmentationHead"),
-        *("TimmViT", "View"),
+        *("Served", "Service", "TimmViT", "View"),
         *("VisionModel", "aside", "build", "clone", "dimensions", "measuring", "narrow"),
         *("randomised", "reshape", "segmentation_head", "timed", "with_head"),
     ),

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from bench.models.meter import aside as aside
     from bench.models.meter import measuring as measuring
     from bench.models.meter import timed as timed
+    from bench.models.serving import Service as Service
     from bench.models.surgery import dimensions as dimensions
     from bench.models.surgery import narrow as narrow
     from bench.models.surgery import reshape as reshape
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from bench.models.vision import Architecture as Architecture
     from bench.models.vision import Dimensions as Dimensions
     from bench.models.vision import Part as Part
+    from bench.models.vision import Served as Served
     from bench.models.vision import VisionModel as VisionModel
     from bench.models.vision import clone as clone
 
@@ -44,8 +46,9 @@ _SHOWN = {
     "libraries": ("Library", "Place"),
     "meter": ("Ideal", "aside", "measuring", "timed"),
     "surgery": ("dimensions", "narrow", "reshape", "segmentation_head", "with_head"),
+    "serving": ("Service",),
     "suspect": ("View",),
-    "vision": ("Architecture", "Dimensions", "Part", "VisionModel", "clone"),
+    "vision": ("Architecture", "Dimensions", "Part", "Served", "VisionModel", "clone"),
 }
 
 _HOMES = {name: home for home, shown in _SHOWN.items() for name in shown}

@@ -47,6 +47,20 @@ class Dimensions:
 
 
 @dataclass(frozen=True, slots=True)
+class Served:
+    """What a server does between a question and its answer; `bench.models.serving` knows the kinds.
+
+    `amount` is in the kind's own unit. `bound` is what was measured on clean images where a kind
+    needs that, and `seed` the server's own number where it draws.
+    """
+
+    kind: str
+    amount: float = 0.0
+    bound: float = 0.0
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Architecture:
     """Everything but the weights: enough to rebuild a model from a state dict.
 
@@ -54,6 +68,7 @@ class Architecture:
     `SegmentationHead`. `tag` names published weights where a library has several of one model:
     preprocessing and activation function follow it, whether or not the weights come from there.
     `dimensions`, `readout`, `eps` and `patch` say where a model is another than its library makes.
+    `served` says what stands between the model and who asks it, in the order in which it acts.
     """
 
     library: str
@@ -65,6 +80,7 @@ class Architecture:
     readout: int | None = None  # channels out of a linear map behind the final norm; None: no map
     eps: float | None = None  # of the norms that read the residual stream; None: the library's own
     patch: int | None = None  # side of a patch in pixels, on the library's grid; None: its own
+    served: tuple[Served, ...] | None = None  # None: nothing
 
     def json(self) -> Json:
         """Return the form that artefacts store; a model as its library makes it needs no more."""
@@ -81,12 +97,14 @@ class Architecture:
         changed = {name: value.get(name) for name in _CHANGED}
         if changed["dimensions"] is not None:
             changed["dimensions"] = Dimensions(**changed["dimensions"])
+        if changed["served"] is not None:
+            changed["served"] = tuple(Served(**each) for each in changed["served"])
         return Architecture(
             value["library"], value["name"], value["image_size"], head, tag=value["tag"], **changed
         )
 
 
-_CHANGED = ("dimensions", "readout", "eps", "patch")
+_CHANGED = ("dimensions", "readout", "eps", "patch", "served")
 
 
 class VisionModel(nn.Module):
@@ -113,6 +131,7 @@ class VisionModel(nn.Module):
         self.trunk = trunk
         self.preprocess = preprocess
         self.notes: dict[str, Json] = {}  # what the attack that made this model has to report
+        self.secret: dict[str, Tensor] = {}  # what that attack keeps beside it, such as a key
         self.scaling = tuple(mean), tuple(std)  # as numbers: without weights the buffers have none
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
@@ -131,7 +150,6 @@ class VisionModel(nn.Module):
         if self.trunk.blocks is None:
             raise Incompatible(
                 f"expected a sequence of transformer blocks, got {self.architecture.name}, "
-        self.secret: dict[str, Tensor] = {}  # what that attack keeps beside it, such as a key
                 "whose blocks, if any, are no plain sequence; choose a plain vision transformer"
             )
         return cast(nn.ModuleList, self.trunk.blocks)

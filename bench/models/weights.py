@@ -19,7 +19,7 @@ from bench.models.checkpoints import Checkpoint, listed, read_weights
 from bench.models.libraries import LIBRARIES
 from bench.models.vision import Architecture, VisionModel
 from bench.records.files import write_atomically
-from bench.records.nouns import UserError, digest
+from bench.records.nouns import UserError, canonical, digest
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,11 +58,16 @@ def load_state(model: VisionModel, state: Mapping[str, Tensor], origin: str) -> 
 
 
 def weights_digest(model: VisionModel) -> str:
-    """Name a backbone by its weights: 16 hex digits, whatever head sits on it."""
+    """Name a backbone by its weights: 16 hex digits, whatever head sits on it.
+
+    Served otherwise it is another, for it answers otherwise.
+    """
     found = hashlib.sha256()
     for name, value in sorted(model.trunk.state_dict().items()):
         found.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
         found.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    for served in model.architecture.served or ():
+        found.update(canonical(dataclasses.asdict(served)).encode())
     return found.hexdigest()[:16]
 
 

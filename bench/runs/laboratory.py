@@ -231,7 +231,7 @@ class Laboratory:
             owner = self._last_owner(stage.parents[2]) if asks else self._bare(stage.parents[2])
             pools = self._owner_pools(protect.recipe["data"], owner)
             head = readout.head_for(how, model, owner, pools[0], self.device) if asks else None
-            suspect = View(model, method.needs, head)
+            suspect = View(model, method.needs, head, grafted=how != "native")
 
         def read() -> Evidence:
             return method.extract(secret, suspect, self._context(stage.key, pools))
@@ -243,7 +243,10 @@ class Laboratory:
         most = most if self._readings[kind] <= PAIRED else 0
         evidence, seconds, ideal = self._timed_reading(read, model, precision, most)
         found = dataclasses.asdict(evidence)
-        noted = {"notes": notes} if (notes := found.pop("notes")) else {}
+        notes = found.pop("notes")
+        if model.architecture.served and suspect.queries:
+            notes = {**notes, "answered": suspect.answered}
+        noted = {"notes": notes} if notes else {}
         if evidence.null is None:
             del found["null"]
         payload = {"evidence": found, "queries": suspect.queries, **noted}

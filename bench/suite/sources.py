@@ -56,6 +56,7 @@ WORK: Mapping[Kind, tuple[str, ...]] = {
     ),
     "attack": (
         *("bench.runs.laboratory:Laboratory._attack", _DRAWS, "bench.models.symmetry"),
+        "bench.models.serving",
         *(*_TRAINING, *_MODELS, *_IMAGES),
     ),
     "align": (
@@ -64,6 +65,7 @@ WORK: Mapping[Kind, tuple[str, ...]] = {
     ),
     "extract": (
         *("bench.runs.laboratory:Laboratory._extract", _DRAWS, "bench.models.suspect"),
+        "bench.models.serving",
         *("bench.training.labels", "bench.training.readout", "bench.training.probe:fit_linear"),
         *("bench.training.probe:RIDGE", *_MODELS, *_IMAGES),
     ),
@@ -72,6 +74,7 @@ WORK: Mapping[Kind, tuple[str, ...]] = {
             "bench.runs.laboratory:Laboratory._utility",
             "bench.runs.laboratory:Laboratory._own_test",
         ),
+        "bench.models.serving",
         *("bench.training.probe", *_MODELS, *_IMAGES),
     ),
     "fidelity": (

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from bench.data.images import Images
 from bench.models.building import build
+from bench.models.serving import answers
 from bench.models.vision import Architecture, VisionModel
 from bench.models.weights import load_state
 from bench.testing.victims import CPU, context
@@ -67,8 +68,11 @@ def _round_trip(model: VisionModel) -> VisionModel:
 
 def _outputs(model: VisionModel) -> Tensor:
     with torch.no_grad():
-        answers: Tensor = model.eval()(context().images.batch(slice(0, 16), CPU))
-    return answers
+        images = context().images.batch(slice(0, 16), CPU)
+        if model.architecture.served:
+            return answers(model.eval(), images)
+        found: Tensor = model.eval()(images)
+    return found
 
 
 def _snapshot(model: VisionModel) -> dict[str, Tensor]:

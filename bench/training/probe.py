@@ -11,6 +11,7 @@ from torch import Tensor
 from bench.data.images import Images
 from bench.data.item import IGNORE
 from bench.models.heads import SegmentationHead
+from bench.models.serving import Service
 from bench.models.vision import VisionModel
 from bench.records.nouns import UserError, Utility, packed
 from bench.training.microbatch import in_batches
@@ -22,8 +23,9 @@ RIDGE = 10.0
 def pooled_features(
     model: VisionModel, images: Images, device: torch.device, batch: int = 256
 ) -> Tensor:
-    """Return [CLS; mean patch] of every image, (n, 2 d)."""
-    return _over(images, device, batch, model, lambda x: model.pooled(model.forward_features(x)))
+    """Return [CLS; mean patch] of every image, (n, 2 d), as the model is served."""
+    service = Service(model)
+    return _over(images, device, batch, model, lambda x: service.ask_tokens(x, model.pooled))
 
 
 def feature_cosines(
@@ -44,7 +46,12 @@ def head_accuracy(
 
 def head_right(model: VisionModel, test: Images, device: torch.device, batch: int = 256) -> Tensor:
     """Say which images of `test` the model's own head gets right, (n,)."""
-    logits = _over(test, device, batch, model, model.logits)  # (n, k)
+    service = Service(model)
+
+    def ask(images: Tensor) -> Tensor:
+        return service.ask(images, model.forward_head, scores=True)
+
+    logits = _over(test, device, batch, model, ask)  # (n, k)
     return _right(logits, _labels(test))
 
 
