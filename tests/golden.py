@@ -116,6 +116,7 @@ CASES: Mapping[str, tuple[dict[str, object], ...]] = {
         TRIGGERS,
         {**TRIGGERS, "kind": "signed", "assigned": "shifted", "bits": 32},
         {**TRIGGERS, "kind": "content", "assigned": "one"},
+    ),
     "sensitive": (
         {"queries": 4, "candidates": 6, "iterations": 8},
         {"queries": 4, "candidates": 6, "iterations": 4, "smoothness": 0.1}
@@ -123,7 +124,6 @@ CASES: Mapping[str, tuple[dict[str, object], ...]] = {
     ),
     "control.identity": ({},),
     "collusion": ({}, {"copies": 3}),
-    "control.identity": ({},),
     "control.stranger": ({"index": 1},),
     "disguise.embeddings": (TRAINED, {**TRAINED, "rotated": False}),
     "disguise.patch": ({},),
@@ -163,7 +163,6 @@ CASES: Mapping[str, tuple[dict[str, object], ...]] = {
     "prune.activations": ({},),
     "prune.l1": ({}, {"scope": "layer", "amount": 0.4}),
     "overwrite": ({"method": {"name": "activemark", **MARK}},),
-    "prune.l1": ({}, {"scope": "layer", "amount": 0.4}),
     "prune.structured": ({}, {"what": "heads", "amount": 0.5}),
     "removalnet": ({"epochs": 1, "inner_steps": 2},),
     "reparam.internal": ({},),
