@@ -80,6 +80,10 @@ CASES: Mapping[str, tuple[dict[str, object], ...]] = {
     "fitprint": ({"bits": 8, "steps": 4},),
     "fitprint.features": ({"bits": 8, "steps": 4, "copies": 1},),
     "dataset.inference": ({}, {"limit": 12, "components": 1}),
+    "deeptracer": (
+        {"queries": 6, "epochs": 2, "surrogate_epochs": 1},
+        {"queries": 6, "epochs": 2, "surrogate": "none", "blocks": 6, "intra": 0.1},
+    ),
     "holmes": (
         {"queries": 24, "epochs": 1, "meta_epochs": 20},
         {"queries": 24, "epochs": 1, "meta_epochs": 20, "benign": "owner", "scaled_by": "suspect"},

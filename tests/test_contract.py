@@ -66,6 +66,7 @@ QUICK = {
     "deepjudge.robd": {"iterations": 4, "radius": 0.06},
     "fitprint": {"bits": 24, "steps": 12, "copies": 1},
     "fitprint.features": {"bits": 24, "steps": 12, "copies": 1},
+    "deeptracer": {"queries": 12, "epochs": 10, "surrogate_epochs": 1},
     "holmes": {"epochs": 8},
     "ipguard": {"points": 16, "iterations": 100, "lr": 1e-2, "k": 1.0},
     "ipguard.qurd": {"points": 16, "iterations": 100},
