@@ -165,9 +165,10 @@ def _facts() -> list[Table]:
             ("method", "answers", "sees", "kind", "one query", "null", "owner needs"),
             asked,
             (
-                "null: what a score is held against. innocents: it is ranked among models that owe "
-                "the owner nothing. own coins: its p follows from fair bits in the secret.",
-                "owner needs: a head, where suspects are asked for classes, and labelled images.",
+                "Null: what a score is held against.",
+                "Innocents: it is ranked among models that owe the owner nothing.",
+                "Own coins: p follows from fair bits in the secret.",
+                "Owner needs: a head where suspects are asked for classes, and labelled images.",
             ),
         ),
         Table(
@@ -176,11 +177,10 @@ def _facts() -> list[Table]:
             ("method", "to protect", "to read", "year", "paper", "found by", "departures"),
             taken,
             (
-                f"Passes at default settings, for mini and an owner with {ASSUMED.images} images "
-                f"and {ASSUMED.held_out} held out. f: an image forward through the whole depth. "
-                "b: an image back.",
-                "departures: what is done otherwise than in the paper, as far as stated; listed by "
-                "name.",
+                "Passes are those of default settings, for mini: its owner has "
+                f"{ASSUMED.images} images, and {ASSUMED.held_out} held out.",
+                "f: an image forward through the whole depth. b: one back.",
+                "Departures: what is done otherwise than in the paper, as far as stated.",
             ),
         ),
     ]
