@@ -12,7 +12,9 @@ for it trains a pool of models. The box of a mix lies anywhere; the code has one
 that near a corner. The paper judges by the area under a curve and sets no threshold.
 
 Like any comparison of two functions it says how alike they are. Models of the same data are alike,
-wherever their weights come from, and only strangers tell how much.
+wherever their weights come from, and only strangers tell how much. Uncentred, as in the paper, the
+scores of `mini` do not tell its finetuned copy (0.73) from strangers (0.76 to 0.81). Centred they
+do: 0.92 against 0.70 to 0.79.
 """
 
 from __future__ import annotations
