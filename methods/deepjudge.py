@@ -44,7 +44,7 @@ from bench.types import (
     Suspect,
     UserError,
 )
-from methods.perturb import Ball, climb, rounded
+from methods.perturb import Ball, climb, ideal_seconds, rounded
 
 LARGEST = log(2)
 """The divergence of two distributions that have no class in common, in nats."""
@@ -56,6 +56,8 @@ class Tests(NamedTuple):
     pixels: Tensor
     labels: Tensor
     logits: Tensor
+    notes: dict[str, Json]
+    ideal_seconds: float
 
 
 @dataclass(frozen=True)
@@ -77,16 +79,18 @@ class _AdversarialTests:
 
     def protect_passes(self, sizes: Sizes) -> Passes:
         """Count a look at the held-out images, all steps, and a look at what came of them."""
-        seeds = min(self.seeds, sizes.held_out)
-        steps = seeds * self.iterations
         # Images of which the owner is wrong are no seeds.
-        return Passes(sizes.held_out + steps + seeds, steps, frozen=True, bound="at most")
+        return self._spent(sizes.held_out, min(self.seeds, sizes.held_out))
 
     def extract_passes(self, sizes: Sizes) -> Passes:
         """Count the examples: fewer, where some do not mislead the owner."""
         return Passes(min(self.seeds, sizes.held_out), bound="at most")
 
-    def _tests(self, owner: VisionModel, ctx: Context) -> tuple[Tests, dict[str, Json]]:
+    def _spent(self, known: int, seeds: int) -> Passes:
+        steps = seeds * self.iterations
+        return Passes(known + steps + seeds, steps, frozen=True, bound="at most")
+
+    def _tests(self, owner: VisionModel, ctx: Context) -> Tests:
         """Make the examples; the notes count the seeds and those that were moved far enough.
 
         Raises:
@@ -109,7 +113,8 @@ class _AdversarialTests:
         def loss(pixels: Tensor, part: slice) -> Tensor:
             return F.cross_entropy(model.logits(pixels), known[part], reduction="none")
 
-        moved = climb(loss, seeds, start, ball, self.iterations, MicroBatches(self.batch))
+        micro = MicroBatches(self.batch)
+        moved = climb(loss, seeds, start, ball, self.iterations, micro)
         pixels = rounded(moved)
         found = answers(model.logits, pixels, self.batch, ctx.device)
         misled = found.argmax(1) != labels
@@ -119,7 +124,8 @@ class _AdversarialTests:
                 f"within {self.radius:g}; raise it, or give the owner more held-out images"
             )
         notes: dict[str, Json] = {"seeds": len(labels), "tests": int(misled.sum())}
-        return Tests(pixels[misled], labels[misled], found[misled]), notes
+        ideal = ideal_seconds(model.logits, seeds, self._spent(len(truth), len(labels)), micro)
+        return Tests(pixels[misled], labels[misled], found[misled], notes, ideal)
 
     def _chosen(self, logits: Tensor, truth: Tensor) -> Tensor:
         """Return the numbers of the seeds among images with these scores (n, k)."""
@@ -154,9 +160,9 @@ class RobustnessDistance(_AdversarialTests):
 
     def protect(self, owner: VisionModel, ctx: Context) -> Protected:
         """Keep the examples and what they truly show; the model stays as it is."""
-        tests, notes = self._tests(owner, ctx)
+        tests = self._tests(owner, ctx)
         secret = {"pixels": tests.pixels, "labels": tests.labels}
-        return Protected(clone(owner).cpu(), secret, notes)
+        return Protected(clone(owner).cpu(), secret, tests.notes, tests.ideal_seconds)
 
     def extract(self, secret: Mapping[str, Tensor], suspect: Suspect, ctx: Context) -> Evidence:
         """Ask for the label of every example; the rate is 1 - RobD."""
@@ -189,9 +195,9 @@ class OutputDistance(_AdversarialTests):
 
     def protect(self, owner: VisionModel, ctx: Context) -> Protected:
         """Keep the examples and the owner's scores of them; the model stays as it is."""
-        tests, notes = self._tests(owner, ctx)
+        tests = self._tests(owner, ctx)
         secret = {"pixels": tests.pixels, "logits": tests.logits}
-        return Protected(clone(owner).cpu(), secret, notes)
+        return Protected(clone(owner).cpu(), secret, tests.notes, tests.ideal_seconds)
 
     def extract(self, secret: Mapping[str, Tensor], suspect: Suspect, ctx: Context) -> Evidence:
         """Ask for the scores of every example; one query is one of them."""

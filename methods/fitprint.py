@@ -52,7 +52,7 @@ from bench.types import (
     Suspect,
     UserError,
 )
-from methods.perturb import Ball, rounded, uphill
+from methods.perturb import Ball, ideal_seconds, rounded, uphill
 
 Bits = Annotated[int, Field(ge=2)]
 """How many: a distance is compared with the mean of all."""
@@ -106,7 +106,8 @@ class _TargetedDistances:
         secret = {"first": first, "second": rounded(images), "bits": target}
         spelt = self._spelt(goals[0].ask, secret, ctx)
         notes: dict[str, Json] = {"bits": self.bits, "spelt": int((spelt == target).sum())}
-        return Protected(clone(owner).cpu(), secret, notes)
+        ideal = ideal_seconds(goals[0].ask, centre, self._spent(), micro)
+        return Protected(clone(owner).cpu(), secret, notes, ideal)
 
     def extract(self, secret: Mapping[str, Tensor], suspect: Suspect, ctx: Context) -> Evidence:
         """Ask about both images of every pair; one query is one bit."""
@@ -114,13 +115,16 @@ class _TargetedDistances:
 
     def protect_passes(self, sizes: Sizes) -> Passes:
         """Count every step of each model there and back, its looks before, the owner's after."""
-        models = 1 + self.copies
-        steps = self.bits * self.steps * models
-        return Passes(steps + 2 * self.bits * (models + 1), steps, frozen=True)
+        return self._spent()
 
     def extract_passes(self, sizes: Sizes) -> Passes:
         """Count both images of each pair."""
         return Passes(2 * self.bits)
+
+    def _spent(self) -> Passes:
+        models = 1 + self.copies
+        steps = self.bits * self.steps * models
+        return Passes(steps + 2 * self.bits * (models + 1), steps, frozen=True)
 
     def _drawn(self, ctx: Context) -> Tensor:
         """Draw the first images of the pairs, bytes; each as often as any other, or once more."""

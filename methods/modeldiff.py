@@ -44,7 +44,7 @@ from bench.types import (
     Suspect,
     UserError,
 )
-from methods.perturb import Ball, climb, rounded
+from methods.perturb import Ball, climb, ideal_seconds, rounded
 
 Pairs = Annotated[int, Field(ge=3)]
 """How many pairs: of two, centred distances are alike or opposite, and nothing between."""
@@ -99,7 +99,8 @@ class _DecisionDistances:
         distances = cosine_distances(first, answers(ask, partners, self.batch, ctx.device))
         secret = {"seeds": seeds, "partners": partners, "distances": distances}
         notes: dict[str, Json] = {"pairs": len(seeds), "mean_distance": float(distances.mean())}
-        return Protected(clone(owner).cpu(), secret, notes)
+        ideal = ideal_seconds(ask, images, self._spent(len(seeds)), micro)
+        return Protected(clone(owner).cpu(), secret, notes, ideal)
 
     def extract(self, secret: Mapping[str, Tensor], suspect: Suspect, ctx: Context) -> Evidence:
         """Ask about both images of every pair."""
@@ -119,12 +120,14 @@ class _DecisionDistances:
 
     def protect_passes(self, sizes: Sizes) -> Passes:
         """Count both images of each pair, and every step there and back."""
-        pairs = min(self.pairs, sizes.images)
-        return Passes(pairs * (2 + self.steps), pairs * self.steps, frozen=True)
+        return self._spent(min(self.pairs, sizes.images))
 
     def extract_passes(self, sizes: Sizes) -> Passes:
         """Count both images of each pair."""
         return Passes(2 * min(self.pairs, sizes.images))
+
+    def _spent(self, pairs: int) -> Passes:
+        return Passes(pairs * (2 + self.steps), pairs * self.steps, frozen=True)
 
     def _copied(self, owner: VisionModel, device: torch.device) -> VisionModel:
         """Return a frozen copy of the owner that can be asked."""

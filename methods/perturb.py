@@ -13,10 +13,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bench.models import Ideal
 from bench.training import MicroBatches
+from bench.types import Passes
 
 Gain = Callable[[Tensor, slice], Tensor]
 """Maps images (b, 3, h, w) in [0, 1] to scores (b,); the slice says which of all these are."""
+
+
+TIMED_ROUNDS = 3
+"""Rounds of plain passes that are timed: the median prices all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,3 +66,23 @@ def climb(
 def rounded(images: Tensor) -> Tensor:
     """Round floats in [0, 1] to bytes, as images are sent; on the CPU."""
     return (images * 255).round().to(torch.uint8).cpu()
+
+
+def ideal_seconds(
+    ask: Callable[[Tensor], Tensor], images: Tensor, passes: Passes, micro: MicroBatches
+) -> float:
+    """Price passes by plain ones of some images (b, 3, h, w), which no meter counts.
+
+    `ask` maps images to answers (b, d). What goes back went there before.
+    """
+    some = images[: micro.size]
+    there, back = Ideal(some.device), Ideal(some.device)
+
+    def look() -> None:
+        with torch.no_grad():
+            ask(some)
+
+    for _ in range(TIMED_ROUNDS):
+        there.time(look, len(some))
+        back.time(lambda: uphill(lambda x, _: ask(x).sum(1), some, micro), len(some))
+    return there.median * (passes.forward - passes.backward) + back.median * passes.backward

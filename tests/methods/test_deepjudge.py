@@ -124,6 +124,7 @@ def test_passes_are_at_most_what_is_planned_and_that_where_all_is_right(method):
     planned, asked = method.protect_passes(sizes), method.extract_passes(sizes)
     assert protecting.forward_passes == pytest.approx(planned.forward)
     assert protecting.backward_passes == pytest.approx(planned.backward)
+    assert protected.ideal_seconds > 0
     view = View(protected.model, method.needs)
     method.extract(protected.secret, view, ctx)
     assert view.queries == protected.notes["tests"] <= asked.forward == 32

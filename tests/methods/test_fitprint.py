@@ -110,6 +110,7 @@ def test_the_owner_spells_its_bits_and_passes_are_counted(method):
     planned = method.protect_passes(sizes)
     assert protecting.forward_passes == pytest.approx(planned.forward)
     assert protecting.backward_passes == pytest.approx(planned.backward)
+    assert made.ideal_seconds > 0
     assert extracting.forward_passes == pytest.approx(method.extract_passes(sizes).forward)
     assert evidence.rate == made.notes["spelt"] / 12 > 0.8
     first, second = (made.secret[name].int() for name in ("first", "second"))

@@ -117,6 +117,7 @@ def test_passes_are_counted_and_partners_are_near_their_seeds(method):
     planned = method.protect_passes(sizes)
     assert protecting.forward_passes == pytest.approx(planned.forward)
     assert protecting.backward_passes == pytest.approx(planned.backward)
+    assert made.ideal_seconds > 0
     assert extracting.forward_passes == pytest.approx(method.extract_passes(sizes).forward)
     assert evidence.score == pytest.approx(1.0, abs=1e-6)
     seeds, partners = (made.secret[name].int() for name in ("seeds", "partners"))
