@@ -199,12 +199,8 @@ def frame(found: Sequence[Row]) -> DataFrame:
     """Return the rows for pandas, every column of its type, whatever is missing."""
     import pandas
 
-    return pandas.DataFrame(
-        {
-            name: pandas.array([row[name] for row in found], dtype=DTYPES[kind])
-            for name, kind in COLUMNS.items()
-        }
-    )
+    made = pandas.DataFrame([dict(row) for row in found], columns=[*COLUMNS], dtype=object)
+    return made.astype({name: DTYPES[kind] for name, kind in COLUMNS.items()})
 
 
 def write(path: Path, found: Sequence[Row]) -> None:

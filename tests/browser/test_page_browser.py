@@ -211,6 +211,10 @@ def test_the_filter_leaves_the_cells_that_match(browser, url):
 MAP = "#answers .heat"
 
 
+def test_the_page_of_the_demo_is_small_enough_to_send(url):
+    assert Path(url.removeprefix("file://")).stat().st_size < 3_000_000
+
+
 def test_a_cell_of_the_map_opens_its_records_and_the_address_keeps_it(browser, url):
     browser.open("about:blank")
     browser.open(url)

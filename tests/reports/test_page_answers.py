@@ -151,7 +151,10 @@ def test_nobody_asked_says_so():
 
 def test_drawings_show_what_there_are_numbers_for():
     drawn = charts.charts(*told(study()))
-    assert [*drawn] == ["Scores", "Power against false alarms", "Time against rate"]
+    shown = ["Scores", "Power against false alarms", "R against tau", "Time against rate"]
+    assert [*drawn] == shown
+    (counted,) = drawn["R against tau"]  # the fingerprint counts no bits
+    assert counted.svg.count("thin") == 2  # pruned and distilled
     (mark, _) = drawn["Scores"]
     # Two copies, whose scores differ; twins and other keys read alike; the untouched model.
     assert [mark.svg.count(f'class="{n}"') for n in ("copies", "descendants", "whole")] == [2, 1, 1]

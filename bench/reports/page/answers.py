@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
-from bench.records.nouns import Lineage, Outline, Record
+from bench.records.nouns import Lineage, Outline, Record, evidence_of
 from bench.records.table import NOTHING
-from bench.reports.blocks import NO_THEFT, Block, Row, detection, judged
+from bench.reports.blocks import NO_THEFT, Block, Row, detection, judged, per_model
 from bench.reports.notes import counts_text, distinct
 from bench.reports.page.cells import STATES, state_of
 from bench.reports.price.kinds import (
@@ -180,7 +181,7 @@ def _answer(
     worth = "" if row.usable(block.least) else f", {NO_THEFT}"
     verdict = counts_text(verdicts, row.unread) if counted else STATES[state]
     beside = f"; twin {twin:.3f}" if twin is not None else ""
-    read = f"rate {rate:.3f}" if rate is not None else "nothing read"
+    read = f"rate {rate:.3f}, score {_score(row):.3f}" if rate is not None else "nothing read"
     made = [result for group in row.suspects.values() for result in group]
     return Answer(
         state=state,
@@ -202,6 +203,11 @@ def place_of(number: int, block: Block, row: Row) -> str:
 def _rate(row: Row, origin: Lineage) -> float | None:
     found = detection(row, origin)
     return found.mean if found else None
+
+
+def _score(row: Row) -> float:
+    """Return the mean score of copies, which verdicts rank: a rate may be 0 and a copy owned."""
+    return fmean(per_model((r, evidence_of(r).score) for r in row.records("released")))
 
 
 def _state(row: Row, counted: Counter[str]) -> str:

@@ -10,12 +10,14 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
+from typing import NamedTuple, get_args
 
-from bench.records.nouns import Lineage, Outline, Record
-from bench.reports import frontier
-from bench.reports.blocks import Block, Row, detection, reading_cost
+from bench.records.nouns import Lineage, Outline, Record, evidence_of
+from bench.reports import drawings, frontier
+from bench.reports.blocks import TAUS, Block, Row, detection, rates_by_tau, reading_cost
 from bench.verdicts import separation
 from bench.verdicts.innocents import attack_of, lineage
+from bench.verdicts.verdict import Kind
 
 WIDTH, HEIGHT = 300, 170
 """Of a chart, in units of its own: it is as wide as the page lets it."""
@@ -30,8 +32,6 @@ LANES: Mapping[str, str] = {
     "strangers": "strangers",
 }
 """Who scores are of, from top to bottom, and what a lane is called."""
-
-KINDS = ("strangers", "descendants", "other keys")
 
 BANDS: tuple[Lineage, ...] = ("stranger", "owner")
 
@@ -93,6 +93,9 @@ def charts(
             for n, block, copies, innocents in told
             if copies and innocents
         ],
+        "R against tau": [
+            tau(n, block) for n, block in enumerate(blocks) if _counted(block.with_evidence)
+        ],
         "Strength": [*_sweeps(outline, records, blocks)],
         "Time against rate": [*_times(blocks)],
     }
@@ -103,11 +106,11 @@ def scores(
     number: int,
     block: Block,
     copies: Sequence[separation.Reading],
-    innocents: Mapping[str, Sequence[separation.Reading]],
+    innocents: Mapping[Kind, Sequence[separation.Reading]],
     alpha: float,
 ) -> Chart:
     """Draw every score in a lane per population, with the threshold that innocents set."""
-    lanes = {"copies": copies, **innocents}
+    lanes = {"copies": copies, **{str(kind): read for kind, read in innocents.items()}}
     shown = [name for name in LANES if lanes.get(name)]
     parts = [_x_axis(UNIT, ((0.0, "0"), (0.5, "0.5"), (1.0, "1")), "score: agreement, 0 to 1")]
     for place, name in enumerate(shown):
@@ -153,7 +156,7 @@ def power(
     number: int,
     block: Block,
     copies: Sequence[separation.Reading],
-    innocents: Mapping[str, Sequence[separation.Reading]],
+    innocents: Mapping[Kind, Sequence[separation.Reading]],
 ) -> Chart:
     """Draw the share of copies above a threshold against that of innocents, kind by kind."""
     ends = ((0.0, "0"), (0.5, "0.5"), (1.0, "1"))
@@ -163,7 +166,7 @@ def power(
         f'<path class="rule" d="{UNIT.path([(0, 0), (1, 1)])}"/>',
     ]
     ours = [reading.score for reading in copies]
-    for kind in (kind for kind in KINDS if innocents.get(kind)):
+    for kind in (kind for kind in get_args(Kind) if innocents.get(kind)):
         points = separation.roc(ours, [reading.score for reading in innocents[kind]])
         parts.append(f'<path class="{kind.replace(" ", "-")}" d="{UNIT.path(_steps(points))}"/>')
     return Chart([number], block.method, "", _svg(parts, f"power of {block.method}"))
@@ -180,6 +183,34 @@ def _steps(points: Sequence[separation.Point]) -> Iterator[tuple[float, float]]:
         if (across, up) != (x, y):
             yield across, up
         x, y = across, up
+
+
+def _counted(records: Iterable[Record]) -> list[Record]:
+    """Return the records whose method counts bit errors."""
+    return [r for r in records if evidence_of(r).rule.statistic == drawings.COUNTED]
+
+
+def tau(number: int, block: Block) -> Chart:
+    """Draw the share of queries read with at most tau bit errors, a line per attack.
+
+    Twins and strangers of all attacks together are bands from the lowest to the highest model.
+    """
+    scale = _Scale(0, TAUS[-1])
+    threshold = _counted(block.with_evidence)[0].evidence
+    assert threshold is not None
+    parts = [_x_axis(scale, [(t, str(t)) for t in TAUS], "tau: bit errors"), _y_axis()]
+    if scale.low <= threshold.rule.threshold <= scale.high:
+        x = scale.x(threshold.rule.threshold)
+        parts.append(f'<path class="rule" d="M{x:g} {UNIT.y(0):g}V{UNIT.y(1):g}"/>')
+    for origin in BANDS:
+        rates = rates_by_tau(_counted(r for row in block.rows for r in row.records(origin)))
+        parts += _between(scale, [(t, each) for t, each in zip(TAUS, rates, strict=False)], origin)
+    for row in (row for row in block.rows if row.chain):
+        rates = rates_by_tau(_counted(row.records("released")))
+        if rates:
+            means = zip(TAUS, map(fmean, rates), strict=True)
+            parts.append(f'<path class="copies thin" d="{scale.path(means)}"/>')
+    return Chart([number], block.method, "", _svg(parts, f"R against tau: {block.method}"))
 
 
 def _sweeps(
@@ -216,39 +247,62 @@ def _swept(sweep: frontier.Sweep) -> list[str]:
 
 
 def _band(scale: _Scale, rows: Sequence[Row], origin: Lineage) -> Iterator[str]:
-    """Yield the range of one population over its models, and its mean."""
-    name = {"owner": "descendants", "stranger": "strangers"}.get(origin, "copies")
+    """Yield the range of one population over its models, strength by strength, and its mean."""
     found = [(i, spread) for i, row in enumerate(rows) if (spread := detection(row, origin))]
+    told = [(i, (*(spread.between or ()), spread.mean)) for i, spread in found]
+    return _between(scale, told, origin)
+
+
+def _between(
+    scale: _Scale, found: Sequence[tuple[float, Sequence[float]]], origin: Lineage
+) -> Iterator[str]:
+    """Yield a band from the lowest to the highest of some values, and their mean as a line."""
     if not found:
         return
-    ends = [(i, spread.between or (spread.mean, spread.mean)) for i, spread in found]
-    around = [(i, low) for i, (low, _) in ends] + [(i, high) for i, (_, high) in reversed(ends)]
+    name = {"owner": "descendants", "stranger": "strangers"}[origin]
+    around = [(x, min(values)) for x, values in found]
+    around += [(x, max(values)) for x, values in reversed(found)]
     yield f'<path class="band {name}" d="{scale.path(around)}Z"/>'
-    yield f'<path class="{name}" d="{scale.path((i, spread.mean) for i, spread in found)}"/>'
+    yield f'<path class="{name}" d="{scale.path((x, fmean(values)) for x, values in found)}"/>'
+
+
+class _Speed(NamedTuple):
+    """What a method takes to read one suspect, and its mean rate on attacked copies."""
+
+    number: int
+    method: str
+    seconds: float
+    rate: float
 
 
 def _times(blocks: Sequence[Block]) -> Iterator[Chart]:
     """Yield, owner by owner, what reading one suspect takes against the rate on attacked copies."""
-    owners: dict[str, list[tuple[int, str, float, float]]] = {}
+    owners: dict[str, list[_Speed]] = {}
     for n, block in enumerate(blocks):
         seconds = [reading_cost(r).seconds for r in block.with_evidence if "extract" in r.costs]
         rows = [row for row in block.rows if row.chain]
         rates = [found.mean for row in rows if (found := detection(row, "released"))]
         if rates and seconds and median(seconds) > 0:
-            told = (n, block.method, median(seconds), fmean(rates))
+            told = _Speed(n, block.method, median(seconds), fmean(rates))
             owners.setdefault(block.owner, []).append(told)
-    for owner, told in owners.items():
-        low = 10 ** math.floor(math.log10(min(s for *_, s, _ in told)))
-        high = 10 ** math.ceil(math.log10(max(s for *_, s, _ in told)))
-        scale = _Scale(low, high if high > low else 10 * low, logarithmic=True)
-        powers = range(round(math.log10(scale.low)), round(math.log10(scale.high)) + 1)
-        parts = [_x_axis(scale, [(10.0**p, f"{10.0**p:g}") for p in powers], "seconds"), _y_axis()]
-        for place, (_, _, seconds, rate) in enumerate(told, start=1):
-            x, y = scale.x(seconds), scale.y(rate)
-            parts.append(f'<circle class="copies" cx="{x:g}" cy="{y:g}" r="7"/>')
-            parts.append(f'<text class="in" x="{x:g}" y="{y + 3:g}">{place}</text>')
-        numbers, names = [n for n, *_ in told], [method for _, method, *_ in told]
-        yield Chart(numbers, owner, "", _svg(parts, f"seconds against rate: {owner}"), names)
+    for owner, speeds in owners.items():
+        numbers, names = [one.number for one in speeds], [one.method for one in speeds]
+        drawing = _svg(_timed(speeds), f"seconds against rate: {owner}")
+        yield Chart(numbers, owner, "", drawing, names)
+
+
+def _timed(speeds: Sequence[_Speed]) -> Iterator[str]:
+    """Yield a numbered dot per method over seconds, on whole powers of ten."""
+    first = math.floor(math.log10(min(one.seconds for one in speeds)))
+    last = max(math.ceil(math.log10(max(one.seconds for one in speeds))), first + 1)
+    scale = _Scale(10.0**first, 10.0**last, logarithmic=True)
+    powers = [10.0**power for power in range(first, last + 1)]
+    yield _x_axis(scale, [(power, f"{power:g}") for power in powers], "seconds")
+    yield _y_axis()
+    for place, one in enumerate(speeds, start=1):
+        x, y = scale.x(one.seconds), scale.y(one.rate)
+        yield f'<circle class="copies" cx="{x:g}" cy="{y:g}" r="7"/>'
+        yield f'<text class="in" x="{x:g}" y="{y + 3:g}">{place}</text>'
 
 
 def _x_axis(scale: _Scale, ticks: Sequence[tuple[float, str]], title: str) -> str:
