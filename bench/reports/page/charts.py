@@ -22,7 +22,7 @@ from bench.verdicts.verdict import Kind
 WIDTH, HEIGHT = 300, 170
 """Of a chart, in units of its own: it is as wide as the page lets it."""
 
-LEFT, RIGHT, TOP, BOTTOM = 38, 8, 8, 30
+LEFT, RIGHT, TOP, BOTTOM = 52, 8, 8, 30
 """Room for what stands beside the axes."""
 
 LANES: Mapping[str, str] = {
