@@ -1,6 +1,6 @@
 """Merge a stolen model with the thief's own finetunes of the public model it was made from.
 
-Sources: G. Ilharco et al., "Editing models with task arithmetic", arXiv:2212.04089; P. Yadav et
+Source: G. Ilharco et al., "Editing models with task arithmetic", arXiv:2212.04089; P. Yadav et
 al., "TIES-Merging: resolving interference when merging models", arXiv:2306.01708; L. Yu et al.,
 "Language models are Super Mario: absorbing abilities from homologous models as a free lunch",
 arXiv:2311.03099 (DARE); M. Wortsman et al., "Model soups", arXiv:2203.05482; K. Shoemake,

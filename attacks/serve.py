@@ -1,6 +1,6 @@
 """Leave a stolen model's weights as they are, and change what its server is asked or answers.
 
-Sources: C. Guo et al., "Countering adversarial images using input transformations",
+Source: C. Guo et al., "Countering adversarial images using input transformations",
 arXiv:1711.00117 (JPEG, resizing, bit depth); W. Xu, D. Evans, Y. Qi, "Feature squeezing: detecting
 adversarial examples in deep neural networks", arXiv:1704.01155 (blur, bit depth); F. Tramèr et al.,
 "Stealing machine learning models via prediction APIs", arXiv:1609.02943, section 7 (rounding).
@@ -283,7 +283,13 @@ class Temperature:
         return Passes()
 
     def run(self, victim: VisionModel, ctx: Context) -> VisionModel:
-        """Return the same weights, served so."""
+        """Return the same weights, served so.
+
+        Raises:
+            Incompatible: the victim tells no classes apart.
+
+        """
+        _refuse_no_classes("serve.temperature", victim)
         return served(victim, Served("temperature", self.temperature))
 
 
@@ -318,14 +324,10 @@ class LabelFlip:
         """Return the same weights, served so.
 
         Raises:
-            Incompatible: the victim tells no two classes apart.
+            Incompatible: the victim tells no classes apart.
 
         """
-        if victim.classes < 2:
-            raise Incompatible(
-                "serve.labelflip: expected a victim that classifies, got "
-                f"{victim.architecture.name}; put finetune.classify before it"
-            )
+        _refuse_no_classes("serve.labelflip", victim)
         model = clone(victim).to(ctx.device)
         with torch.no_grad():
             best = torch.cat([model.forward_head(t).topk(2).values for _, t in _looks(model, ctx)])
@@ -338,7 +340,7 @@ class LabelFlip:
 class Detect:
     """Refuse queries that do not look like a client's: they are answered at random.
 
-    Sources: S. Chen, N. Carlini, D. Wagner, "Stateful detection of black-box adversarial attacks",
+    Source: S. Chen, N. Carlini, D. Wagner, "Stateful detection of black-box adversarial attacks",
     arXiv:1907.05587, and M. Juuti et al., "PRADA: protecting against DNN model stealing attacks",
     arXiv:1805.02628 (distances to earlier queries, of features and of pixels); W. Xu, D. Evans, Y.
     Qi, "Feature squeezing: detecting adversarial examples in deep neural networks",
@@ -403,6 +405,14 @@ def served(victim: VisionModel, how: Served) -> VisionModel:
     before = made.architecture.served or ()
     made.architecture = dataclasses.replace(made.architecture, served=(*before, how))
     return made
+
+
+def _refuse_no_classes(who: str, victim: VisionModel) -> None:
+    if victim.classes < 2:
+        raise Incompatible(
+            f"{who}: expected a victim that classifies, got {victim.architecture.name} without a "
+            "classification head; put finetune.classify before it"
+        )
 
 
 def _seed(ctx: Context) -> int:

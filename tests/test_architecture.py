@@ -78,6 +78,7 @@ PUBLIC = {
         "UsesHead",
     ),
     "bench.registry": ("Marking", "attack", "marking", "method"),
+    "bench.models.serving": ("KINDS", "Service", "answers", "bound_for", "suspicion"),
     "bench.models.symmetry": (
         *("Alignment", "Anatomy", "Attention", "DYNAMIC_IMAGES", "FAR", "Mlp", "align"),
         *("add_blocks", "add_heads", "add_neurons", "bake_means", "dimensions"),

@@ -108,9 +108,17 @@ def test_masks_are_not_served():
         Jpeg().run(masked, context())
 
 
-def test_labels_are_flipped_of_a_classifier_alone():
-    with pytest.raises(Incompatible, match=r"^serve.labelflip: expected [^\n]*$"):
-        LabelFlip().run(owner(), context())
+@pytest.mark.parametrize("name", ["serve.labelflip", "serve.temperature"])
+def test_what_is_done_to_scores_needs_a_classifier(name):
+    with pytest.raises(Incompatible, match=rf"^{name}: expected a victim that class[^\n]*$"):
+        ATTACKS.build(name, {}).run(owner(), context())
+
+
+def test_one_clean_image_tells_of_no_neighbours_and_nothing_is_refused():
+    ctx = context()
+    one = dataclasses.replace(ctx, images=ctx.images.subset([0]))
+    made = Detect(by="pixels", false_alarms=0.5).run(owner(), one)
+    assert asked(made, ctx.images).refused == 0
 
 
 def test_a_server_without_clean_images_is_told_in_one_line():

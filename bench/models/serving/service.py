@@ -113,9 +113,13 @@ def _nearness(asked: Tensor, seen: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def bound_for(found: Tensor, share: float) -> float:
-    """Return the bound below which the share of what was found of clean images (n,) lies."""
-    ordered = found.sort().values
-    return float(ordered[min(round(share * len(ordered)), len(ordered) - 1)])
+    """Return the bound below which the share of what was found of clean images (n,) lies.
+
+    What is infinite, such as how far the first question is from earlier ones, is never below.
+    """
+    ordered = found[found.isfinite()].sort().values
+    least = round(share * len(found))
+    return float(ordered[min(least, len(ordered) - 1)]) if len(ordered) else 0.0
 
 
 def _salt(served: tuple[Served, ...]) -> int:
