@@ -9,8 +9,8 @@ It is a frozen dataclass whose fields are its settings, with four members:
 | `random` | false if the result does not depend on the seed |
 | `run(victim, ctx)` | returns the suspect, and leaves the victim as it was |
 
-What it has to report it leaves in `notes` of the model it returns, and in its `secret` the tensors
-that a thief keeps beside the model, such as a key of his own.
+What it has to report it leaves in `notes` of the model it returns.
+Tensors that a thief keeps beside the model, such as a key of his own, it leaves in `secret`.
 Ranges of settings have names in `bench.types`, such as `Positive` and `Share`.
 A value outside is refused, in a suite and in Python.
 A setting that is added once suites were run is a `Later` one: its default leaves their keys alone.
