@@ -55,6 +55,7 @@ BITS = {
 }
 
 TRIGGERS = {"images": 6, "epochs": 2, "batch": 16, "lr": 1e-3}
+WHITEBOX = {"steps": 12, "batch": 4}
 
 TRAINED = {"epochs": 2, "warmup": 0.25, "schedule": "cosine"}
 
@@ -87,6 +88,9 @@ CASES: Mapping[str, tuple[dict[str, object], ...]] = {
     "holmes": (
         {"queries": 24, "epochs": 1, "meta_epochs": 20},
         {"queries": 24, "epochs": 1, "meta_epochs": 20, "benign": "owner", "scaled_by": "suspect"},
+    "deepsigns": (
+        {**WHITEBOX, "images": 16, "clusters": 3, "bits": 4},
+        {**WHITEBOX, "images": 16, "clusters": 3, "bits": 4, "centred": False, "block": 2},
     ),
     "ipguard": (
         {"points": 12, "iterations": 16, "lr": 1e-2},
@@ -102,6 +106,7 @@ CASES: Mapping[str, tuple[dict[str, object], ...]] = {
         {"pairs": 6, "steps": 4, "compared": "pairs", "radius": 0.03},
     ),
     "modeldiff.features": ({"pairs": 6, "steps": 4, "centred": False},),
+    "neuralmark": (WHITEBOX, {**WHITEBOX, "tensor": "fc2", "rounds": 2}),
     "oracle.weights": ({"entries": 64},),
     "pautov2024": (
         {"queries": 8, "proxies": 3},
@@ -126,6 +131,12 @@ CASES: Mapping[str, tuple[dict[str, object], ...]] = {
         {"queries": 4, "candidates": 6, "iterations": 4, "smoothness": 0.1}
         | {"layer": "block", "score": "log-probabilities"},
     ),
+    "uchida": (
+        WHITEBOX,
+        {"embedding": "closed form", "tensor": "patch", "projection": "diff"},
+        {"embedding": "closed form", "tensor": "fc2", "projection": "direct", "block": 1},
+    ),
+    "uchida.free": (WHITEBOX,),
     "control.identity": ({},),
     "collusion": ({}, {"copies": 3}),
     "control.stranger": ({"index": 1},),
