@@ -31,4 +31,6 @@ A setting that is added once suites were run is a `Later` one: its default leave
 | `change` | `SaysChange` | says what it changes, for tables; without it that is "other" |
 | `exact` | `IsExact` | says that the suspect computes what the victim does, to rounding |
 | `adaptive` | `IsAdaptive` | says what the thief knows of the defence, in a few words |
+
+Who makes up claims on innocents instead is an accuser: `bench list accusers`.
 """

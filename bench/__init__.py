@@ -148,26 +148,29 @@ def report(
 ) -> tuple[Table, ...]:
     """Make tables of results, as `bench report` prints them; `Table.frame` is one for pandas.
 
-    They are the paper's, and the worst of every kind of attack. With `price` they are the worst
-    case and the price of removal instead, as a grid of budgets, with `frontier` strength by
-    strength. `reference` adds the figures that the paper printed, `calibration` what verdicts are
-    worth, `equal_price` what is read at which price.
+    They are the paper's, the worst of every kind of attack, and what accusers forge. With `price`
+    they are the worst case and the price of removal instead, as a grid of budgets, beside what is
+    evaded and forged, with `frontier` strength by strength. `reference` adds the figures that the
+    paper printed, `calibration` what verdicts are worth, `equal_price` what is read at which price.
     """
     from bench.reports import frontier as removal
     from bench.reports import printed, tables
     from bench.reports.blocks import by_method
-    from bench.reports.price import grid, kinds, suspects
+    from bench.reports.price import accusers, both, grid, kinds, suspects
     from bench.runs.tuning import equal
 
     found = results.outline, results.records
     whole = not (price or frontier)
     return (
         *(
-            (*tables.tables(*found), *kinds.tables(*found), *suspects.tables(*found))
+            (
+                *(*tables.tables(*found), *kinds.tables(*found), *suspects.tables(*found)),
+                *accusers.tables(*found),
+            )
             if whole
             else ()
         ),
-        *(grid.tables(*found) if price else ()),
+        *((*grid.tables(*found), *both.tables(*found)) if price else ()),
         *(removal.tables(*found) if frontier else ()),
         *(printed.tables(*found) if reference else ()),
         *(tables.calibration(results.outline, by_method(*found)) if calibration else ()),
@@ -394,7 +397,7 @@ def _owner_and_images(
     from bench.data import manifest
     from bench.runs.claims import claim
     from bench.runs.owners import load_owner
-    from bench.suite.plan import weights_file
+    from bench.suite.owners import weights_file
 
     root = _root(data) or Path()
     owner = load_owner(named, weights_file(named, root) if named.from_file else None)

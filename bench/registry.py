@@ -1,4 +1,4 @@
-"""Find methods and attacks by name, whoever wrote them.
+"""Find methods, attacks and accusers by name, whoever wrote them.
 
 A plug-in is a frozen dataclass: its fields are its settings. The decorator names it, the entry
 point says where it lives, and nothing is imported before somebody asks for it.
@@ -35,12 +35,15 @@ from bench.records.nouns import ALIGN, Access, Align, Json, Spec
 from bench.records.plugins import Announced, Origin
 from bench.records.settings import SettingError, adapter_of, settings, suggestion
 from bench.types import (
+    Accuser,
     Attack,
+    CountsAccusing,
     CountsExtracting,
     CountsImages,
     CountsPasses,
     CountsProtecting,
     CountsQueries,
+    HasForgery,
     HasPrecision,
     HasReadout,
     IsAdaptive,
@@ -51,11 +54,14 @@ from bench.types import (
     SaysChange,
     SaysTunable,
     SaysUnreadable,
+    SaysUnsuited,
     StatesFacts,
+    TakesQueries,
     TracesUsers,
     UsesBase,
     UsesCopies,
     UsesHead,
+    UsesSurrogates,
 )
 
 T = TypeVar("T")
@@ -68,15 +74,18 @@ C = TypeVar("C", bound=type)
 
 A = TypeVar("A", bound=Attack)
 
+F = TypeVar("F", bound=Accuser)
+
 OPTIONAL: Mapping[str, tuple[type, ...]] = {
     "method": (
         *(HasReadout, HasPrecision, CountsProtecting, CountsExtracting, SaysUnreadable),
-        *(SaysTunable, RedrawsBits, TracesUsers, StatesFacts),
+        *(SaysTunable, RedrawsBits, TracesUsers, StatesFacts, HasForgery, TakesQueries),
     ),
     "attack": (
         *(NamesData, UsesBase, UsesHead, UsesCopies, CountsPasses),
         *(SaysChange, IsExact, IsAdaptive, CountsImages, CountsQueries),
     ),
+    "accuser": (UsesSurrogates, SaysUnsuited, CountsAccusing),
 }
 """What plug-ins of a kind may have beside what they must."""
 
@@ -314,6 +323,8 @@ METHODS: Registry[Method] = Registry("method", Method)  # type: ignore[type-abst
 
 ATTACKS: Registry[Attack] = Registry("attack", Attack)  # type: ignore[type-abstract]
 
+ACCUSERS: Registry[Accuser] = Registry("accuser", Accuser)  # type: ignore[type-abstract]
+
 
 def _marking(given: Mapping[str, Json]) -> Mapping[str, Json]:
     """Spell out a method that marks, with its version, so that a key names all that it does.
@@ -350,3 +361,8 @@ def method(name: str, *, version: int = 1) -> Callable[[type[M]], type[M]]:
 def attack(name: str, *, version: int = 1) -> Callable[[type[A]], type[A]]:
     """Register an attack; a class that does not satisfy `Attack` fails type checking right here."""
     return ATTACKS.register(name, version=version)
+
+
+def accuser(name: str, *, version: int = 1) -> Callable[[type[F]], type[F]]:
+    """Register an accuser; a class that is no `Accuser` fails type checking right here."""
+    return ACCUSERS.register(name, version=version)

@@ -1,4 +1,4 @@
-"""What a plug-in is made of: the two protocols it implements, and the nouns it speaks in.
+"""What a plug-in is made of: the protocol it implements, and the nouns it speaks in.
 
 Nothing here imports torch at run time: a report must be readable on a laptop that has none.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, runtime_checkable
 
 from bench.records.nouns import Access as Access
 from bench.records.nouns import Change as Change
@@ -132,7 +132,8 @@ class Method(Protocol):
     """A way to claim a model: mark it or fingerprint it, then recognise it.
 
     What it may have beside is in `HasReadout`, `HasPrecision`, `CountsProtecting`,
-    `CountsExtracting`, `SaysUnreadable`, `SaysTunable`, `RedrawsBits` and `StatesFacts`.
+    `CountsExtracting`, `SaysUnreadable`, `SaysTunable`, `RedrawsBits`, `TracesUsers`, `StatesFacts`,
+    `HasForgery` and `TakesQueries`.
     """
 
     needs: ClassVar[Access]
@@ -159,6 +160,72 @@ class Attack(Protocol):
 
     def run(self, victim: VisionModel, ctx: Context) -> VisionModel:
         """Return a new model; `victim` is left untouched."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """What an accuser has in hand when he makes up a claim with somebody else's `method`.
+
+    `own` is his own clean model, with a classifier where the method asks for labels. `innocent` is
+    the model he is after and `suspect` the same as a judge will read it; None for an accuser who
+    does not look at it first. Each of the `surrogates`, public models that the judge ranks nobody
+    among, maps images (b, 3, h, w) in [0, 1] to scores (b, k) of his own model's classes; gradients
+    pass. `victim` is what the true owner released, with the key that a dispute made known.
+    """
+
+    method: Method
+    own: VisionModel
+    innocent: VisionModel | None = None
+    suspect: Suspect | None = None
+    surrogates: tuple[Callable[[Tensor], Tensor], ...] = ()
+    victim: Protected | None = None
+
+
+StoppedBy = Literal["count", "date", "name", "replay"]
+"""What of a registered commitment refuses a forged claim: how many its holder registered, of which
+the level pays for each; a date after the suspect's; another holder's name; or a secret that the
+committed method, model and seed do not make again."""
+
+
+@runtime_checkable
+class Accuser(Protocol):
+    """A way to make up a claim on a model that owes the accuser nothing.
+
+    What it may have beside is in `UsesSurrogates`, `SaysUnsuited` and `CountsAccusing`.
+    """
+
+    accuses: ClassVar[Literal["stranger", "owner"]]  # a third party, or the model's true owner
+    post_hoc: ClassVar[bool]  # True if the claim is made up for one innocent, by looking at it
+    stopped_by: ClassVar[StoppedBy]
+
+    def accuse(self, case: Case, ctx: Context) -> Protected:
+        """Return the forged secret, and the model he shows as the one that he released.
+
+        What is in `case` is left untouched; `ctx` is the accuser's own. The note "keys_tried" says
+        how many keys he chose from, 1 if it is not there.
+        """
+
+
+@runtime_checkable
+class HasForgery(Protocol):
+    """A method of which it is known how a secret is fitted to a model after the fact."""
+
+    def forged(self, suspect: Suspect, ctx: Context) -> Mapping[str, Tensor]:
+        """Return a secret that `extract` finds in a suspect, which is left as it is."""
+
+
+@runtime_checkable
+class TakesQueries(Protocol):
+    """A method whose secret is a list of images and the labels expected of them."""
+
+    def asked(self) -> int:
+        """Count the images of a secret."""
+
+    def of_queries(self, images: Tensor, labels: Tensor) -> Mapping[str, Tensor]:
+        """Return the secret that asks about images (n, 3, h, w) in [0, 1] and expects labels (n,).
+
+        There are as many as `asked` says.
+        """
 
 
 @runtime_checkable
@@ -347,3 +414,26 @@ class IsAdaptive(Protocol):
     """An attack by a thief who knows the defence: says what of it he knows."""
 
     adaptive: ClassVar[str]
+
+
+@runtime_checkable
+class UsesSurrogates(Protocol):
+    """An accuser with a setting for how many public models he has."""
+
+    surrogates: int
+
+
+@runtime_checkable
+class SaysUnsuited(Protocol):
+    """An accuser who can do nothing with some methods."""
+
+    def unsuited(self, method: Method) -> str:
+        """Say why nothing can be made up with a method; empty if something can."""
+
+
+@runtime_checkable
+class CountsAccusing(Protocol):
+    """An accuser of whom plans know what he costs with a method."""
+
+    def passes(self, method: Method, sizes: Sizes) -> Passes | None:
+        """Count the passes of `accuse`; None where the method does not say its own."""

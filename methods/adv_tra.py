@@ -193,6 +193,16 @@ class AdvTra:
         places = self.hops * self.length + 1
         return Passes(self.trajectories * places, bound="at most")
 
+    def asked(self) -> int:
+        """Count the images of all walks."""
+        return self.trajectories * (self.hops * self.length + 1)
+
+    def of_queries(self, images: Tensor, labels: Tensor) -> Mapping[str, Tensor]:
+        """Return the secret as if images (n p, 3, h, w) in [0, 1] were walks of p, one by one."""
+        walks = (self.trajectories, -1)
+        pixels = _bytes(images)
+        return {"pixels": pixels.unflatten(0, walks), "labels": labels.unflatten(0, walks)}
+
     def _draw(self, ctx: Context) -> Images:
         if len(ctx.images) < self.trajectories:
             raise UserError(

@@ -119,6 +119,14 @@ class AnnaKarenina:
             return self.queries
         return min(self.queries, sizes.images + sizes.held_out)
 
+    def asked(self) -> int:
+        """Count the queries."""
+        return self.queries
+
+    def of_queries(self, images: Tensor, labels: Tensor) -> Mapping[str, Tensor]:
+        """Return the secret as if images (n, 3, h, w) in [0, 1] were those asked about."""
+        return {"pixels": (images * 255).round().to(torch.uint8), "labels": labels}
+
     @property
     def _bound(self) -> Literal["exact", "at most"]:
         return "at most" if self.fill == "none" else "exact"

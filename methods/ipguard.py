@@ -148,6 +148,14 @@ class IPGuard:
         """Count the points."""
         return Passes(self.points)
 
+    def asked(self) -> int:
+        """Count the points."""
+        return self.points
+
+    def of_queries(self, images: Tensor, labels: Tensor) -> Mapping[str, Tensor]:
+        """Return the secret as if images (n, 3, h, w) in [0, 1] were the points."""
+        return {"points": images, "labels": labels}
+
     def descend(
         self,
         logits: Callable[[Tensor], Tensor],

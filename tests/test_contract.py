@@ -14,7 +14,7 @@ from bench.models.surgery import with_head
 from bench.models.vision import clone
 from bench.records.explained import explained
 from bench.records.nouns import Access, Evidence, Rule
-from bench.registry import ATTACKS, METHODS
+from bench.registry import ACCUSERS, ATTACKS, METHODS
 from bench.testing import ATTACK_CHECKS, METHOD_CHECKS, check_attack, check_method
 from bench.types import ExactNull, Facts, Positive, PositiveFloat, Protected, Reading
 
@@ -103,7 +103,8 @@ def test_the_built_in_plug_ins_are_found():
 
 
 @pytest.mark.parametrize(
-    ("registry", "name"), [(kind, name) for kind in (METHODS, ATTACKS) for name in kind.names()]
+    ("registry", "name"),
+    [(kind, name) for kind in (METHODS, ATTACKS, ACCUSERS) for name in kind.names()],
 )
 def test_every_setting_of_ours_is_explained(registry, name):
     assert [each.text for each in explained(registry.get(name)) if not each.note] == []

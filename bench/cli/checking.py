@@ -97,10 +97,10 @@ def check_suite(arguments: argparse.Namespace) -> int:
 def _weights_line(owner: OwnerSettings, data_dir: Path | None) -> tuple[str | UserError, str]:
     """Say whether an owner's weights are there, and mark what a run would fetch."""
     from bench.runs import budget, owners
-    from bench.suite import plan
+    from bench.suite.owners import weights_identity
 
     try:
-        identity = plan.weights_identity(owner, data_dir)
+        identity = weights_identity(owner, data_dir)
         place = owners.place(owner) if owner.from_hub else None
         model = owners.unweighted(owners.architecture_of(owner))  # refuses sizes that cannot be
     except UserError as error:
@@ -130,12 +130,12 @@ def _understood(owner: OwnerSettings, data_dir: Path | None) -> list[str | UserE
     """Read an owner's file as a run would: say what was understood of it, or what is wrong."""
     from bench.models.weights import weights_digest
     from bench.runs import owners
-    from bench.suite import plan
+    from bench.suite.owners import weights_file
 
     if not owner.from_file:
         return []
     try:
-        file = plan.weights_file(owner, data_dir)
+        file = weights_file(owner, data_dir)
     except UserError:
         return []  # that it is missing was said
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -77,13 +77,13 @@ def watch_speed(arguments: argparse.Namespace) -> int:
 
 
 def _list_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("what", choices=("methods", "attacks", "models", "data"))
+    command.add_argument("what", choices=("methods", "attacks", "accusers", "models", "data"))
     command.add_argument("--format", choices=("terminal", "markdown"), default="terminal")
 
 
 def list_known(arguments: argparse.Namespace) -> int:
     """Print every known name of one kind, with what it does and its source."""
-    if arguments.what in ("methods", "attacks"):
+    if arguments.what in ("methods", "attacks", "accusers"):
         return _list_plugins(arguments.what, arguments.format)
     from rich.table import Table as Grid
     from rich.text import Text
@@ -102,9 +102,14 @@ def list_known(arguments: argparse.Namespace) -> int:
 
 
 def _list_plugins(kind: str, style: str) -> int:
-    from bench.registry import ATTACKS, METHODS
+    from bench.registry import ACCUSERS, ATTACKS, METHODS
 
-    registry: Registry[Any] = METHODS if kind == "methods" else ATTACKS
+    kinds: Mapping[str, Registry[Any]] = {
+        "methods": METHODS,
+        "attacks": ATTACKS,
+        "accusers": ACCUSERS,
+    }
+    registry = kinds[kind]
     known = [_known(registry, name) for name in registry.names()]
     tables = _facts() if registry is METHODS else []
     if style == "markdown":
@@ -240,7 +245,10 @@ def _body(table: Table) -> str:
 
 def _openings(registry: Registry[Any]) -> list[str]:
     """Return what the packages that plug-ins live in say of them."""
-    packages = {registry.get(name).__module__.partition(".")[0] for name in registry.names()}
+    modules = {registry.get(name).__module__ for name in registry.names()}
+    # Accusers live within the attacks, and have a package of their own there.
+    within = registry.kind == "accuser"
+    packages = {m.rpartition(".")[0] or m if within else m.partition(".")[0] for m in modules}
     return [text for name in sorted(packages) if (text := inspect.getdoc(sys.modules[name]))]
 
 
@@ -318,8 +326,7 @@ def profile_model(arguments: argparse.Namespace) -> int:
     from bench.data.settings import DataSettings
     from bench.runs.machine import find_device, pin_threads, usable_cores
     from bench.runs.owners import load_owner
-    from bench.suite.owners import owner_of
-    from bench.suite.plan import weights_file
+    from bench.suite.owners import owner_of, weights_file
     from bench.training import activations
 
     if arguments.count < 1:
@@ -357,7 +364,7 @@ PERF = Command(
     watch_speed,
 )
 LIST = Command(
-    "list", "list methods, attacks, models or embedded data", _list_arguments, list_known
+    "list", "list methods, attacks, accusers, models or embedded data", _list_arguments, list_known
 )
 PROFILE = Command(
     "profile",

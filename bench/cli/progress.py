@@ -40,10 +40,13 @@ def names(cells: Sequence[Cell]) -> Describe:
     owners = labelled(cell.owner for cell in cells)
     methods = labelled(cell.method for cell in cells)
     steps = labelled(step for cell in cells for step in cell.attack)
+    accusers = labelled(cell.accuser for cell in cells if cell.accuser is not None)
     kinds = dict(POPULATIONS)
 
     def describe(cell: Cell) -> str:
         who = f"{owners(cell.owner)} · {methods(cell.method)} · {kinds[cell.lineage]}"
+        if cell.accuser is not None:
+            who = f"{accusers(cell.accuser)} · {who}"
         return f"{who} · {steps(*cell.attack)} · seed {cell.attack_seed}"
 
     return describe

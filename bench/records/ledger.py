@@ -48,6 +48,9 @@ _SPECS = TypeAdapter(list[Spec])
 NO_RECORD = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 """What reading a line in one go may end in; what is wrong with it, the slow way says in words."""
 
+ACCUSING = ("accuser", "accused")
+"""The fields of a cell that are left out where they say nothing."""
+
 _PREFERENCE = {"ok": 0, "incompatible": 1, "skipped": 1, "failed": 2}
 
 
@@ -229,7 +232,7 @@ def write_outline(path: Path, outline: Outline) -> None:
         return numbers.setdefault(spec.text, len(numbers))
 
     value = _fields(outline)
-    value["cells"] = [(key, _with_specs(_fields(cell), number)) for key, cell in outline.cells]
+    value["cells"] = [(key, _with_specs(_said(cell), number)) for key, cell in outline.cells]
     if steps := [(number(spec), _facts(facts)) for spec, facts in value.pop("steps")]:
         value["steps"] = steps
     value["specs"] = [json.loads(text) for text in numbers]
@@ -272,15 +275,22 @@ def _fields(value: Outline | Cell) -> dict[str, Json]:
     return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
 
 
+def _said(cell: Cell) -> dict[str, Json]:
+    """Return a cell's fields; honest claims are written as they were before there were accusers."""
+    silent = {name for name in ACCUSING if getattr(cell, name) is None}
+    return {name: value for name, value in _fields(cell).items() if name not in silent}
+
+
 def _with_specs(cell: Mapping[str, Json], change: Callable[[Json], Json]) -> dict[str, Json]:
     """Return a cell's fields with every spec, or every number of one, changed for the other."""
-    other = cell.get("other_model")
+    other, accuser = cell.get("other_model"), cell.get("accuser")
     return {
         **cell,
         "owner": change(cell["owner"]),
         "method": change(cell["method"]),
         "attack": [change(step) for step in cell["attack"]],
         "other_model": None if other is None else change(other),
+        **({} if accuser is None else {"accuser": change(accuser)}),
     }
 
 
@@ -338,5 +348,6 @@ def _text(record: Record) -> str:
     # What `extract` noted stands among the record's notes, with that of other stages.
     # Without an exact null evidence is written as it was before there were any.
     exact = record.evidence is not None and record.evidence.null is not None
-    left_out = {"evidence": {"notes"} if exact else {"notes", "null"}}
+    silent = {name for name in ACCUSING if getattr(record.cell, name) is None}
+    left_out = {"evidence": {"notes"} if exact else {"notes", "null"}, "cell": silent}
     return canonical(_RECORD.dump_python(record, warnings=False, exclude=left_out))

@@ -134,17 +134,23 @@ class Cell:
     model marked with another key, or another model) and goes through `attack`,
     step by step, with the randomness of `attack_seed`. `lineage` follows from the two: a control in
     the chain makes a stranger.
+
+    With an `accuser` the claim is his, and forged: `accused` counts the innocent whose model he had
+    when he forged it, None if he had none. The base "accuser" is the model that he shows as his;
+    with `other_seed` it is the owner who reads that model, with the key of this seed.
     """
 
     owner: Spec
     method: Spec
     method_seed: int
-    base: Literal["released", "owner", "other key", "other model"]
+    base: Literal["released", "owner", "other key", "other model", "accuser"]
     attack: tuple[Spec, ...]
     attack_seed: int
     lineage: Lineage
     other_seed: int | None = None  # of the other key
     other_model: Spec | None = None
+    accuser: Spec | None = None
+    accused: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

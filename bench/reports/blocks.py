@@ -228,8 +228,9 @@ class _Labels:
 
 
 def grouped(outline: Outline, records: Mapping[str, Record]) -> tuple[list[Block], list[str]]:
-    """Group the outline's cells by owner and method, in the outline's order."""
-    cells = [cell for _, cell in outline.cells]
+    """Group the outline's honest claims by owner and method, in the outline's order."""
+    asked = [(key, cell) for key, cell in outline.cells if cell.accuser is None]
+    cells = [cell for _, cell in asked]
     owners = labelled(cell.owner for cell in cells)
     methods = labelled(cell.method for cell in cells)
     steps = labelled(
@@ -238,7 +239,7 @@ def grouped(outline: Outline, records: Mapping[str, Record]) -> tuple[list[Block
     )
     told = {record.key: record for record in with_digests(records.values())}
     groups: dict[tuple[str, str], list[CellResult]] = {}
-    for key, cell in outline.cells:
+    for key, cell in asked:
         group = (owners(cell.owner), methods(cell.method))
         groups.setdefault(group, []).append(CellResult(key, cell, told.get(key)))
     blocks = [

@@ -32,14 +32,21 @@ from bench.records.nouns import (
 )
 from bench.records.settings import suggestion
 from bench.records.store import Store
-from bench.registry import ATTACKS, METHODS
+from bench.registry import ACCUSERS, ATTACKS, METHODS
 from bench.reports.blocks import labelled
 from bench.runs.owners import architecture_at, unweighted
 from bench.suite.graph import Kind, Plan, Question, Stage
-from bench.suite.todo import guesses, pace, spare_copies, start
+from bench.suite.todo import at_once, guesses, pace, start
 from bench.training.hardness import MOST
 from bench.training.readout import head_for
-from bench.types import CountsExtracting, CountsPasses, CountsProtecting, Method, SaysUnreadable
+from bench.types import (
+    CountsAccusing,
+    CountsExtracting,
+    CountsPasses,
+    CountsProtecting,
+    Method,
+    SaysUnreadable,
+)
 from bench.verdicts.innocents import WHOLE, attack_of, family
 from bench.verdicts.verdict import innocents_needed
 
@@ -181,27 +188,13 @@ def budget(plan: Plan, store: Store, todo: Iterable[str], device: str | None = N
         )
     sizes = {key: estimates.bytes(key) for key in plan.stages if key in left}
     decoded = estimates.decoded([plan.stages[key] for key in left])
-    return Budget(tuple(rows), _at_once(plan, sizes), decoded)
+    return Budget(tuple(rows), at_once(plan, sizes), decoded)
 
 
 def protecting(plan: Plan, store: Store) -> dict[str, Passes | None]:
     """Count the passes of every protection, by the key of its stage; None where nobody says."""
     count = _Estimates(plan, store, None).passes
     return {key: count(stage) for key, stage in plan.stages.items() if stage.kind == "protect"}
-
-
-def _at_once(plan: Plan, sizes: Mapping[str, float | None]) -> float | None:
-    """Return the most that lies on disk when stages are made in turn and spare copies dropped."""
-    left, there, most = dict(sizes), dict[str, float](), 0.0
-    for key, size in sizes.items():
-        if size is None:
-            return None
-        there[key] = size
-        del left[key]
-        most = max(most, sum(there.values()))
-        for spare in spare_copies(plan, left):
-            there.pop(spare, None)
-    return most
 
 
 def _total(parts: Iterable[float | None]) -> float | None:
@@ -249,7 +242,7 @@ def reaches(plan: Plan) -> list[Reach]:
     claims: dict[tuple[str, str, str], dict[str, Question]] = {}
     for question in plan.questions:
         cell = question.cell
-        if cell.lineage == "stranger" and not question.skip:
+        if cell.lineage == "stranger" and cell.accuser is None and not question.skip:
             attack = WHOLE if question.marks else attack_of(cell)
             strangers = claims.setdefault((cell.owner.text, cell.method.text, attack), {})
             strangers[(cell.other_model or cell.attack[0]).text] = question
@@ -347,6 +340,7 @@ class _Estimates:
             "extract": self._extract,
             "utility": self._utility,
             "fidelity": self._fidelity,
+            "accuse": self._accuse,
             "hardness": lambda made: Passes(
                 2 * min(self.count(made.recipe["owner"], "owner_held_out"), MOST)
             ),
@@ -365,6 +359,13 @@ class _Estimates:
         if not isinstance(method, CountsProtecting):  # one from elsewhere may not know
             return None
         return method.protect_passes(self._sizes(stage, stage.recipe["data"]))
+
+    def _accuse(self, stage: Stage) -> Passes | None:
+        spec = cast(dict[str, Any], stage.recipe["accuser"])
+        accuser = ACCUSERS.build(spec["name"], spec["args"])
+        if not isinstance(accuser, CountsAccusing):
+            return None
+        return accuser.passes(_method(stage), self._sizes(stage, stage.recipe["data"]))
 
     def _extract(self, stage: Stage) -> Passes | None:
         protect = self.plan.stages[stage.parents[0]]
@@ -451,7 +452,7 @@ class _Estimates:
         if stage.kind == "align":
             return 8 * self.shape(stage).width ** 2  # a matrix in float64, of a width as usual
         kept = self.shape(stage).bytes if _keeps_a_model(stage) else 0
-        if stage.kind != "protect":
+        if stage.kind not in ("protect", "accuse"):
             return kept
         asked = self._read(stage)
         return None if asked is None else kept + asked.forward * self.shape(stage).pixels
@@ -471,7 +472,7 @@ class _Estimates:
             yield recipe["data"], "thief_images"
         if stage.kind in ("classifier", "align") and "data" in recipe:
             yield recipe["data"], "owner_images"
-        if stage.kind == "protect":
+        if stage.kind in ("protect", "accuse"):
             yield from ((recipe["data"], pool) for pool in owners)
         if "probe" in recipe:
             yield from ((recipe["probe"], pool) for pool in owners)
@@ -488,6 +489,8 @@ def _keeps_a_model(stage: Stage) -> bool:
         return bool(stage.recipe["step"]["name"] != UNTOUCHED)
     if stage.kind == "protect":
         return METHODS.get(stage.recipe["method"]["name"]).marks
+    if stage.kind == "accuse":
+        return "victim" in stage.recipe["given"]
     return stage.kind in ("owner", "classifier")
 
 

@@ -22,7 +22,7 @@ from bench.models.meter import Meter, aside, measuring, timed
 from bench.models.suspect import View
 from bench.models.symmetry import Alignment, align, rewritten
 from bench.models.vision import Architecture, VisionModel, compiling
-from bench.models.weights import load_state, secret_digest, sketch, weights_digest
+from bench.models.weights import load_state, secret_digest, sketch
 from bench.records.leases import Leases
 from bench.records.nouns import (
     ALIGN,
@@ -41,13 +41,14 @@ from bench.records.nouns import (
     packed,
 )
 from bench.records.store import Artefact, Store
-from bench.registry import ATTACKS, METHODS
+from bench.registry import ACCUSERS, ATTACKS, METHODS
+from bench.runs import accusing
 from bench.runs.machine import device_name, environment
+from bench.runs.made import Made
 from bench.runs.owners import called, load_owner, refuse_others, refuse_two_heads
 from bench.suite import sources
 from bench.suite.graph import Kind, Plan, Stage
-from bench.suite.owners import ClassifierSettings
-from bench.suite.plan import weights_file
+from bench.suite.owners import ClassifierSettings, weights_file
 from bench.suite.todo import near_models
 from bench.training import hardness, pretraining, probe, readout
 from bench.training.loop import passes
@@ -130,6 +131,7 @@ class Laboratory:
             "utility": self._utility,
             "fidelity": self._fidelity,
             "hardness": self._hardness,
+            "accuse": self._accuse,
         }
 
     def _cost(self, meter: Meter, seconds: float | None, ideal: float | None) -> Cost:
@@ -343,6 +345,25 @@ class Laboratory:
         found = hardness.likeness(suspect, owner, (pools[0], pools[1]), self.device)
         return Made({"notes": found})
 
+    def _accuse(self, stage: Stage) -> Made:
+        recipe = stage.recipe
+        method = METHODS.build(recipe["method"]["name"], stage.settings)
+        accuser = ACCUSERS.build(recipe["accuser"]["name"], recipe["accuser"]["args"])
+        with aside(self.device):  # loading is not forging
+            own = self._model(stage.parents[0]).to(self.device)
+            whose = "thief" if accuser.accuses == "owner" else "owner"
+            pools = tuple(
+                self._pool(recipe["data"], f"{whose}_{pool}", own)
+                for pool in ("images", "held_out")
+            )
+            looked = accusing.Looked(method, own, recipe.get("readout"), pools[0], self.device)
+            for role, key in zip(recipe["given"], stage.parents[1:], strict=True):
+                unmarked = role == "victim" and not method.marks
+                model = own if unmarked else self._model(key).to(self.device)
+                looked.add(role, model, _part(self.store.tensors(key), "secret."))
+            case = looked.case()
+        return accusing.made(accuser, case, self._context(stage.key, (pools[0], pools[1])))
+
     def _model(self, key: str) -> VisionModel:
         """Load the model a stage made, on the CPU."""
         made = self.store.find(key)
@@ -426,28 +447,6 @@ class Laboratory:
             return load(found, indices, preprocess, self.store.pixels)
 
         return decoded
-
-
-@dataclass(frozen=True, slots=True)
-class Made:
-    """What one stage produced, and its own timing where the whole stage's would mislead."""
-
-    payload: Mapping[str, Json]
-    tensors: Mapping[str, Tensor] | None = None
-    seconds: float | None = None
-    ideal_seconds: float | None = None
-
-    @staticmethod
-    def of(
-        model: VisionModel, notes: Mapping[str, Json] | None = None, prefix: str = "model."
-    ) -> Made:
-        """Write a model down: its architecture, its digest and its tensors."""
-        payload = {
-            "architecture": model.architecture.json(),
-            "digest": weights_digest(model),
-            "notes": dict(notes or {}),
-        }
-        return Made(payload, {f"{prefix}{k}": v for k, v in model.state_dict().items()})
 
 
 def load_owners(laboratory: Laboratory) -> None:

@@ -3,6 +3,8 @@
 This is where the innocents come from. For every attacked copy of a marked model its twin, the same
 attack with the same seed on the unmarked owner; strangers, and for a fingerprint those attacked
 alike; copies marked with another key, attacked alike; models that never met the owner.
+
+A claim that an accuser made up is tried on whom he accuses, and on strangers to rank that among.
 """
 
 from __future__ import annotations
@@ -11,15 +13,16 @@ import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import get_args
+from typing import Literal, get_args
 
 from bench.models.libraries import EMBEDDED
 from bench.records.nouns import UNTOUCHED, Cell, Json, Lineage, Shape, Spec
-from bench.registry import ATTACKS, METHODS
+from bench.registry import ACCUSERS, ATTACKS, METHODS
 from bench.suite.graph import STRANGER
 from bench.suite.grid import Suite
 from bench.suite.innocents import descends, random, untouched
-from bench.types import UsesBase, UsesCopies
+from bench.types import SaysUnsuited, UsesBase, UsesCopies, UsesSurrogates
+from bench.verdicts.verdict import innocents_needed
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +118,71 @@ def _as_they_are(
     others = [shape for shape in get_args(Shape) if shape != owner.name] if embedded else []
     for shape, i in itertools.product(others, range(suite.innocents.other_shapes)):
         yield ask("owner", (_stranger(i, shape=shape),), 0, "stranger")
+
+
+def accusations(suite: Suite, peers: Peers, method: Spec, seed: int) -> Iterator[Cell]:
+    """Yield the cells of all claims that accusers make up with one method.
+
+    The owner's clean model is the accuser's own. A judge ranks among all strangers but the accused
+    and the accuser's surrogates. Suspects are read as they are: what a claim would be aligned to is
+    the accuser's word. With a method that an accuser can do nothing with there is one cell, which
+    says so.
+    """
+    plain = METHODS.spec(method.name, method.unaligned.args)
+    people = people_of(peers)
+    for spec in suite.accusers:
+        accuser = ACCUSERS.get(spec.name)
+        judges = people[: len(people) - surrogates_of(spec)]
+        ask = functools.partial(Cell, peers.owner, plain, seed, accuser=spec)
+        if unsuited(spec, plain):
+            yield ask("owner", (_stranger(0),), 0, "stranger")
+            continue
+        if accuser.accuses == "owner":
+            as_it_is = (ATTACKS.spec(UNTOUCHED, {}),)
+            yield ask("released", as_it_is, 0, "released")
+            yield ask("accuser", as_it_is, 0, "released")
+            yield ask("accuser", as_it_is, 0, "released", other_seed=seed)
+        counted = range(min(suite.accused, len(judges))) if accuser.post_hoc else (None,)
+        after = counted if accuser.accuses == "stranger" else (None,)
+        for accused, (base, chain, other) in itertools.product(after, judges):
+            yield ask(base, chain, 0, "stranger", other_model=other, accused=accused)
+
+
+Person = tuple[Literal["owner", "other model"], tuple[Spec, ...], Spec | None]
+"""A model that owes the owner nothing, as a cell names it: base, chain and other model."""
+
+
+def people_of(peers: Peers) -> list[Person]:
+    """List the models of the owner's shape, and others, that owe it nothing, in a fixed order."""
+    as_it_is = (ATTACKS.spec(UNTOUCHED, {}),)
+    trained: list[Person] = [("owner", (_stranger(i),), None) for i in range(peers.strangers)]
+    return trained + [("other model", as_it_is, model) for model in peers.others]
+
+
+def surrogates_of(spec: Spec) -> int:
+    """Count the public models that an accuser has: the last of the people there are."""
+    plugin = ACCUSERS.build(spec.name, spec.args)
+    return plugin.surrogates if isinstance(plugin, UsesSurrogates) else 0
+
+
+def unjudged(suite: Suite, owner: str, people: int) -> Iterator[str]:
+    """Say of which accusers' claims too few strangers are left to judge by."""
+    needed = innocents_needed(suite.alpha)
+    for spec in suite.accusers:
+        left = people - surrogates_of(spec) - 1
+        if left < needed:
+            yield (
+                f"{owner}: {spec.name}: {max(left, 0)} strangers are left beside the accused and "
+                f"surrogates, {needed} are needed at alpha = {suite.alpha:g}: nothing is decided"
+            )
+
+
+def unsuited(spec: Spec, method: Spec) -> str:
+    """Say why an accuser can make up nothing with a method; empty if he can."""
+    plugin = ACCUSERS.build(spec.name, spec.args)
+    if not isinstance(plugin, SaysUnsuited):
+        return ""
+    return plugin.unsuited(METHODS.build(method.name, method.args))
 
 
 def strange_to(owner: Spec, models: Sequence[Spec]) -> tuple[Spec, ...]:

@@ -24,6 +24,7 @@ Kind = Literal[
     "utility",
     "fidelity",
     "hardness",
+    "accuse",
 ]
 
 STRANGER = "control.stranger"
@@ -65,7 +66,8 @@ class Stage:
 class Question:
     """A cell and the stages that answer it; `skip` says why it is not asked at all.
 
-    Where a suspect is aligned before it is read, extraction follows from `align`.
+    Where a suspect is aligned before it is read, extraction follows from `align`. `protect` makes
+    the secret: of an accuser's claim it is the stage that forges it.
     """
 
     cell: Cell

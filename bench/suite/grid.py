@@ -12,8 +12,8 @@ from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator
 
 from bench.data.settings import DataSettings
 from bench.records.nouns import ALIGN, Align, Json, Spec
-from bench.records.settings import Count, OpenShare, SettingError, settings, suggestion
-from bench.registry import ATTACKS, METHODS, has_exact_null, unhelped
+from bench.records.settings import Count, OpenShare, Positive, SettingError, settings, suggestion
+from bench.registry import ACCUSERS, ATTACKS, METHODS, has_exact_null, unhelped
 from bench.suite.innocents import (
     RECIPE,
     Chain,
@@ -61,6 +61,8 @@ Method = Annotated[Spec, PlainValidator(_readings)]
 Methods = Annotated[tuple[Method, ...], Field(min_length=1), AfterValidator(_flat)]
 """An entry may be several methods: read raw, and aligned."""
 
+Forger = Annotated[Spec, PlainValidator(lambda value: named_spec(ACCUSERS, value))]
+
 Aligns = Annotated[tuple[Align, ...], Field(min_length=1), BeforeValidator(_several)]
 
 Data = Annotated[DataSettings, PlainValidator(functools.partial(settings, DataSettings))]
@@ -80,8 +82,9 @@ class Suite:
     images on which models without a head of their own are probed. `hardness` also measures how
     alike every suspect and the owner are. `reductions` says, for reading, what this suite does more
     cheaply than the paper; `align` is for every method that it can help and that says nothing of it
-    itself. A suite of `parts` asks what they ask, each its own grid; its other fields then hold
-    what those of the parts come to.
+    itself. Of the models that owe the owner nothing every one of the `accusers` accuses the first
+    `accused`; the owner's clean model is his own. A suite of `parts` asks what they ask, each its
+    own grid; its other fields then hold what those of the parts come to.
     """
 
     name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
@@ -98,6 +101,8 @@ class Suite:
     hardness: bool = False
     reductions: tuple[str, ...] = ()
     align: Aligns = ("none",)
+    accusers: tuple[Forger, ...] = ()
+    accused: Positive = 3
     parts: Annotated[tuple[Suite, ...], PlainValidator(_no_parts)] = ()
 
     def __post_init__(self) -> None:
@@ -211,3 +216,28 @@ class Composed:
     parts: Annotated[tuple[str, ...], NotEmpty]
     title: str = ""
     reductions: tuple[str, ...] = ()
+
+
+def departures(suite: Suite) -> tuple[str, ...]:
+    """List the numbers in which plug-ins of a suite differ from their defaults, the papers' own.
+
+    Words choose a variant, so the defaults compared with are those under the same words.
+    """
+    steps = [(ATTACKS, step) for chain in suite.attacks for step in chain]
+    forgers = [(ACCUSERS, accuser) for accuser in suite.accusers]
+    lines: dict[str, None] = {}
+    for registry, spec in [*((METHODS, m) for m in suite.methods), *steps, *forgers]:
+        words = {k: v for k, v in spec.args.items() if isinstance(v, str)}
+        usual = registry.build(spec.name, words)  # type: ignore[attr-defined]
+        changed = [
+            f"{name} {value:g} (default {getattr(usual, name):g})"
+            for name, value in spec.args.items()
+            if type(value) in (int, float) and type(getattr(usual, name)) in (int, float)
+            if value != getattr(usual, name)
+        ]
+        if changed:
+            label = " ".join(
+                [spec.name, *(words[k] for k in ("variant", "schedule") if k in words)]
+            )
+            lines[f"{label}: {', '.join(changed)}"] = None
+    return tuple(lines)

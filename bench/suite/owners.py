@@ -11,7 +11,8 @@ from typing import Annotated, Literal
 from pydantic import Field, PlainValidator
 
 from bench.models.libraries import EMBEDDED, LIBRARIES
-from bench.records.nouns import Json, Spec
+from bench.records.files import file_digest
+from bench.records.nouns import Json, Spec, UserError
 from bench.records.settings import (
     Count,
     NotNegative,
@@ -204,3 +205,35 @@ def owned_from(value: Json) -> OwnerSettings:
 Owner = Annotated[OwnerSettings, PlainValidator(owned_from)]
 
 Model = Annotated[OwnerSettings, PlainValidator(model_from)]
+
+
+def weights_identity(owner: OwnerSettings, data_dir: Path | None, assume: bool = False) -> str:
+    """Name an owner's weights by content: a file by its bytes, a draw by its seed.
+
+    Weights from a hub are named "hub": their digest is recorded when they are first loaded, and the
+    loaded copy is kept, so later runs need no network. `assume` gives a file that is not there a
+    name too.
+    """
+    if owner.shipped is not None:
+        return file_digest(owner.shipped)[:16]
+    if owner.from_file:
+        try:
+            return file_digest(weights_file(owner, data_dir))[:16]
+        except UserError:
+            if not assume:
+                raise
+            return f"not there: {owner.weights}"
+    return f"random {owner.seed}" if owner.weights == "random" else "hub"
+
+
+def weights_file(owner: OwnerSettings, data_dir: Path | None) -> Path:
+    """Find the file an owner's weights lie in."""
+    path = Path(owner.weights).expanduser()
+    found = path if data_dir is None else data_dir / path
+    if not found.is_file():
+        what = "got a folder; name a file in it" if found.is_dir() else "found no such file"
+        raise UserError(
+            f"owner '{owner.name}': expected weights at {found}, {what}; "
+            "--data DIR or BENCH_DATA sets where relative paths start"
+        )
+    return found

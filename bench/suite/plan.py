@@ -16,7 +16,6 @@ from bench.data import manifest
 from bench.data.manifest import Manifest
 from bench.data.settings import LOADERS
 from bench.models.libraries import EMBEDDED, LIBRARIES
-from bench.records.files import file_digest
 from bench.records.nouns import (
     ALIGN,
     ALIGNED,
@@ -31,12 +30,25 @@ from bench.records.nouns import (
     UserError,
     how_many,
 )
-from bench.registry import ATTACKS, METHODS
-from bench.suite.cells import Peers, cells, colluders, copies, strange_to, uses_base
+from bench.registry import ACCUSERS, ATTACKS, METHODS
+from bench.suite.cells import (
+    Peers,
+    Person,
+    accusations,
+    cells,
+    colluders,
+    copies,
+    people_of,
+    strange_to,
+    surrogates_of,
+    unjudged,
+    unsuited,
+    uses_base,
+)
 from bench.suite.graph import READ_WITH, Kind, Plan, Question, Stage
 from bench.suite.grid import Suite
 from bench.suite.innocents import RECIPE, families, kin, recipe_digest, untouched
-from bench.suite.owners import ClassifierSettings, OwnerSettings
+from bench.suite.owners import ClassifierSettings, OwnerSettings, weights_identity
 from bench.types import CountsImages, CountsQueries, IsAdaptive, IsExact, SaysChange
 from bench.verdicts.innocents import family
 from bench.verdicts.verdict import innocents_needed
@@ -141,38 +153,6 @@ def _families(models: Sequence[Spec]) -> Iterator[str]:
             )
 
 
-def weights_identity(owner: OwnerSettings, data_dir: Path | None, assume: bool = False) -> str:
-    """Name an owner's weights by content: a file by its bytes, a draw by its seed.
-
-    Weights from a hub are named "hub": their digest is recorded when they are first loaded, and the
-    loaded copy is kept, so later runs need no network. `assume` gives a file that is not there a
-    name too.
-    """
-    if owner.shipped is not None:
-        return file_digest(owner.shipped)[:16]
-    if owner.from_file:
-        try:
-            return file_digest(weights_file(owner, data_dir))[:16]
-        except UserError:
-            if not assume:
-                raise
-            return f"not there: {owner.weights}"
-    return f"random {owner.seed}" if owner.weights == "random" else "hub"
-
-
-def weights_file(owner: OwnerSettings, data_dir: Path | None) -> Path:
-    """Find the file an owner's weights lie in."""
-    path = Path(owner.weights).expanduser()
-    found = path if data_dir is None else data_dir / path
-    if not found.is_file():
-        what = "got a folder; name a file in it" if found.is_dir() else "found no such file"
-        raise UserError(
-            f"owner '{owner.name}': expected weights at {found}, {what}; "
-            "--data DIR or BENCH_DATA sets where relative paths start"
-        )
-    return found
-
-
 class _Builder:
     """Grow the graph owner by owner; equal recipes meet in one stage."""
 
@@ -183,6 +163,7 @@ class _Builder:
         self.owners: dict[str, OwnerSettings] = {}
         self.models: list[Spec] = []
         self.public: str | None = None  # what the owner's backbone was finetuned from
+        self._people: list[Person] = []  # who owes the owner nothing
         self.warnings: list[str] = []
         self.recipe = dataclasses.replace(RECIPE, steps=suite.innocents.pretraining_steps)
 
@@ -206,9 +187,13 @@ class _Builder:
         else:
             self.public = None
         peers = Peers(claimed, strangers, others, public)
+        self._people = people_of(peers)
+        self.warnings += unjudged(self.suite, owner.name, len(self._people))
         for method in self.suite.methods:
             for seed in self.suite.seeds:
                 for cell in cells(self.suite, peers, method, seed):
+                    self._ask(cell, key)
+                for cell in accusations(self.suite, peers, method, seed):
                     self._ask(cell, key)
 
     def _loaded(self, model: OwnerSettings, weights: str) -> tuple[Spec, str]:
@@ -269,28 +254,36 @@ class _Builder:
         owner_data = images.digest
         made, how = _apart(cell.method)
         recipe = {"method": made, "seed": cell.method_seed, "data": owner_data}
-        if skip := _unobtainable(cell, images):
+        if skip := (cell.accuser and unsuited(cell.accuser, cell.method)) or _unobtainable(
+            cell, images
+        ):
             empty = Question(cell, access, method.marks, owner, "", "", "", "", None, skip)
             self.questions.setdefault(empty.key, empty)
             return
-        protect = self._add("protect", recipe, (owner,), how)
-        start = protect if cell.base == "released" and method.marks else owner
-        if cell.other_seed is not None:
-            start = self._add("protect", {**recipe, "seed": cell.other_seed}, (owner,), how)
-        if cell.other_model is not None:
-            start = self._add("owner", _owner_recipe(_alone(cell.other_model)))  # loaded before
+        honest = protect = self._add("protect", recipe, (owner,), how)
 
         def other_copy(seed: int) -> str:
             return self._add("protect", {**recipe, "seed": seed}, (owner,), how)
 
+        forged = self._forged(cell, recipe, owner, honest, how, other_copy)
+        if forged and cell.other_seed is None:
+            protect = forged
+        start = honest if cell.base == "released" and method.marks else owner
+        if forged and cell.base == "accuser":
+            start = forged
+        elif cell.other_seed is not None:
+            start = self._add("protect", {**recipe, "seed": cell.other_seed}, (owner,), how)
+        if cell.other_model is not None:
+            start = self._loaded_before(cell.other_model)
         suspect, data = self._attacked(cell, owner, start, other_copy)
-        align = self._aligned(cell.method, suspect, protect if method.marks else owner, images)
+        align = self._aligned(cell.method, suspect, honest if method.marks else owner, images)
         extract = self._add("extract", how, (protect, align or suspect, owner))
         probe = self.manifests[self.suite.probe].digest
         tests = {"own": data, "owner": task.digest, "probe": probe}
         utility = self._add("utility", tests, (suspect,))
         fidelity = None
-        if method.marks and cell.lineage == "released" and untouched(cell.attack):
+        priced = method.marks and cell.lineage == "released" and forged is None
+        if priced and untouched(cell.attack):
             tests = {"task": task.digest, "owner": owner_data, "probe": probe}
             fidelity = self._add("fidelity", tests, (owner, protect))
         hardness = None
@@ -302,6 +295,38 @@ class _Builder:
             hardness=hardness,
         )
         self.questions.setdefault(question.key, question)
+
+    def _forged(
+        self,
+        cell: Cell,
+        recipe: dict[str, Json],
+        owner: str,
+        honest: str,
+        how: dict[str, Json],
+        other_copy: Callable[[int], str],
+    ) -> str | None:
+        """Add the stage in which an accuser makes up a claim, with all that he looks at."""
+        if cell.accuser is None:
+            return None
+        spec, accuser = cell.accuser, ACCUSERS.get(cell.accuser.name)
+        parents, given = [owner], list[str]()
+        people = self._people
+        looked = [people[cell.accused]] if cell.accused is not None else []
+        public = people[len(people) - surrogates_of(spec) :]
+        for role, models in (("innocent", looked), ("surrogate", public)):
+            for base, chain, other in models:
+                who = dataclasses.replace(cell, base=base, attack=chain, other_model=other)
+                start = owner if other is None else self._loaded_before(other)
+                parents.append(self._attacked(who, owner, start, other_copy)[0])
+                given.append(role)
+        if accuser.accuses == "owner":
+            parents.append(honest)
+            given.append("victim")
+        asked = {"accuser": spec.json(), **recipe, **_answered(cell.method), "given": given}
+        return self._add("accuse", asked, tuple(parents), how)
+
+    def _loaded_before(self, model: Spec) -> str:
+        return self._add("owner", _owner_recipe(_alone(model)))
 
     def _aligned(self, method: Spec, suspect: str, reference: str, drawn: Manifest) -> str | None:
         """Add the stage that fits a suspect to the model the claim is about, if any is asked for.
@@ -399,6 +424,12 @@ def _readout(method: Spec) -> Readout | None:
     return method.args.get("readout") if _asks_only(method) else None
 
 
+def _answered(method: Spec) -> dict[str, Json]:
+    """Say whose head answers an accuser: the one that will answer the judge."""
+    readout = _readout(method)
+    return {} if readout is None else {"readout": readout}
+
+
 def _access(method: Spec) -> str:
     """Say in words what a method needs to see, by whose head it is answered, and in what basis."""
     readout = _readout(method)
@@ -475,27 +506,3 @@ def _facts(step: Spec, data: str, images: int) -> StepFacts:
         data=data,
         queries=attack.victim_queries(images) if isinstance(attack, CountsQueries) else None,
     )
-
-
-def departures(suite: Suite) -> tuple[str, ...]:
-    """List the numbers in which plug-ins of a suite differ from their defaults, the papers' own.
-
-    Words choose a variant, so the defaults compared with are those under the same words.
-    """
-    steps = [(ATTACKS, step) for chain in suite.attacks for step in chain]
-    lines: dict[str, None] = {}
-    for registry, spec in [*((METHODS, m) for m in suite.methods), *steps]:
-        words = {k: v for k, v in spec.args.items() if isinstance(v, str)}
-        usual = registry.build(spec.name, words)  # type: ignore[attr-defined]
-        changed = [
-            f"{name} {value:g} (default {getattr(usual, name):g})"
-            for name, value in spec.args.items()
-            if type(value) in (int, float) and type(getattr(usual, name)) in (int, float)
-            if value != getattr(usual, name)
-        ]
-        if changed:
-            label = " ".join(
-                [spec.name, *(words[k] for k in ("variant", "schedule") if k in words)]
-            )
-            lines[f"{label}: {', '.join(changed)}"] = None
-    return tuple(lines)

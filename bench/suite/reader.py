@@ -55,6 +55,7 @@ def _load(path: Path, above: tuple[Path, ...]) -> Suite:
             suite.innocents, descendants=_distinct(suite.innocents.descendants)
         ),
         reductions=_distinct(suite.reductions),
+        accusers=_distinct(suite.accusers),
     )
 
 
@@ -84,6 +85,7 @@ def _joined(cover: Composed, path: Path, above: tuple[Path, ...]) -> Suite:
         attacks=_distinct(tuple(chain for part in parts for chain in part.attacks)),
         data={name: data for part in parts for name, data in part.data.items()},
         innocents=dataclasses.replace(first.innocents, models=models),
+        accusers=_distinct(tuple(accuser for part in parts for accuser in part.accusers)),
         reductions=_distinct((*cover.reductions, *(r for part in parts for r in part.reductions))),
         parts=tuple(grid for part in parts for grid in part.parts or (part,)),
     )
@@ -133,6 +135,9 @@ for _kind, _pattern, _first in (
     _tag = f"tag:yaml.org,2002:{_kind}"
     _Loader.add_implicit_resolver(_tag, re.compile(f"^(?:{_pattern})$"), list(_first))
 
+PLUGINS = ("methods", "attacks", "accusers")
+"""Lists of plug-ins in a suite."""
+
 TEXTS = frozenset(
     {"name", "title", "path", "weights", "pretrained", "revision", "digest", "loader", "dataset"}
     | {"data", "probe", "owner_images", "reductions", "parts"}
@@ -149,7 +154,7 @@ def _as_written(node: Node, text: bool, named: frozenset[str]) -> Node:
         pairs = list[tuple[Node, Node]]()
         for key, value in node.value:
             # What else a plug-in calls its settings is its own affair.
-            inner = named & {"name", "data"} if key.value in ("methods", "attacks") else named
+            inner = named & {"name", "data"} if key.value in PLUGINS else named
             known = _as_written(key, True, named), _as_written(value, key.value in named, inner)
             pairs.append(known)
         return MappingNode(node.tag, pairs, node.start_mark, node.end_mark)

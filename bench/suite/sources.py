@@ -19,7 +19,7 @@ from pathlib import Path
 
 from bench.records.nouns import Json, Record, canonical, how_many
 from bench.records.store import Store
-from bench.registry import ATTACKS, METHODS
+from bench.registry import ACCUSERS, ATTACKS, METHODS
 from bench.suite.graph import Kind, Plan, Stage
 
 UNKNOWN = "unknown"
@@ -85,19 +85,27 @@ WORK: Mapping[Kind, tuple[str, ...]] = {
         *("bench.runs.laboratory:Laboratory._hardness", "bench.training.hardness"),
         *("bench.training.similarity", "bench.training.readout", *_MODELS, *_IMAGES),
     ),
+    "accuse": (
+        *("bench.runs.laboratory:Laboratory._accuse", "bench.runs.accusing", _DRAWS),
+        *("bench.training.activations", "bench.training.labels", "bench.training.readout"),
+        *("bench.models.suspect", *_TRAINING, *_MODELS, *_IMAGES),
+    ),
 }
 """The bench's part of each stage: packages and modules, or what one defines, after a colon."""
 
 
 def code_of(stage: Stage, known: Mapping[str, Stage]) -> dict[str, str]:
     """Return the digests of the code that would carry a stage out now, by plug-in and by stage."""
-    named = stage
+    named, plugins = stage, dict[str, str]()
     if stage.kind == "extract":
         named = known[stage.parents[0]]
+    if forger := named.recipe.get("accuser"):
+        place = ACCUSERS.origin(forger["name"]).value
+        plugins = {forger["name"]: plugin_digest(place)}
     spec = named.recipe.get("method") or named.recipe.get("step")
     registry = METHODS if "method" in named.recipe else ATTACKS
     plugin = {spec["name"]: plugin_digest(registry.origin(spec["name"]).value)} if spec else {}
-    return {**plugin, stage.kind: stage_digest(stage.kind)}
+    return {**plugins, **plugin, stage.kind: stage_digest(stage.kind)}
 
 
 @dataclass(frozen=True, slots=True)

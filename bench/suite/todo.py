@@ -55,6 +55,20 @@ def spare_copies(plan: Plan, left: Container[str]) -> Iterator[str]:
     yield from (k for k, s in plan.stages.items() if s.kind in COPIES and k not in needed)
 
 
+def at_once(plan: Plan, sizes: Mapping[str, float | None]) -> float | None:
+    """Return the most that lies on disk when stages are made in turn and spare copies dropped."""
+    left, there, most = dict(sizes), dict[str, float](), 0.0
+    for key, size in sizes.items():
+        if size is None:
+            return None
+        there[key] = size
+        del left[key]
+        most = max(most, sum(there.values()))
+        for spare in spare_copies(plan, left):
+            there.pop(spare, None)
+    return most
+
+
 def _is_loaded_from_its_parent(stage: Stage) -> bool:
     """Say whether a stage makes a model left untouched, or says how one is to be rewritten."""
     untouched = stage.kind == "attack" and stage.recipe["step"]["name"] == UNTOUCHED
@@ -106,7 +120,14 @@ def _likeness(stage: Stage | Artefact, known: Mapping[str, Stage] | Mapping[str,
     elif origin is not None and "owner" in origin.recipe:
         owner = origin.recipe["owner"]
         model = [owner["name"], owner["args"].get("image_size")]
-    plugin = recipe.get("method") or recipe.get("step") or recipe.get(ALIGN) or recipe.get("shape")
+    plugin = recipe.get("accuser") and [recipe["accuser"], recipe["method"]]
+    plugin = (
+        plugin
+        or recipe.get("method")
+        or recipe.get("step")
+        or recipe.get(ALIGN)
+        or recipe.get("shape")
+    )
     return digest(stage.kind, plugin, model)
 
 

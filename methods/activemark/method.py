@@ -275,6 +275,14 @@ class ActiveMark:
             chance=0.5,  # n / 2 of n fair bits agree by chance
         )
 
+    def forged(self, suspect: Suspect, ctx: Context) -> Mapping[str, Tensor]:
+        """Train e and d alone, on the suspect's network as it is.
+
+        That is the control `trained="none"`: the message arrives without any weight of q moved.
+        """
+        alone = dataclasses.replace(self, trained="none")
+        return alone.protect(suspect.network, ctx).secret
+
     def unreadable(self, owner: VisionModel, suspect: VisionModel) -> str:
         """Say what does not fit; of blocks and places still to be chosen, one that fits will do."""
         tokens, depth = count_tokens(owner), len(owner.blocks)

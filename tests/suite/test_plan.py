@@ -12,7 +12,7 @@ from bench.data import manifest
 from bench.records.nouns import SCHEMA, Access, Readout, UserError, digest
 from bench.records.store import Store
 from bench.registry import ATTACKS, METHODS
-from bench.suite import plan, reader
+from bench.suite import grid, plan, reader
 from bench.suite.todo import guesses, missing, spare_copies
 from bench.types import PositiveShare, Reading
 
@@ -632,7 +632,7 @@ def test_a_stage_on_another_model_is_not_guessed_by_those_of_this_one(laid_out, 
 
 def test_numbers_that_are_not_the_plug_ins_defaults_are_listed(make):
     made = make()
-    assert plan.departures(made.suite) == (
+    assert grid.departures(made.suite) == (
         "activemark expressprint constant: images 4 (default 1000), steps 2 (default 2500), "
         "batch 4 (default 16)",
         "finetune.classify constant: epochs 1 (default 10)",
