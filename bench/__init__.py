@@ -235,6 +235,9 @@ def protect(
     image_size: int | None = None,
     data: str | Path | None = None,
     seed: int | None = None,
+    registry: str | Path | None = None,
+    holder: str = "",
+    alpha: float = 0.05,
     device: str = "auto",
     note: Callable[[str], object] = print,
     watch: Callable[[Claim], object] = lambda made: None,
@@ -244,7 +247,15 @@ def protect(
     `model` is mini or LIBRARY:NAME, `weights` hub, random or a file; of several sets of weights in
     it `entry` names one. `images` is a folder of yours, or the embedded photos or digits. Files go
     to `output`, or to a folder there for each user that has a name. `note` is told what was
+<<<<<<< HEAD
     understood of a file of weights and of a folder of images, `watch` of every copy as it is made.
+=======
+    understood of a file of weights and of a folder of images,
+    `watch` of every copy as it is made.
+>>>>>>> 5315296 (Keys are drawn from a registered intent, and verify holds them to their registry)
+
+    With a `registry`, a file that only grows, every key is drawn from a nonce in it, and bound to
+    the name of its `holder` and to the level `alpha`; no `seed` is then anybody's to choose.
 
     Raises:
         UserError: there is no such model, method or image, or a key lies there already.
@@ -252,15 +263,33 @@ def protect(
 
     """
     from bench.registry import METHODS
-    from bench.runs.claims import claim, key
+    from bench.runs.claims import claim, commitment, key
     from bench.runs.machine import find_device
     from bench.suite.owners import owner_of
 
+<<<<<<< HEAD
     spec, there = key.with_rule(METHODS.spec(method, settings or {})), find_device(device)
     named = owner_of(model, weights, pretrained, image_size, entry)
     homes = key.homes(Path(output), [users] if isinstance(users, str) else users)
     owner, pools = _owner_and_images(named, images, labels, data, note)
     return claim.protect_copies(owner, spec, pools, homes, seed, there, watch)
+=======
+    if registry is not None:
+        commitment.refuse_seed(seed)
+    spec = key.with_rule(METHODS.spec(method, settings or {}))
+    root, there = _root(data) or Path(), find_device(device)
+    named = owner_of(model, weights, pretrained, image_size, entry)
+    homes = key.homes(Path(output), [users] if isinstance(users, str) else users)
+    owner = load_owner(named, weights_file(named, root) if named.from_file else None)
+    for told in owner.notes.get("weights", []):
+        note(f"{named.name}: {told}")
+    listed = manifest.read("images", claim.described(images, labels), root)
+    for told in listed.notes:
+        note(f"images: {told}")
+    pools = claim.owners_images(listed, owner.preprocess)
+    registrar = claim.Registrar(Path(registry), holder, alpha) if registry is not None else None
+    return claim.protect_copies(owner, spec, pools, homes, seed, there, watch, registrar)
+>>>>>>> 5315296 (Keys are drawn from a registered intent, and verify holds them to their registry)
 
 
 def copies(
@@ -315,6 +344,7 @@ def verify(
     image_size: int | None = None,
     alpha: float = 0.05,
     align: Align | None = None,
+    seen: str | None = None,
     reference: str | Path | Sequence[str | Path] = (),
     device: str = "auto",
 ) -> Verification:
@@ -324,7 +354,8 @@ def verify(
     the owner's, `descendants`, for a mark, one of finetuned copies of the clean owner. `model` is
     the suspect's architecture, by default the owner's, `pretrained` the tag its weights started
     from, `entry` the set of weights meant where its file has several; `commitments` what was
-    published of the keys.
+    published of the keys, or registries that they are in, from before the suspect was `seen`. All
+    keys that their holders meant to make then share the level.
 
     Suspect and innocents are written in the basis of the released model before they are read, where
     that lies beside the key or is the `reference`; `align` says how, by default as the key does.
@@ -333,21 +364,35 @@ def verify(
         UserError: a file is missing, damaged or not what it should be.
 
     """
+<<<<<<< HEAD
     from bench.runs.claims import claim, reading
     from bench.runs.claims.key import Key, read_all
+=======
+    import dataclasses
+
+    from bench.runs.claims import claim, commitment, reading
+    from bench.runs.claims.key import Key
+>>>>>>> 5315296 (Keys are drawn from a registered intent, and verify holds them to their registry)
     from bench.runs.machine import find_device
     from bench.verdicts.verdict import innocents_needed
 
     innocents_needed(alpha)  # refuses an alpha that is none
     given = [keys] if isinstance(keys, Key | str | Path) else keys
     placed = [k if isinstance(k, Key) else Path(k) for k in given]
+<<<<<<< HEAD
     known = read_all(placed, commitments)
     there = find_device(device)
     architecture = _read_as(known[0].owner, suspect, model, pretrained, image_size)
+=======
+    known, standings = commitment.shown(placed, commitments, alpha, seen)
+    there = find_device(device)
+    kind = reading.architecture(known[0].owner, str(suspect), model, pretrained, image_size)
+>>>>>>> 5315296 (Keys are drawn from a registered intent, and verify holds them to their registry)
     innocents = claim.weight_files(strangers), claim.weight_files(descendants)
     files = [reference] if isinstance(reference, str | Path) else reference
     released = {} if align == "none" else reading.references(placed, known, [*map(Path, files)])
     bases = reading.Bases(released, align)
+<<<<<<< HEAD
     return claim.verify(Path(suspect), architecture, known, innocents, alpha, there, entry, bases)
 
 
@@ -432,6 +477,12 @@ def _read_as(
     if image_size is not None:
         architecture = dataclasses.replace(architecture, image_size=image_size)
     return architecture
+=======
+    level = commitment.level(alpha, standings, len(known))
+    found = claim.verify(Path(suspect), kind, known, innocents, level, there, entry, bases)
+    notes = (*found.notes, *commitment.said(standings, alpha, level))
+    return dataclasses.replace(found, notes=notes)
+>>>>>>> 5315296 (Keys are drawn from a registered intent, and verify holds them to their registry)
 
 
 def _root(data: str | Path | None) -> Path | None:

@@ -35,8 +35,13 @@ reading of its paper, as settings.
 | `tunable` | `SaysTunable` | says what [`bench tune`][tune] may choose from |
 | `unreadable(owner, suspect)` | `SaysUnreadable` | says from shapes why a suspect cannot be read |
 | `redrawn(secret, rng)` | `RedrawsBits` | draws bits anew, for [an exact null](#an-exact-null) |
+<<<<<<< HEAD
 | `copied`, `closest` | `TracesUsers` | [a copy for each user, and whose it is](#whose-copy-is-it) |
 | `facts` | `StatesFacts` | states what [lists](#what-each-answers) say and the rest does not tell |
+=======
+| `forged(suspect, ctx)` | `HasForgery` | fits a secret to a model after the fact, for accusers |
+| `asked()`, `of_queries(images, labels)` | `TakesQueries` | makes a secret of images and labels |
+>>>>>>> 5315296 (Keys are drawn from a registered intent, and verify holds them to their registry)
 
 What the readouts are is in [suites/README.md](../suites/README.md#keys-of-a-classifier).
 
@@ -120,6 +125,25 @@ What lies under `mine/` is yours.
 It also prints a commitment to the key.
 Publish it where somebody else vouches for the date, before the model goes out.
 A key made afterwards can be fitted to anybody's model.
+
+```bash
+bench protect mini --images photos -o out --method oracle.weights \
+    --registry registry.jsonl --holder "Alice Ltd"
+bench verify mine/suspect.safetensors --key out/key.safetensors \
+    --commitment registry.jsonl --seen 2026-05-31
+```
+
+With `--registry` nobody chooses a key, its owner neither:
+
+* Before the key is drawn, an intent is registered: a hash of the holder's name, the method with
+  all its settings, how suspects are aligned, the clean weights and a salt.
+* The registry answers with a nonce, and the key is drawn from all of these.
+* The key is registered in turn; it is bound to the level `--alpha` and to the method's own rule.
+* The file only grows, each line holds the hash of the one before: who keeps it vouches for dates.
+* `verify` says in one line what is missing or does not fit.
+* The level is shared by all keys that a holder meant to make, shown or not.
+* That a secret follows from its nonce takes a protection to see: `replays` in
+  `bench.runs.claims.claim`.
 
 `verify` ranks the suspect among innocents, files of weights of the owner's architecture in two
 folders:

@@ -62,6 +62,19 @@ def _protect_arguments(command: argparse.ArgumentParser) -> None:
         type=int,
         help="to repeat a trial; a secret is no safer than its seed (default: unpredictable)",
     )
+    command.add_argument(
+        "--registry",
+        type=Path,
+        metavar="FILE",
+        help="register an intent before the key is drawn, from its nonce, and the key after",
+    )
+    command.add_argument("--holder", default="", help="with --registry: in whose name")
+    command.add_argument(
+        "--alpha",
+        type=float,
+        default=0.05,
+        help="with --registry: the level that the key is bound to (0.05)",
+    )
     command.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
     data_root(command)
     a_device(command)
@@ -69,6 +82,7 @@ def _protect_arguments(command: argparse.ArgumentParser) -> None:
 
 def protect_model(arguments: argparse.Namespace) -> int:
     """Protect a copy for every user, write each with its key, and say what to publish."""
+<<<<<<< HEAD
     given: dict[str, Any] = {
         "users": arguments.users,
         "labels": arguments.labels,
@@ -91,6 +105,28 @@ def protect_model(arguments: argparse.Namespace) -> int:
         if arguments.method or settings or seed is not None:
             raise UserError("--copy-of: expected no --method, --set or --seed: they are the key's")
         claims = bench.copies(model, arguments.copy_of, images, output, **given)
+=======
+    claims = bench.protect(
+        arguments.model,
+        arguments.method,
+        arguments.images,
+        arguments.output,
+        settings=_settings(arguments.set),
+        users=arguments.users,
+        labels=arguments.labels,
+        weights=arguments.weights,
+        pretrained=arguments.pretrained,
+        entry=arguments.entry,
+        image_size=arguments.image_size,
+        data=arguments.data,
+        seed=arguments.seed,
+        registry=arguments.registry,
+        holder=arguments.holder,
+        alpha=arguments.alpha,
+        device=arguments.device,
+        watch=lambda made: _print_lines(advice(made)),
+    )
+>>>>>>> 5315296 (Keys are drawn from a registered intent, and verify holds them to their registry)
     for made in claims:
         kept = f"{made.key_file}: keep it, and keep it secret"
         _print_lines([("key", kept), ("commitment", made.key.commitment)])
@@ -132,7 +168,13 @@ def _verify_arguments(command: argparse.ArgumentParser) -> None:
         "--key", type=Path, nargs="+", required=True, metavar="FILE", help="one for each user"
     )
     command.add_argument(
-        "--commitment", nargs="+", metavar="HEX", help="what was published, of every key"
+        "--commitment",
+        nargs="+",
+        metavar="HEX",
+        help="what was published, of every key, or the registry that they are in, a file",
+    )
+    command.add_argument(
+        "--seen", metavar="DATE", help="with a registry: when the suspect was there, as 2026-05-31"
     )
     command.add_argument("--model", help="the suspect's architecture (default: the owner's)")
     which_weights(command)
@@ -178,6 +220,7 @@ def verify_suspect(arguments: argparse.Namespace) -> int:
         image_size=arguments.image_size,
         alpha=arguments.alpha,
         align=arguments.align,
+        seen=arguments.seen,
         reference=arguments.reference,
         device=arguments.device,
     )

@@ -28,10 +28,18 @@ from bench.data.manifest import Manifest
 from bench.data.settings import DataSettings
 from bench.models.symmetry import rewritten
 from bench.models.vision import Architecture, VisionModel
-from bench.models.weights import headless, load_weights, release, sketch, weights_digest
+from bench.models.weights import (
+    headless,
+    load_weights,
+    release,
+    secret_digest,
+    sketch,
+    weights_digest,
+)
 from bench.records import nouns
 from bench.records.nouns import Access, Evidence, Incompatible, Spec, UserError
 from bench.registry import METHODS
+from bench.runs.claims import commitment
 from bench.runs.claims.key import KEY, RELEASED, Key, aligning, is_key, write
 from bench.runs.claims.reading import (
     AS_THEY_ARE,
@@ -189,22 +197,71 @@ def protect_copies(
     seed: int | None,
     device: torch.device,
     watch: Callable[[Claim], object],
+    registrar: Registrar | None = None,
 ) -> tuple[Claim, ...]:
     """Protect a copy for every user, and write it with its key to the user's home.
 
     Keys are written once all copies are made, for each says what it reads off the others. `watch`
-    is told of every copy as it is made.
+    is told of every copy as it is made. With a `registrar` each key is drawn from an intent that
+    was registered before, and registered in turn.
     """
     claims = []
     for user, home in homes.items():
-        made = protect(owner, spec, pools, generator(seed, user), device, user)
+        if registrar is None:
+            made = protect(owner, spec, pools, generator(seed, user), device, user)
+        else:
+            made = registrar.protect(owner, spec, pools, device, user)
         file = home / RELEASED if METHODS.get(spec.name).marks else None
         if file is not None:
             release(made.model, file)
         claims.append(Claim(made.key, made.released, made.clean, home / KEY, file))
         watch(claims[-1])
     copies = {claim.model_file for claim in claims if claim.model_file}
-    return tuple(_kept(claim, sorted(copies - {claim.model_file}), device) for claim in claims)
+    kept = [_kept(claim, sorted(copies - {claim.model_file}), device) for claim in claims]
+    if registrar is not None:
+        for claim in kept:
+            commitment.register(registrar.path, claim.key)
+    return tuple(kept)
+
+
+@dataclass(frozen=True, slots=True)
+class Registrar:
+    """Where an owner registers his keys, in whose name, and at which level they will be judged."""
+
+    path: Path
+    holder: str
+    alpha: float
+
+    def protect(
+        self,
+        owner: VisionModel,
+        spec: Spec,
+        pools: tuple[Images, Images],
+        device: torch.device,
+        user: str,
+    ) -> ProtectedCopy:
+        """Register an intent, and protect a copy with the randomness that follows from it."""
+        clean = weights_digest(headless(owner))
+        intent = commitment.intend(self.path, self.holder, spec, clean)
+        made = protect(owner, spec, pools, commitment.generator(intent, spec, clean), device, user)
+        bound = commitment.bound(intent, made.released.rule.text, self.alpha)
+        return dataclasses.replace(made, key=dataclasses.replace(made.key, bound=bound))
+
+
+def replays(
+    key: Key, owner: VisionModel, pools: tuple[Images, Images], device: torch.device
+) -> bool:
+    """Say whether the committed method, clean model and nonce make the secret of a key again.
+
+    So a judge refuses a secret that was fitted to its suspect. It takes a whole protection, on a
+    machine such as the key was made on, and the owner's images.
+
+    Raises:
+        UserError: the key is bound to nothing.
+
+    """
+    made = protect(owner, key.method, pools, commitment.generator_of(key), device, key.user)
+    return secret_digest(made.key.secret) == secret_digest(key.secret)
 
 
 def _kept(claim: Claim, others: Sequence[Path], device: torch.device) -> Claim:

@@ -41,7 +41,9 @@ class Key:
     and of the released backbone. `clean_score` and `released_score` are the agreement read off each
     when the key was made. `user` is whom this copy was released to, "" where there is one for all;
     `others_score` is the highest agreement read off a copy of another user's. The sketches are of
-    the two models' weights, to know copies of them that were rounded; old keys have none.
+    the two models' weights, to know copies of them that were rounded; old keys have none. `bound`
+    opens what was registered before the key was drawn, and says by which rule it will be judged;
+    None of a key that was never registered.
     """
 
     secret: Mapping[str, Tensor]
@@ -55,9 +57,13 @@ class Key:
     others_score: float | None = None
     clean_sketch: Sequence[float] | None = None
     released_sketch: Sequence[float] | None = None
+    bound: Mapping[str, Json] | None = None
 
     def facts(self) -> Json:
-        """Return all but the secret, as it is stored; no path and no seed is in it."""
+        """Return all but the secret, as it is stored; no path is in it.
+
+        Of a registered key the seed follows from what it is bound to, of others it is not there.
+        """
         return {
             "format": FORMAT,
             "method": self.method.json(),
@@ -70,6 +76,7 @@ class Key:
             "others_score": self.others_score,
             # Left out where there are none: the commitment of an old key was made without.
             **{name: list(value) for name, value in self._sketches.items()},
+            **({} if self.bound is None else {"bound": dict(self.bound)}),
         }
 
     @property

@@ -7,6 +7,7 @@ basis of the released model, see `bench.models.symmetry`.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,10 +22,12 @@ from bench.data.images import Images, Preprocess, load
 from bench.data.settings import DataSettings
 from bench.models.suspect import View
 from bench.models.symmetry import DYNAMIC_IMAGES, FAR, Alignment, align, rewritten
-from bench.models.vision import VisionModel
+from bench.models.vision import Architecture, VisionModel
 from bench.models.weights import Loaded, load_weights, sketch
 from bench.records.nouns import Align, Evidence, Incompatible, UserError
 from bench.runs.claims.key import RELEASED, Key
+from bench.runs.owners import architecture_of
+from bench.suite.owners import owner_of
 from bench.types import Context, Method
 from bench.verdicts import copies
 
@@ -76,6 +79,24 @@ def fitted(
     if how == "static" or found.residual is None or found.residual <= FAR:
         return found
     return align(model, released, how, photographs(released.preprocess), rng, device)
+
+
+def architecture(
+    owner: Architecture, file: str, model: str | None, tag: str | None, image_size: int | None
+) -> Architecture:
+    """Return what a suspect's file holds: the owner's architecture, where nothing else is said.
+
+    Raises:
+        UserError: no library has the model.
+
+    """
+    found = owner
+    if model is not None:
+        found = architecture_of(owner_of(model, file, tag))
+    elif tag is not None:
+        named = architecture_of(owner_of(f"{owner.library}:{owner.name}", file, tag))
+        found = dataclasses.replace(owner, tag=named.tag)
+    return found if image_size is None else dataclasses.replace(found, image_size=image_size)
 
 
 @functools.cache
