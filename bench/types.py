@@ -22,6 +22,7 @@ from bench.records.nouns import Rule as Rule
 from bench.records.nouns import Shape as Shape
 from bench.records.nouns import Sizes as Sizes
 from bench.records.nouns import Spec as Spec
+from bench.records.nouns import StoppedBy as StoppedBy
 from bench.records.nouns import UserError as UserError
 from bench.records.settings import Count as Count
 from bench.records.settings import Later as Later
@@ -179,12 +180,6 @@ class Case:
     suspect: Suspect | None = None
     surrogates: tuple[Callable[[Tensor], Tensor], ...] = ()
     victim: Protected | None = None
-
-
-StoppedBy = Literal["count", "date", "name", "replay"]
-"""What of a registered commitment refuses a forged claim: how many its holder registered, of which
-the level pays for each; a date after the suspect's; another holder's name; or a secret that the
-committed method, model and seed do not make again."""
 
 
 @runtime_checkable

@@ -53,10 +53,13 @@ def test_the_readmes_table_is_what_the_published_records_say():
     assert (len(shown), len(cells)) == (4, 3)
 
 
-@pytest.mark.parametrize("kind", ["methods", "attacks"])
-def test_the_list_of_plug_ins_is_the_one_the_command_prints(kind, capsys):
+@pytest.mark.parametrize(
+    ("kind", "folder"),
+    [("methods", "methods"), ("attacks", "attacks"), ("accusers", "attacks/accusers")],
+)
+def test_the_list_of_plug_ins_is_the_one_the_command_prints(kind, folder, capsys):
     assert main(["list", kind, "--format", "markdown"]) == 0
-    assert capsys.readouterr().out == (ROOT / kind / "README.md").read_text()
+    assert capsys.readouterr().out == (ROOT / folder / "README.md").read_text()
 
 
 def test_the_readmes_python_does_what_it_says(tmp_path, monkeypatch):

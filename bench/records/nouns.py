@@ -405,6 +405,12 @@ made from its answers (extraction); weights, by mixing in others (merging); answ
 (serving); the evidence, where the accuser cheats (forgery). A control makes innocents."""
 
 
+StoppedBy = Literal["count", "date", "name", "replay"]
+"""What of a registered commitment refuses a forged claim: how many its holder registered, of which
+the level pays for each; a date after the suspect's; another holder's name; or a secret that the
+committed method, model and seed do not make again."""
+
+
 @dataclass(frozen=True, slots=True)
 class StepFacts:
     """What a report must know of a step of an attack, and cannot ask of its plug-in (torch!).

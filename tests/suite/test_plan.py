@@ -814,10 +814,10 @@ def test_strangers_of_other_shapes_are_trained_in_cohorts_of_their_own(make):
 
 
 def test_what_a_cell_does_not_say_is_not_in_its_key(make):
-    """Cells that existed before there were other keys and models keep their keys."""
+    """Cells that existed before there were other keys, models and accusers keep their keys."""
     question = make().questions[0]
     before = dataclasses.asdict(question.cell)
-    del before["other_seed"], before["other_model"]
+    del before["other_seed"], before["other_model"], before["accuser"], before["accused"]
     stages = [question.extract, question.utility, question.fidelity]
     assert question.key == digest(SCHEMA, "cell", before, stages, "")
 

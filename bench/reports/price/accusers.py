@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean
 
-from bench.records.nouns import Evidence, Outline, Record, evidence_of
+from bench.records.nouns import Evidence, Outline, Record, StoppedBy, evidence_of
 from bench.records.table import NOTHING, Table
 from bench.reports.blocks import CellResult, labelled
 from bench.reports.notes import distinct
 from bench.verdicts.innocents import model_name, with_digests
 from bench.verdicts.verdict import Null, Verdict, decide, decide_exactly
 
-REFUSED: Mapping[str, str] = {
+REFUSED: Mapping[StoppedBy, str] = {
     "count": "its holder registered every key that he tried, and the level pays for each",
     "date": "the key was registered after the model that it accuses was there",
     "name": "the key is registered, by another holder",
@@ -136,7 +136,7 @@ def _accusers(outline: Outline, claims: Sequence[Claim]) -> Table:
     groups: dict[tuple[str, str, str], list[Claim]] = {}
     for claim in claims:
         groups.setdefault((claim.owner, claim.method, claim.accuser), []).append(claim)
-    stopped = distinct(str(c.notes["stopped_by"]) for c in claims if "stopped_by" in c.notes)
+    stopped = {c.notes.get("stopped_by") for c in claims}
     return Table(
         name="Accusers",
         caption=f"innocents that a forged claim makes somebody's ({outline.heading})",
@@ -145,7 +145,11 @@ def _accusers(outline: Outline, claims: Sequence[Claim]) -> Table:
             *("others' rate", "others' highest", "owned", "with commitment"),
         ),
         rows=tuple((*names[:2], *_row(made, outline.alpha)) for names, made in groups.items()),
-        notes=(*LEGEND, *(f"{name}: {REFUSED[name]}." for name in stopped), *outline.reductions),
+        notes=(
+            *LEGEND,
+            *(f"{name}: {why}." for name, why in REFUSED.items() if name in stopped),
+            *outline.reductions,
+        ),
         heads=2,
     )
 
