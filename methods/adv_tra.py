@@ -199,9 +199,9 @@ class AdvTra:
 
     def of_queries(self, images: Tensor, labels: Tensor) -> Mapping[str, Tensor]:
         """Return the secret as if images (n p, 3, h, w) in [0, 1] were walks of p, one by one."""
-        walks = (self.trajectories, -1)
-        pixels = _bytes(images)
-        return {"pixels": pixels.unflatten(0, walks), "labels": labels.unflatten(0, walks)}
+        pixels = _bytes(images)  # (n p, 3, h, w)
+        walks = pixels.view(self.trajectories, -1, *pixels.shape[1:])  # (n, p, 3, h, w)
+        return {"pixels": walks, "labels": labels.view(self.trajectories, -1)}
 
     def _draw(self, ctx: Context) -> Images:
         if len(ctx.images) < self.trajectories:

@@ -365,7 +365,8 @@ class _Estimates:
         accuser = ACCUSERS.build(spec["name"], spec["args"])
         if not isinstance(accuser, CountsAccusing):
             return None
-        return accuser.passes(_method(stage), self._sizes(stage, stage.recipe["data"]))
+        whose = "thief" if "victim" in stage.recipe["given"] else "owner"
+        return accuser.passes(_method(stage), self._sizes(stage, stage.recipe["data"], whose))
 
     def _extract(self, stage: Stage) -> Passes | None:
         protect = self.plan.stages[stage.parents[0]]
@@ -386,7 +387,7 @@ class _Estimates:
         attack = ATTACKS.build(step["name"], step["args"])
         if not isinstance(attack, CountsPasses):
             return None
-        return attack.passes(self._sizes(stage, stage.recipe["data"], "thief_images", None))
+        return attack.passes(self._sizes(stage, stage.recipe["data"], "thief", held=False))
 
     def _align(self, stage: Stage) -> Passes:
         data = stage.recipe.get("data")  # looked at by both models, where weights tell too little
@@ -420,12 +421,11 @@ class _Estimates:
                 return len(self.plan.manifest(stage.recipe["data"]).classes)
         return 0 if stage.kind == "cohort" else self.shape(stage).classes
 
-    def _sizes(
-        self, stage: Stage, data: str, images: str = "owner_images", held: str | None = ""
-    ) -> Sizes:
+    def _sizes(self, stage: Stage, data: str, whose: str = "owner", held: bool = True) -> Sizes:
         made = self.shape(stage)
-        held_out = 0 if held is None else self.count(data, "owner_held_out")
-        return Sizes(self.count(data, images), held_out, made.blocks, made.tokens, made.width)
+        images = self.count(data, f"{whose}_images")
+        held_out = self.count(data, f"{whose}_held_out") if held else 0
+        return Sizes(images, held_out, made.blocks, made.tokens, made.width)
 
     def seconds(self, key: str) -> float | None:
         """Price a stage: as others like it, by the pace of its model here, or as declared."""

@@ -11,7 +11,7 @@ from attacks.accusers.dispute import Disclosed, Overmark
 from attacks.accusers.posthoc import Backdate, Forge, Search
 from attacks.accusers.transfer import Transfer
 from bench import testing
-from bench.models import View, clone
+from bench.models import View, clone, measuring
 from bench.models.weights import secret_digest, weights_digest
 from bench.records.nouns import Access, Evidence, ExactNull, Incompatible, Rule
 from bench.registry import ACCUSERS, METHODS
@@ -166,6 +166,29 @@ def test_what_a_search_costs_is_every_key_but_training_only_where_it_must():
     assert Search(4).passes(Coins(), SIZES) == Passes(10 + 4 * 3, 5)
     assert Forge().passes(Projection(), SIZES) == Passes(10, 5, bound="at most")
     assert Disclosed().passes(Projection(), SIZES) == Passes()
+
+
+def passes(accuser, given, ctx):
+    with measuring(CPU) as meter:
+        accuser.accuse(given, ctx)
+    return meter.forward_passes, meter.backward_passes
+
+
+def test_passes_are_counted_as_they_are_made():
+    ctx = testing.context(0, "owner")
+    sizes = Sizes(len(ctx.images), len(ctx.held_out), 6, 65, 48)
+    innocent = looked(AKH, testing.stranger(0), "graft")
+    counted = accusing.Looked(AKH, innocent.own, "graft", victims._pools()["owner"][0], CPU)
+    counted.add("surrogate", testing.stranger(1), {})
+    example = Transfer(surrogates=1, iterations=3)
+    for accuser, given in (
+        (Search(2), innocent),
+        (Backdate(), innocent),
+        (example, counted.case()),
+    ):
+        expected = accuser.passes(AKH, sizes)
+        found = passes(accuser, given, testing.context(0, "owner"))
+        assert found == pytest.approx((expected.forward, expected.backward)), accuser
 
 
 AKH = METHODS.build("akh", {"queries": 24, "readout": "graft"})

@@ -41,6 +41,7 @@ PARTS = {
     "scenes: {loader: digit-scenes, crops: 4, max_images: 8}}",
     "innocents": "{strangers: 0, twin_seeds: 1}",
     "hardness": "true",
+    "accusers": ["{name: overmark}"],
 }
 
 SUITE = suite(**PARTS)
