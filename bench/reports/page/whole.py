@@ -11,7 +11,7 @@ import hashlib
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 
 from bench.records.nouns import POPULATIONS, Outline, Record, how_many
@@ -67,6 +67,7 @@ def html(
     cards = [_card(b, outline.alpha, start) for b, start in zip(blocks, starts, strict=False)]
     maps, holes = answers.maps(outline, records, blocks), _holes(blocks)
     said = {*outline.reductions, *outline.warnings}  # once, in the overview
+    honest = tuple((key, cell) for key, cell in outline.cells if cell.accuser is None)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("bench.reports"),
         autoescape=True,
@@ -78,7 +79,7 @@ def html(
     templates = resources.files("bench.reports").joinpath("templates")
     script = "".join(templates.joinpath(name).read_text("utf-8") for name in SCRIPTS)
     return environment.get_template("report.html").render(
-        outline=outline,
+        outline=replace(outline, cells=honest),  # forged claims stand in tables alone
         title=outline.heading,
         maps=maps,
         choices=answers.choices(maps),
