@@ -128,18 +128,19 @@ A key made afterwards can be fitted to anybody's model.
 
 ```bash
 bench protect mini --images photos -o out --method oracle.weights \
-    --registry registry.jsonl --holder "Alice Ltd"
+    --registry mine/registry.jsonl --holder "Alice Ltd"
 bench verify mine/suspect.safetensors --key out/key.safetensors \
-    --commitment registry.jsonl --seen 2026-05-31
+    --commitment mine/registry.jsonl --seen 2026-05-31
 ```
 
 With `--registry` nobody chooses a key, its owner neither:
 
-* Before the key is drawn, an intent is registered: a hash of the holder's name, the method with
-  all its settings, how suspects are aligned, the clean weights and a salt.
+* Before the key is drawn, an intent is registered: a hash.
+  It binds the holder's name, the method, how suspects are aligned, the clean weights and a salt.
 * The registry answers with a nonce, and the key is drawn from all of these.
 * The key is registered in turn; it is bound to the level `--alpha` and to the method's own rule.
-* The file only grows, each line holds the hash of the one before: who keeps it vouches for dates.
+* The file only grows: each line holds the hash of the one before.
+  Who keeps it vouches for dates.
 * `verify` says in one line what is missing or does not fit.
 * The level is shared by all keys that a holder meant to make, shown or not.
 * That a secret follows from its nonce takes a protection to see: `replays` in

@@ -12,7 +12,7 @@ from bench.cli.program import COMMANDS
 
 ROOT = Path(__file__).parent.parent
 
-GENERATED = ("attacks/README.md", "methods/README.md")
+GENERATED = ("attacks/README.md", "attacks/accusers/README.md", "methods/README.md")
 """Documents that a command prints: from `BY_NAME` on their sentences are of docstrings."""
 
 BY_NAME = "\n## By name\n"

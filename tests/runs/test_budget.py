@@ -15,7 +15,7 @@ from bench.runs.budget import shape
 from bench.runs.laboratory import Laboratory, load_owners
 from bench.suite import plan, reader
 from bench.suite.graph import Kind
-from bench.suite.todo import guesses, missing
+from bench.suite.todo import at_once, guesses, missing
 from bench.types import CountsPasses
 
 PARTS = {
@@ -132,7 +132,7 @@ def dropped(tmp_path_factory):
 def test_the_disk_that_copies_take_at_once_is_foreseen(run_once, dropped):
     (_, known, _), (made, _, sizes) = run_once, dropped
     there = guesses(made, known)
-    foreseen = budget._at_once(made, {key: there[key][1] for key in made.stages})
+    foreseen = at_once(made, {key: there[key][1] for key in made.stages})
     assert foreseen == max(sizes)
     assert foreseen < sum(size for _, size in there.values())
 
