@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from bench.data.images import Images
-    from bench.models.vision import Architecture, VisionModel
+    from bench.models.vision import VisionModel
     from bench.records.ledger import Results as Results
     from bench.records.nouns import Align, Json
     from bench.records.nouns import Incompatible as Incompatible
@@ -247,12 +247,7 @@ def protect(
     `model` is mini or LIBRARY:NAME, `weights` hub, random or a file; of several sets of weights in
     it `entry` names one. `images` is a folder of yours, or the embedded photos or digits. Files go
     to `output`, or to a folder there for each user that has a name. `note` is told what was
-<<<<<<< HEAD
     understood of a file of weights and of a folder of images, `watch` of every copy as it is made.
-=======
-    understood of a file of weights and of a folder of images,
-    `watch` of every copy as it is made.
->>>>>>> 5315296 (Keys are drawn from a registered intent, and verify holds them to their registry)
 
     With a `registry`, a file that only grows, every key is drawn from a nonce in it, and bound to
     the name of its `holder` and to the level `alpha`; no `seed` is then anybody's to choose.
@@ -267,29 +262,14 @@ def protect(
     from bench.runs.machine import find_device
     from bench.suite.owners import owner_of
 
-<<<<<<< HEAD
+    if registry is not None:
+        commitment.refuse_seed(seed)
     spec, there = key.with_rule(METHODS.spec(method, settings or {})), find_device(device)
     named = owner_of(model, weights, pretrained, image_size, entry)
     homes = key.homes(Path(output), [users] if isinstance(users, str) else users)
     owner, pools = _owner_and_images(named, images, labels, data, note)
-    return claim.protect_copies(owner, spec, pools, homes, seed, there, watch)
-=======
-    if registry is not None:
-        commitment.refuse_seed(seed)
-    spec = key.with_rule(METHODS.spec(method, settings or {}))
-    root, there = _root(data) or Path(), find_device(device)
-    named = owner_of(model, weights, pretrained, image_size, entry)
-    homes = key.homes(Path(output), [users] if isinstance(users, str) else users)
-    owner = load_owner(named, weights_file(named, root) if named.from_file else None)
-    for told in owner.notes.get("weights", []):
-        note(f"{named.name}: {told}")
-    listed = manifest.read("images", claim.described(images, labels), root)
-    for told in listed.notes:
-        note(f"images: {told}")
-    pools = claim.owners_images(listed, owner.preprocess)
     registrar = claim.Registrar(Path(registry), holder, alpha) if registry is not None else None
     return claim.protect_copies(owner, spec, pools, homes, seed, there, watch, registrar)
->>>>>>> 5315296 (Keys are drawn from a registered intent, and verify holds them to their registry)
 
 
 def copies(
@@ -364,36 +344,27 @@ def verify(
         UserError: a file is missing, damaged or not what it should be.
 
     """
-<<<<<<< HEAD
-    from bench.runs.claims import claim, reading
-    from bench.runs.claims.key import Key, read_all
-=======
     import dataclasses
 
     from bench.runs.claims import claim, commitment, reading
     from bench.runs.claims.key import Key
->>>>>>> 5315296 (Keys are drawn from a registered intent, and verify holds them to their registry)
     from bench.runs.machine import find_device
     from bench.verdicts.verdict import innocents_needed
 
     innocents_needed(alpha)  # refuses an alpha that is none
     given = [keys] if isinstance(keys, Key | str | Path) else keys
     placed = [k if isinstance(k, Key) else Path(k) for k in given]
-<<<<<<< HEAD
-    known = read_all(placed, commitments)
-    there = find_device(device)
-    architecture = _read_as(known[0].owner, suspect, model, pretrained, image_size)
-=======
     known, standings = commitment.shown(placed, commitments, alpha, seen)
     there = find_device(device)
     kind = reading.architecture(known[0].owner, str(suspect), model, pretrained, image_size)
->>>>>>> 5315296 (Keys are drawn from a registered intent, and verify holds them to their registry)
     innocents = claim.weight_files(strangers), claim.weight_files(descendants)
     files = [reference] if isinstance(reference, str | Path) else reference
     released = {} if align == "none" else reading.references(placed, known, [*map(Path, files)])
     bases = reading.Bases(released, align)
-<<<<<<< HEAD
-    return claim.verify(Path(suspect), architecture, known, innocents, alpha, there, entry, bases)
+    level = commitment.level(alpha, standings, len(known))
+    found = claim.verify(Path(suspect), kind, known, innocents, level, there, entry, bases)
+    notes = (*found.notes, *commitment.said(standings, alpha, level))
+    return dataclasses.replace(found, notes=notes)
 
 
 def trace(
@@ -421,12 +392,12 @@ def trace(
     """
     from bench.models.weights import load_weights
     from bench.runs.claims import key as keys
-    from bench.runs.claims import tracing
+    from bench.runs.claims import reading, tracing
     from bench.runs.machine import find_device
 
     known = keys.read_all([key if isinstance(key, keys.Key) else Path(key)], None)[0]
-    architecture = _read_as(known.owner, suspect, model, pretrained, image_size)
-    loaded = load_weights(Path(suspect), architecture, entry)
+    kind = reading.architecture(known.owner, str(suspect), model, pretrained, image_size)
+    loaded = load_weights(Path(suspect), kind, entry)
     there = find_device(device)
     return tracing.trace(Path(suspect).name, loaded, known, users, alpha, there)
 
@@ -452,37 +423,6 @@ def _owner_and_images(
     for told in listed.notes:
         note(f"images: {told}")
     return owner, claim.owners_images(listed, owner.preprocess)
-
-
-def _read_as(
-    owner: Architecture,
-    suspect: str | Path,
-    model: str | None,
-    pretrained: str | None,
-    image_size: int | None,
-) -> Architecture:
-    """Return the architecture a suspect's weights are read as: the owner's, or the one named."""
-    import dataclasses
-
-    from bench.runs.owners import architecture_of
-    from bench.suite.owners import owner_of
-
-    architecture = owner
-    if model is not None:
-        architecture = architecture_of(owner_of(model, str(suspect), pretrained))
-    elif pretrained is not None:
-        named = f"{architecture.library}:{architecture.name}"
-        tagged = architecture_of(owner_of(named, str(suspect), pretrained))
-        architecture = dataclasses.replace(architecture, tag=tagged.tag)
-    if image_size is not None:
-        architecture = dataclasses.replace(architecture, image_size=image_size)
-    return architecture
-=======
-    level = commitment.level(alpha, standings, len(known))
-    found = claim.verify(Path(suspect), kind, known, innocents, level, there, entry, bases)
-    notes = (*found.notes, *commitment.said(standings, alpha, level))
-    return dataclasses.replace(found, notes=notes)
->>>>>>> 5315296 (Keys are drawn from a registered intent, and verify holds them to their registry)
 
 
 def _root(data: str | Path | None) -> Path | None:

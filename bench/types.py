@@ -133,8 +133,8 @@ class Method(Protocol):
     """A way to claim a model: mark it or fingerprint it, then recognise it.
 
     What it may have beside is in `HasReadout`, `HasPrecision`, `CountsProtecting`,
-    `CountsExtracting`, `SaysUnreadable`, `SaysTunable`, `RedrawsBits`, `TracesUsers`, `StatesFacts`,
-    `HasForgery` and `TakesQueries`.
+    `CountsExtracting`, `SaysUnreadable`, `SaysTunable`, `RedrawsBits`, `TracesUsers`,
+    `StatesFacts`, `HasForgery` and `TakesQueries`.
     """
 
     needs: ClassVar[Access]

@@ -35,13 +35,10 @@ reading of its paper, as settings.
 | `tunable` | `SaysTunable` | says what [`bench tune`][tune] may choose from |
 | `unreadable(owner, suspect)` | `SaysUnreadable` | says from shapes why a suspect cannot be read |
 | `redrawn(secret, rng)` | `RedrawsBits` | draws bits anew, for [an exact null](#an-exact-null) |
-<<<<<<< HEAD
 | `copied`, `closest` | `TracesUsers` | [a copy for each user, and whose it is](#whose-copy-is-it) |
 | `facts` | `StatesFacts` | states what [lists](#what-each-answers) say and the rest does not tell |
-=======
 | `forged(suspect, ctx)` | `HasForgery` | fits a secret to a model after the fact, for accusers |
 | `asked()`, `of_queries(images, labels)` | `TakesQueries` | makes a secret of images and labels |
->>>>>>> 5315296 (Keys are drawn from a registered intent, and verify holds them to their registry)
 
 What the readouts are is in [suites/README.md](../suites/README.md#keys-of-a-classifier).
 

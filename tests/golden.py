@@ -88,6 +88,7 @@ CASES: Mapping[str, tuple[dict[str, object], ...]] = {
     "holmes": (
         {"queries": 24, "epochs": 1, "meta_epochs": 20},
         {"queries": 24, "epochs": 1, "meta_epochs": 20, "benign": "owner", "scaled_by": "suspect"},
+    ),
     "deepsigns": (
         {**WHITEBOX, "images": 16, "clusters": 3, "bits": 4},
         {**WHITEBOX, "images": 16, "clusters": 3, "bits": 4, "centred": False, "block": 2},

@@ -77,9 +77,7 @@ QUICK = {
     "trigger.labels": TRIGGERS,
     "sensitive": {"queries": 8, "candidates": 12, "iterations": 12},
     "deepsigns": {"images": 32, "clusters": 4, "bits": 8, "steps": 100, "batch": 4},
-    "ipguard": {"points": 16, "iterations": 100, "lr": 1e-2, "k": 1.0},
     "neuralmark": {"bits": 24, "rounds": 2, "steps": 100, "batch": 4},
-    "pautov2024": {"queries": 20, "proxies": 8},
     "uchida": {"embedding": "closed form"},
     "uchida.free": {"steps": 100, "batch": 4, "lr": 3e-3},
 }

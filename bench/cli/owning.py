@@ -82,7 +82,6 @@ def _protect_arguments(command: argparse.ArgumentParser) -> None:
 
 def protect_model(arguments: argparse.Namespace) -> int:
     """Protect a copy for every user, write each with its key, and say what to publish."""
-<<<<<<< HEAD
     given: dict[str, Any] = {
         "users": arguments.users,
         "labels": arguments.labels,
@@ -95,38 +94,17 @@ def protect_model(arguments: argparse.Namespace) -> int:
         "watch": lambda made: _print_lines(advice(made)),
     }
     model, images, output = arguments.model, arguments.images, arguments.output
-    settings, seed = _settings(arguments.set), arguments.seed
+    named = {name: getattr(arguments, name) for name in ("seed", "registry", "holder", "alpha")}
+    settings = _settings(arguments.set)
     if arguments.copy_of is None:
         if arguments.method is None:
             raise UserError("expected --method NAME, or --copy-of KEY, got neither")
-        how = {**given, "settings": settings, "seed": seed}
+        how = {**given, **named, "settings": settings}
         claims = bench.protect(model, arguments.method, images, output, **how)
     else:
-        if arguments.method or settings or seed is not None:
+        if arguments.method or settings or arguments.seed is not None:
             raise UserError("--copy-of: expected no --method, --set or --seed: they are the key's")
         claims = bench.copies(model, arguments.copy_of, images, output, **given)
-=======
-    claims = bench.protect(
-        arguments.model,
-        arguments.method,
-        arguments.images,
-        arguments.output,
-        settings=_settings(arguments.set),
-        users=arguments.users,
-        labels=arguments.labels,
-        weights=arguments.weights,
-        pretrained=arguments.pretrained,
-        entry=arguments.entry,
-        image_size=arguments.image_size,
-        data=arguments.data,
-        seed=arguments.seed,
-        registry=arguments.registry,
-        holder=arguments.holder,
-        alpha=arguments.alpha,
-        device=arguments.device,
-        watch=lambda made: _print_lines(advice(made)),
-    )
->>>>>>> 5315296 (Keys are drawn from a registered intent, and verify holds them to their registry)
     for made in claims:
         kept = f"{made.key_file}: keep it, and keep it secret"
         _print_lines([("key", kept), ("commitment", made.key.commitment)])
