@@ -86,6 +86,7 @@ PUBLIC = {
         "UsesSurrogates",
     ),
     "bench.registry": ("Marking", "accuser", "attack", "marking", "method"),
+    "bench.models.serving": ("KINDS", "Service", "answers", "bound_for", "suspicion"),
     "bench.models.symmetry": (
         *("Alignment", "Anatomy", "Attention", "DYNAMIC_IMAGES", "FAR", "Mlp", "align"),
         *("add_blocks", "add_heads", "add_neurons", "bake_means", "dimensions"),

@@ -31,9 +31,8 @@ from bench.records.nouns import (
 )
 from bench.records.store import Artefact, Store
 from bench.suite import sources
-from bench.suite.graph import Plan, Question
+from bench.suite.graph import Plan, Question, steps
 from bench.suite.grid import departures
-from bench.suite.plan import steps
 from bench.suite.sources import UNKNOWN
 from bench.suite.todo import near_notes, spare_copies
 

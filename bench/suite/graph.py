@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from bench.data.manifest import Manifest
-from bench.records.nouns import SCHEMA, Cell, Json, Readout, digest
+from bench.data.manifest import Manifest, split
+from bench.records.nouns import SCHEMA, Cell, Change, Json, Readout, Spec, StepFacts, digest
+from bench.registry import ATTACKS
 from bench.suite.grid import Suite
 from bench.suite.innocents import Recipe
 from bench.suite.owners import OwnerSettings
+from bench.types import CountsImages, CountsQueries, IsAdaptive, IsExact, SaysChange
 
 Kind = Literal[
     "owner",
@@ -123,3 +126,33 @@ class Plan:
     def manifest(self, key: str) -> Manifest:
         """Return the data set whose digest a recipe names."""
         return next(m for m in self.manifests.values() if m.digest == key)
+
+
+def steps(plan: Plan) -> tuple[tuple[Spec, StepFacts], ...]:
+    """Say of every step of an attack what a report must know, and cannot ask of its plug-in."""
+    pool = functools.cache(lambda key: len(split(plan.manifest(key)).thief_images))
+    found: dict[str, tuple[Spec, StepFacts]] = {}
+    for stage in plan.stages.values():
+        if stage.kind != "attack":
+            continue
+        spec = Spec(**stage.recipe["step"])
+        if ATTACKS.get(spec.name).derived:  # a stranger is no attack
+            made = _facts(spec, stage.recipe["data"], pool(stage.recipe["data"]))
+            _, held = found.get(spec.text, (spec, made))
+            # Of parts with probes of their own the larger pool counts: a price is never too low.
+            found[spec.text] = spec, max(held, made, key=lambda facts: facts.images or 0)
+    return tuple(found.values())
+
+
+def _facts(step: Spec, data: str, images: int) -> StepFacts:
+    attack = ATTACKS.build(step.name, step.args)
+    exact = isinstance(attack, IsExact) and attack.exact
+    told: Change = "exact" if exact else "other"
+    return StepFacts(
+        change=attack.change if isinstance(attack, SaysChange) else told,
+        exact=exact,
+        adaptive=attack.adaptive if isinstance(attack, IsAdaptive) else "",
+        images=attack.looks_at(images) if isinstance(attack, CountsImages) else images,
+        data=data,
+        queries=attack.victim_queries(images) if isinstance(attack, CountsQueries) else None,
+    )

@@ -21,12 +21,10 @@ from bench.records.nouns import (
     ALIGNED,
     Access,
     Cell,
-    Change,
     Json,
     Readout,
     Shape,
     Spec,
-    StepFacts,
     UserError,
     how_many,
 )
@@ -49,7 +47,6 @@ from bench.suite.graph import READ_WITH, Kind, Plan, Question, Stage
 from bench.suite.grid import Suite
 from bench.suite.innocents import RECIPE, families, kin, recipe_digest, untouched
 from bench.suite.owners import ClassifierSettings, OwnerSettings, weights_identity
-from bench.types import CountsImages, CountsQueries, IsAdaptive, IsExact, SaysChange
 from bench.verdicts.innocents import family
 from bench.verdicts.verdict import innocents_needed
 
@@ -476,33 +473,3 @@ def _unobtainable(cell: Cell, images: Manifest) -> str:
 
 def _labelled(images: Manifest) -> bool:
     return len(images.classes) > 1 and not images.masked
-
-
-def steps(plan: Plan) -> tuple[tuple[Spec, StepFacts], ...]:
-    """Say of every step of an attack what a report must know, and cannot ask of its plug-in."""
-    pool = functools.cache(lambda key: len(manifest.split(plan.manifest(key)).thief_images))
-    found: dict[str, tuple[Spec, StepFacts]] = {}
-    for stage in plan.stages.values():
-        if stage.kind != "attack":
-            continue
-        spec = Spec(**stage.recipe["step"])
-        if ATTACKS.get(spec.name).derived:  # a stranger is no attack
-            made = _facts(spec, stage.recipe["data"], pool(stage.recipe["data"]))
-            _, held = found.get(spec.text, (spec, made))
-            # Of parts with probes of their own the larger pool counts: a price is never too low.
-            found[spec.text] = spec, max(held, made, key=lambda facts: facts.images or 0)
-    return tuple(found.values())
-
-
-def _facts(step: Spec, data: str, images: int) -> StepFacts:
-    attack = ATTACKS.build(step.name, step.args)
-    exact = isinstance(attack, IsExact) and attack.exact
-    told: Change = "exact" if exact else "other"
-    return StepFacts(
-        change=attack.change if isinstance(attack, SaysChange) else told,
-        exact=exact,
-        adaptive=attack.adaptive if isinstance(attack, IsAdaptive) else "",
-        images=attack.looks_at(images) if isinstance(attack, CountsImages) else images,
-        data=data,
-        queries=attack.victim_queries(images) if isinstance(attack, CountsQueries) else None,
-    )
