@@ -341,10 +341,13 @@ def _wrong(
         found = ask(images)  # (b, d)
         if said := _misfit(width, found.shape[1]):
             raise Incompatible(said)
-        return ((decoder(found.float()) >= 0) != sought).sum(1)
+        logits: Tensor = decoder(found.float())
+        return ((logits >= 0) != sought).sum(1)
 
     means = list[Tensor]()
-    for images, sought in zip(pixels.split(BATCH), messages.split(BATCH), strict=True):
+    for images, sought in zip(
+        torch.split(pixels, BATCH), torch.split(messages, BATCH), strict=True
+    ):
         plain, bits = sent(images, device).float() / 255, sent(sought, device).bool()
         total = torch.zeros(len(images), device=device)
         for _ in range(transforms):

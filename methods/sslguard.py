@@ -76,7 +76,7 @@ class SslGuard:
       paper's ablation.
     * `weight`: of what the decoder has to say, beside the encoder's fidelity; 1 in the code.
     * `steps`, `batch`: how often each part learns, from how many images. The code has a batch of 2
-      for 50 to 500 epochs of 50 000 images; some 1000 steps of 32 are enough for a ViT.
+      for 50 to 500 epochs of 50 000 images; a ViT wants 1000 steps or more of 32.
     * `lr`, `decoder_lr`, `shadow_lr`, `trigger_lr`: of the four parts; SGD's are 1e-5, 1e-3, 1e-2
       and 1e-3 in the code. The defaults fit `mini`. For a ViT-L the encoder's is 1e-5 to 1e-4.
     * `schedule`, `weight_decay`: of all four, and AdamW's of the models.
@@ -285,8 +285,8 @@ class _Training:
             with torch.no_grad():
                 self._parts.trigger.clamp_(0, 1)
             self._step(functools.partial(self._marking, rows, triggered), "marked")
-        for name, loss in self._losses.items():
-            if not math.isfinite(float(loss)):
+        for name, last in self._losses.items():
+            if not math.isfinite(float(last)):
                 raise FloatingPointError(f"diverged: the {name}'s loss is not finite; lower its lr")
 
     @torch.no_grad()

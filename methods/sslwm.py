@@ -17,6 +17,7 @@ are near 1 untrained: here they are taken of the owner's standardised features.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
@@ -229,8 +230,9 @@ def mean_cosine(features: Tensor) -> Tensor:
 
 def entropy(labels: Tensor) -> Tensor:
     """Return the entropy of labels (n,) in bits."""
-    share = labels.unique(return_counts=True)[1].double() / len(labels)
-    return -(share * share.log2()).sum()
+    share = torch.bincount(labels).double() / len(labels)
+    nats: Tensor = torch.special.entr(share).sum()
+    return nats / math.log(2)
 
 
 def _compared(usual: Tensor, found: Tensor) -> tuple[float, float]:

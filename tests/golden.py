@@ -54,6 +54,13 @@ BITS = {
     **{"decoys": 16, "public": 48, "rank": 16},
 }
 
+GUARDED = {"images": 8, "steps": 4, "batch": 4, "code": 16, "decoder": 16}
+
+WRITTEN = {
+    **{"images": 8, "bits": 8, "steps": 8, "batch": 4, "lr": 1e-3, "transforms": 2},
+    **{"encoder_hidden": 4, "decoder_hidden": 16},
+}
+
 TRIGGERS = {"images": 6, "epochs": 2, "batch": 16, "lr": 1e-3}
 WHITEBOX = {"steps": 12, "batch": 4}
 
@@ -117,6 +124,12 @@ CASES: Mapping[str, tuple[dict[str, object], ...]] = {
     "sac": ({"queries": 12},),
     "sac.features": ({"queries": 12, "cut": 0.5},),
     "sac.labels": ({"queries": 12},),
+    "randmark": (
+        WRITTEN,
+        {**WRITTEN, "messages": "generic", "draws": 2, "message_norm": "l1", "contrast": 1.0},
+    ),
+    "sslguard": (GUARDED, {**GUARDED, "shadow": "copy"}, {**GUARDED, "shadow": "none"}),
+    "sslwm": ({"images": 16, "epochs": 1, "batch": 16}, {"images": 16, "epochs": 1, "patch": 0.1}),
     "trigger.directions": (
         {**TRIGGERS, "directions": 3},
         {**TRIGGERS, "kind": "content", "directions": 1},

@@ -73,6 +73,15 @@ QUICK = {
     "modeldiff": {"pairs": 16, "steps": 8},
     "modeldiff.features": {"pairs": 16, "steps": 8},
     "pautov2024": {"queries": 20, "proxies": 8},
+    "randmark": {
+        **{"images": 12, "bits": 8, "steps": 150, "batch": 8, "lr": 3e-3, "codec_lr": 1e-2},
+        **{"decoder_hidden": 64, "tau": 1.0, "transforms": 4},
+    },
+    "sslguard": {
+        **{"images": 12, "steps": 40, "batch": 8, "code": 32, "decoder": 64},
+        **{"lr": 3e-3, "decoder_lr": 3e-3, "shadow_lr": 3e-3, "trigger_lr": 3e-2},
+    },
+    "sslwm": {"images": 32},
     "trigger.directions": {**TRIGGERS, "directions": 4},
     "trigger.labels": TRIGGERS,
     "sensitive": {"queries": 8, "candidates": 12, "iterations": 12},
