@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attacks.distill import DistilFeatures, asked_about, classifier_of, student_of, taught
-from attacks.matching import answers
+from attacks.matching import Comparison, answers
 from bench import training
 from bench.data import sent
 from bench.models import Head, VisionModel
@@ -209,7 +209,7 @@ def _plain(preset: StolenEncoder | ContSteal | Rda) -> DistilFeatures:
     if isinstance(preset, StolenEncoder):
         own["augment_weight"] = own.pop("weight")
         return DistilFeatures(loss="cosine", augment="beside", warmup=0.0, **own)
-    loss = "infonce" if isinstance(preset, ContSteal) else "relational"
+    loss: Comparison = "infonce" if isinstance(preset, ContSteal) else "relational"
     return DistilFeatures(loss=loss, augment="student", warmup=0.0, **own)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -145,7 +145,7 @@ class SurrogateCodec:
     """Learn to read messages off the victim as its owner might, then teach it to hide them.
 
     The thief writes random bits into one token after one block, by an encoder of his own, and a
-    decoder reads them off [CLS; mean patch]. First these two learn, on the frozen victim. Then the
+    decoder reads them further on. First these two learn, on the frozen victim. Then the
     model learns to keep its features and to leave the decoder guessing. Rounds of both alternate,
     so that the decoder keeps up.
 
@@ -155,6 +155,8 @@ class SurrogateCodec:
     * `data`: the data set whose images the thief learns on; none: the probe's.
     * `block`: after which the token is written to, from 0; none: the middle one.
     * `token`: which, where CLS is 0. A thief who knows the owner's place gives that of both.
+    * `read`: what the decoder sees: [CLS; mean patch] ("pooled"), or the written token among the
+      final ones ("token"). A patch that is written to late hardly reaches the former.
     * `bits`, `hidden`: the length of a message, and the width of his encoder and decoder.
     * `weight`: of the decoder's ignorance, to the distance of features: 0.1, 1 and 10 are a sweep.
     * `rounds`: how often model and decoder take turns.
@@ -171,6 +173,7 @@ class SurrogateCodec:
     data: str | None = None
     block: Count | None = None
     token: Count = 0
+    read: Literal["pooled", "token"] = "pooled"
     bits: Positive = 32
     hidden: Positive = 64
     weight: NotNegative = 1.0
@@ -261,7 +264,8 @@ class SurrogateCodec:
         place = torch.tensor([self.token], device=ctx.device)
         tokens = tokens.index_copy(1, place, carried[:, None].to(tokens.dtype))
         final = model.finish(model.run_blocks(tokens, self._written(len(model.blocks)) + 1))
-        logits = codec.decoder(model.pooled(final))  # (b, bits)
+        seen = model.pooled(final) if self.read == "pooled" else final[:, self.token]
+        logits = codec.decoder(seen)  # (b, bits)
         return F.binary_cross_entropy_with_logits(logits.float(), message.float())
 
     def _written(self, blocks: int) -> int:
@@ -280,7 +284,8 @@ class SurrogateCodec:
                 f"finetune.surrogate_codec: token: expected 0 to {tokens - 1}, got {self.token}"
             )
         with torch.device("meta"):  # first weights would be drawn on the global generator
-            codec = Codec(model.width, 2 * model.num_features, self.bits, self.hidden)
+            read = model.num_features * (2 if self.read == "pooled" else 1)
+            codec = Codec(model.width, read, self.bits, self.hidden)
         return codec.to_empty(device="cpu").draw(ctx.rng).to(ctx.device)
 
 

@@ -75,6 +75,18 @@ def test_bits_arrive_on_the_victim_and_less_of_them_on_the_copy():
     assert all(p.requires_grad for p in made.parameters())
 
 
+def test_a_late_patch_is_read_where_it_was_written_and_hardly_elsewhere():
+    how = SurrogateCodec(
+        **{"block": 4, "token": 46, "bits": 4, "rounds": 1, "epochs": 1, "codec_epochs": 40},
+        **{"batch": 16, "lr": 0.0, "codec_lr": 1e-2},
+    )
+    pooled, there = (
+        dataclasses.replace(how, read=read).run(owner(), context(3)).notes["codec_loss"]
+        for read in ("pooled", "token")
+    )
+    assert there < 0.1 < 0.6 < pooled
+
+
 def test_a_place_that_the_victim_lacks_is_refused_in_one_line():
     for name, value, most in (("block", 6, 5), ("token", 65, 64)):
         wrong = dataclasses.replace(SurrogateCodec(), **{name: value})
