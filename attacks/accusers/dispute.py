@@ -4,6 +4,10 @@ Own mark over another's is the ambiguity attack of S. Craver, N. Memon, B.-L. Ye
 "Resolving rightful ownerships with invisible watermarking techniques: limitations, attacks, and
 implications", IEEE JSAC 16(4), 1998, https://doi.org/10.1109/49.668979, where the owner's answer
 stands too: he can show a model that bears his mark alone, and the thief cannot.
+
+Of ActiveMark that answer does not hold. On `mini` (paper variant, 16 triggers, 200 steps) a thief's
+key is found on 0.94 of its triggers in the owner's copy, and on 0.88 in the clean model. Its codec
+finds a message in whatever it was trained beside; only the date is left to decide.
 """
 
 from __future__ import annotations

@@ -10,6 +10,11 @@ https://arxiv.org/abs/1710.06081), with random resizing (C. Xie et al., CVPR 201
 https://arxiv.org/abs/1803.06978), gradients smoothed as if images were shifted (Y. Dong et al.,
 CVPR 2019, https://arxiv.org/abs/1904.02884), and the target's logit for a loss (Z. Zhao et al.,
 NeurIPS 2021, https://arxiv.org/abs/2012.11207). What the first paper leaves open is a setting.
+
+Nothing of the kind was seen yet on small models: strangers of `mini` outside the ensemble gave 0.00
+to 0.08 of the labels at epsilon = 16 / 255, and 0.08 to 0.21 at 32 / 255, where ten classes make it
+0.1 by chance (2 surrogates, 30 iterations, heads fitted anew). The ensemble itself gave 0.54 to
+0.75, and 0.63 to 0.96.
 """
 
 from __future__ import annotations
