@@ -12,7 +12,7 @@ from bench.data import manifest
 from bench.records.nouns import SCHEMA, Access, Readout, UserError, digest
 from bench.records.store import Store
 from bench.registry import ATTACKS, METHODS
-from bench.suite import grid, plan, reader
+from bench.suite import graph, grid, plan, reader
 from bench.suite.todo import guesses, missing, spare_copies
 from bench.types import PositiveShare, Reading
 
@@ -827,7 +827,7 @@ def test_a_plan_says_of_every_step_what_a_report_cannot_ask(make, monkeypatch):
     made = make()
     monkeypatch.setattr(ATTACKS.get("prune.l1"), "exact", True, raising=False)
     monkeypatch.setattr(ATTACKS.get("finetune.classify"), "adaptive", "the key", raising=False)
-    told = {spec.name: facts for spec, facts in plan.steps(made)}
+    told = {spec.name: facts for spec, facts in graph.steps(made)}
     assert {name: facts.change for name, facts in told.items()} == {
         "control.identity": "other",
         "finetune.classify": "other",
@@ -838,7 +838,7 @@ def test_a_plan_says_of_every_step_what_a_report_cannot_ask(make, monkeypatch):
     pool = len(manifest.split(digits).thief_images)
     assert {(f.images, f.data) for f in told.values()} == {(pool, digits.digest)}
     monkeypatch.setattr(ATTACKS.get("prune.l1"), "change", "compression", raising=False)
-    assert {s.name: f.change for s, f in plan.steps(made)}["prune.l1"] == "compression"
+    assert {s.name: f.change for s, f in graph.steps(made)}["prune.l1"] == "compression"
 
 
 def test_hardness_is_measured_where_asked_once_a_suspect_and_moves_no_key(make):
