@@ -16,8 +16,8 @@ and are the bits of the exact null. So K is drawn as in the paper, in two parts.
 
 Binding b to K by a hash does not make a chosen K honest. The weights that b lets through tell of b.
 `forged` fits a K to an innocent model until it foresees the bits of any b, whatever the hash makes
-of K: nearly all with R = 1, a few more than half with R = 4. So K must follow from a commitment,
-and does here.
+of K. Of 32 bits in 2304 random weights it foresees 99.9 % with R = 1, 78 % with R = 2 and 59 % with
+R = 4, over 200 hashes. So K must follow from a commitment, and does here.
 """
 
 from __future__ import annotations
@@ -53,6 +53,9 @@ from methods.whitebox import bits, embedding, tensors
 from methods.whitebox.tensors import Carrier
 
 PLACE = "place"
+
+DRAWS = 64
+"""Keys drawn at most until one has a filter that leaves enough."""
 
 RIDGE = 100.0
 """The penalty, beside one example each, with which a forged K is fitted."""
@@ -105,16 +108,7 @@ class NeuralMark:
     def protect(self, owner: VisionModel, ctx: Context) -> Protected:
         """Mark a copy of `owner`; the notes hold the losses and the share of bits it carries."""
         carrier = tensors.carrier(owner, self.tensor, self.block)
-        secret = bits.with_bits(
-            {
-                PLACE: carrier.tensor(),
-                "owner": bits.owner_digest(owner),
-                bits.SEED: bits.nonce(ctx.rng),
-                bits.NONCE: bits.nonce(ctx.rng),
-            },
-            self.bits,
-            self._rule,
-        )
+        secret = self._key(owner, carrier, ctx.rng)
         kept = self._kept(secret, carrier)
         projection = self._projection(secret).float().to(ctx.device)
         places = kept.to(ctx.device)
@@ -173,6 +167,28 @@ class NeuralMark:
             "holder": self.holder,
         }
 
+    def _key(self, owner: VisionModel, carrier: Carrier, rng: torch.Generator) -> dict[str, Tensor]:
+        """Draw a key whose watermark lets enough weights through.
+
+        Departure: the paper has 256 bits and larger layers, and need not draw again. No suspect and
+        no sign of K has a part in it, so the null stays exact.
+
+        Raises:
+            UserError: hardly any watermark does.
+
+        """
+        known = {PLACE: carrier.tensor(), "owner": bits.owner_digest(owner)}
+        most = 0
+        for _ in range(DRAWS):
+            secret = {**known, bits.SEED: bits.nonce(rng), bits.NONCE: bits.nonce(rng)}
+            if (found := len(self._kept(secret, carrier))) >= self.pooled:
+                return bits.with_bits(secret, self.bits, self._rule)
+            most = max(most, found)
+        raise UserError(
+            f"neuralmark: expected at least pooled = {self.pooled} weights behind the filter, got "
+            f"{most} or fewer; lower `rounds` or `pooled`"
+        )
+
     def _watermark(self, secret: Mapping[str, Tensor]) -> Tensor:
         """Return b (T,), 0 or 1.
 
@@ -188,13 +204,8 @@ class NeuralMark:
         return torch.randn(self.bits, self.pooled, generator=rng, dtype=torch.float64)
 
     def _kept(self, secret: Mapping[str, Tensor], carrier: Carrier) -> Tensor:
-        kept = filtered(carrier.outputs * carrier.inputs, self._watermark(secret), self.rounds)
-        if len(kept) < self.pooled:
-            raise UserError(
-                f"neuralmark: expected at least pooled = {self.pooled} weights behind the filter, "
-                f"got {len(kept)}; lower `rounds` or `pooled`"
-            )
-        return kept
+        """Return the places of the weights that the watermark lets through."""
+        return filtered(carrier.outputs * carrier.inputs, self._watermark(secret), self.rounds)
 
     def _read(self, secret: Mapping[str, Tensor], model: VisionModel) -> Evidence:
         carrier = tensors.found_again(self.tensor, secret[PLACE])

@@ -241,6 +241,16 @@ def test_the_filters_of_two_keys_share_few_weights():
     assert len(first & second) < 0.3 * min(len(first), len(second))
 
 
+def test_a_key_whose_filter_leaves_too_little_is_drawn_again():
+    model, rng = owner(), torch.Generator().manual_seed(0)
+    carrier, method = tensors.carrier(model, "fc1", "auto"), NeuralMark()
+    for _ in range(30):
+        secret = method._key(model, carrier, rng)
+        assert len(method._kept(secret, carrier)) >= method.pooled
+    plain = (torch.randint(2, (32,), generator=rng) for _ in range(100))
+    assert min(len(neuralmark.filtered(48 * 48, b, 4)) for b in plain) < method.pooled
+
+
 def test_a_filter_that_leaves_too_little_is_refused():
     with pytest.raises(UserError, match="expected at least pooled = 2000 weights behind"):
         NeuralMark(pooled=2000).protect(owner(), context(0, "owner"))
