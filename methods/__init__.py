@@ -83,7 +83,9 @@ Then each query agrees with an innocent model by a fair coin, whatever that mode
 * No suspect is aligned for it: the released model, which an alignment looks at, knows the bits.
 * Innocents that a suite reads show in a report's calibration whether p is uniform on them.
 
-[committed_bits](committed_bits/method.py) is such a method.
+[committed_bits](committed_bits/method.py) is such a method, and so are the white-box marks
+[uchida](whitebox/uchida.py), [neuralmark](whitebox/neuralmark.py) and
+[deepsigns](whitebox/deepsigns.py).
 
 ## Whose copy is it?
 
