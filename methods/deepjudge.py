@@ -32,7 +32,9 @@ from bench.types import (
     Access,
     Context,
     Evidence,
+    Facts,
     Json,
+    Paper,
     Passes,
     Positive,
     PositiveShare,
@@ -65,6 +67,15 @@ class _AdversarialTests:
     """What both metrics share: seeds, and the adversarial examples made of them."""
 
     marks: ClassVar[bool] = False
+    facts: ClassVar[Facts] = Facts(
+        unit="example",
+        paper=Paper(2022, "Chen et al., S&P", "arXiv:2112.05588"),
+        departures=(
+            "Of the black-box metrics RobD and JSD are here, and none of the white-box ones.",
+            "Examples are rounded to bytes before it is seen whether they mislead.",
+            "The thresholds are ours; the paper votes over metrics.",
+        ),
+    )
     tunable: ClassVar[Mapping[str, tuple[Json, ...]]] = {
         "radius": (0.01, 0.03, 0.06, 0.1),  # around the code's README
     }

@@ -297,6 +297,15 @@ class QurdIPGuard(IPGuard):
     * `readout`: how labels are got of a suspect whose classes are not the owner's.
     """
 
+    facts: ClassVar[Facts] = Facts(
+        unit="point",
+        paper=Paper(2025, "Godinot et al., AAAI", "arXiv:2412.13021"),
+        departures=(
+            "A point stops at the target; the code takes one more step.",
+            "The random target is never the source, as it may be in the code.",
+        ),
+    )
+
     target: Literal["least_likely", "random"] = "random"
     lr: PositiveFloat = 1e-2
     tolerance: NotNegative | Literal["target"] = "target"

@@ -30,7 +30,9 @@ from bench.types import (
     Access,
     Context,
     Evidence,
+    Facts,
     Json,
+    Paper,
     Passes,
     Positive,
     PositiveFloat,
@@ -57,6 +59,14 @@ class _DecisionDistances:
     """What both readings share: seeds, their partners, and the distances of the answers."""
 
     marks: ClassVar[bool] = False
+    facts: ClassVar[Facts] = Facts(
+        unit="model",
+        paper=Paper(2021, "Li et al., ISSTA", "arXiv:2106.08890"),
+        departures=(
+            "Distances are centred before their cosine, unless `centred` says otherwise.",
+            "Partners are rounded to bytes, as images are sent.",
+        ),
+    )
     tunable: ClassVar[Mapping[str, tuple[Json, ...]]] = {
         "radius": (0.03, 0.06, 0.1),  # QuRD's; the code's; the paper's
     }

@@ -40,9 +40,11 @@ from bench.types import (
     Access,
     Context,
     Evidence,
+    Facts,
     Incompatible,
     Json,
     NotNegative,
+    Paper,
     PartialShare,
     Passes,
     Positive,
@@ -94,6 +96,15 @@ class RandMark:
 
     needs: ClassVar[Access] = Access.FEATURES
     marks: ClassVar[bool] = True
+    facts: ClassVar[Facts] = Facts(
+        unit="image",
+        paper=Paper(2026, "Chistyakova, Pautov", "arXiv:2603.10695"),
+        departures=(
+            "sigma, K, lambda, tau and the shapes of e and d are not given, and are settings.",
+            "Written images are kept in the place of the encoder.",
+            "A step sees `draws` versions of an image, not all K.",
+        ),
+    )
     tunable: ClassVar[Mapping[str, tuple[Json, ...]]] = {
         "lr": (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3),
         "codec_lr": (1e-4, 3e-4, 1e-3, 2e-3, 5e-3),

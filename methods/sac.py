@@ -35,8 +35,10 @@ from bench.types import (
     Access,
     Context,
     Evidence,
+    Facts,
     Json,
     OpenShare,
+    Paper,
     Passes,
     Positive,
     Protected,
@@ -67,6 +69,15 @@ class _SampleCorrelation:
     """What the three readings share: mixed images, and the correlations of the answers."""
 
     marks: ClassVar[bool] = False
+    facts: ClassVar[Facts] = Facts(
+        unit="image",
+        paper=Paper(2022, "Guan, Liang, He, NeurIPS", "arXiv:2210.15427"),
+        departures=(
+            "SAC-w is left out: it trains a pool of models.",
+            "The box of a mix lies anywhere; the code has one place for all.",
+            "The threshold is ours; the paper has none.",
+        ),
+    )
     tunable: ClassVar[Mapping[str, tuple[Json, ...]]] = {
         "cut": (0.1, 0.2, 0.35, 0.5, 0.7),  # around the code's 0.2
     }

@@ -39,10 +39,12 @@ from bench.types import (
     Access,
     Context,
     Evidence,
+    Facts,
     Incompatible,
     Json,
     NotNegative,
     OpenShare,
+    Paper,
     Passes,
     Positive,
     PositiveFloat,
@@ -85,6 +87,15 @@ class SslGuard:
 
     needs: ClassVar[Access] = Access.FEATURES
     marks: ClassVar[bool] = True
+    facts: ClassVar[Facts] = Facts(
+        unit="image",
+        paper=Paper(2022, "Cong, He, Zhang, CCS", "arXiv:2201.11692"),
+        departures=(
+            "The trigger is an image of bytes; the code's starts from noise, without bounds.",
+            "AdamW stands for SGD.",
+            "Fidelity is of pooled tokens as well as of the embedding.",
+        ),
+    )
     tunable: ClassVar[Mapping[str, tuple[Json, ...]]] = {
         "lr": (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3),
         "decoder_lr": (1e-4, 3e-4, 1e-3, 3e-3),

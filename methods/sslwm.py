@@ -35,9 +35,11 @@ from bench.types import (
     Access,
     Context,
     Evidence,
+    Facts,
     Json,
     NotNegative,
     OpenShare,
+    Paper,
     PartialShare,
     Passes,
     Positive,
@@ -92,6 +94,15 @@ class SslWm:
 
     needs: ClassVar[Access] = Access.LABELS | Access.OWN_HEAD
     marks: ClassVar[bool] = True
+    facts: ClassVar[Facts] = Facts(
+        unit="suspect",
+        paper=Paper(2024, "Lv et al., NDSS", "arXiv:2209.03563"),
+        departures=(
+            "The distance from the owner's own features is the task, in the place of NT-Xent.",
+            "All pairs but the diagonal are meant; the released code has the diagonal.",
+            "Cosines are of the owner's standardised features.",
+        ),
+    )
     tunable: ClassVar[Mapping[str, tuple[Json, ...]]] = {
         "lr": (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 2e-3),
         "weight": (0.5, 1.0, 2.0, 4.0, 8.0, 16.0),

@@ -38,10 +38,12 @@ from bench.types import (
     Access,
     Context,
     Evidence,
+    Facts,
     Incompatible,
     Json,
     NotNegative,
     OpenShare,
+    Paper,
     PartialShare,
     Passes,
     Positive,
@@ -75,6 +77,15 @@ class _TriggerSet:
     """What both forms share: how triggers are drawn, and how a model learns to answer them."""
 
     marks: ClassVar[bool] = True
+    facts: ClassVar[Facts] = Facts(
+        unit="trigger image",
+        paper=Paper(2018, "Adi et al., USENIX Security; Zhang et al., AsiaCCS", "arXiv:1802.04633"),
+        departures=(
+            "The owner's own features are the task; the papers train on labels.",
+            "The classifier's head stays as it is: a suspect's backbone is read with the owner's.",
+            "AdamW stands for SGD.",
+        ),
+    )
     tunable: ClassVar[Mapping[str, tuple[Json, ...]]] = {
         "lr": (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3),
         "weight": (0.1, 0.3, 1.0, 3.0, 10.0),

@@ -31,9 +31,11 @@ from bench.types import (
     Access,
     Context,
     Evidence,
+    Facts,
     Incompatible,
     Json,
     NotNegative,
+    Paper,
     PartialShare,
     Passes,
     Positive,
@@ -89,6 +91,14 @@ class DeepSigns:
 
     needs: ClassVar[Access] = Access.WEIGHTS
     marks: ClassVar[bool] = True
+    facts: ClassVar[Facts] = Facts(
+        unit="bit",
+        paper=Paper(2019, "Darvish Rouhani, Chen, Koushanfar, ASPLOS", "arXiv:1804.00750"),
+        departures=(
+            "Clusters of the owner's embeddings stand for classes.",
+            "Centres are read after their mean is taken off, unless `centred` says otherwise.",
+        ),
+    )
     tunable: ClassVar[Mapping[str, tuple[Json, ...]]] = {
         "lr": (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3),
         "weight": (1e-3, 1e-2, 1e-1, 1.0),

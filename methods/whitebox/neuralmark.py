@@ -38,9 +38,11 @@ from bench.types import (
     Context,
     Count,
     Evidence,
+    Facts,
     Incompatible,
     Json,
     NotNegative,
+    Paper,
     PartialShare,
     Passes,
     Positive,
@@ -86,6 +88,15 @@ class NeuralMark:
 
     needs: ClassVar[Access] = Access.WEIGHTS
     marks: ClassVar[bool] = True
+    facts: ClassVar[Facts] = Facts(
+        unit="bit",
+        paper=Paper(2026, "Yao, Song, Jin, AAAI", "arXiv:2507.11137"),
+        departures=(
+            "Written from the abstract: sizes and the weight are settings.",
+            "The rows of K are drawn from a commitment, their signs last: the paper's K is free.",
+            "A key whose filter leaves too few weights is drawn again.",
+        ),
+    )
     tunable: ClassVar[Mapping[str, tuple[Json, ...]]] = {
         "lr": (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3),
         "weight": (1e-3, 1e-2, 1e-1, 1.0),

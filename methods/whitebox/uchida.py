@@ -42,9 +42,11 @@ from bench.types import (
     Count,
     Evidence,
     ExactNull,
+    Facts,
     Incompatible,
     Json,
     NotNegative,
+    Paper,
     PartialShare,
     Passes,
     Positive,
@@ -84,6 +86,14 @@ class FreeUchida:
 
     needs: ClassVar[Access] = Access.WEIGHTS
     marks: ClassVar[bool] = True
+    facts: ClassVar[Facts] = Facts(
+        unit="bit",
+        paper=Paper(2017, "Uchida et al., ICMR", "arXiv:1701.04082"),
+        departures=(
+            "Matching the owner's features is the task; the paper trains on labels.",
+            "The patch embedding's weights, or an MLP's, stand for a convolution.",
+        ),
+    )
     tunable: ClassVar[Mapping[str, tuple[Json, ...]]] = {
         # The paper's lambda and ten times it either way; rates up to where small models need them.
         "lr": (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3),
@@ -210,6 +220,16 @@ class Uchida(FreeUchida):
     * `tensor`, `block`, `projection`, `bits`, `embedding`, `margin`, `weight`, `steps`, `batch`,
       `lr`, `schedule`, `warmup`, `weight_decay`, `holder`: as in `uchida.free`.
     """
+
+    facts: ClassVar[Facts] = Facts(
+        unit="bit",
+        paper=Paper(2017, "Uchida et al., ICMR", "arXiv:1701.04082"),
+        departures=(
+            "Projection and bits follow from a commitment; the paper's are free.",
+            "Matching the owner's features is the task; the paper trains on labels.",
+            "The patch embedding's weights, or an MLP's, stand for a convolution.",
+        ),
+    )
 
     def extract(self, secret: Mapping[str, Tensor], suspect: Suspect, ctx: Context) -> Evidence:
         """Read every bit off the suspect's tensor; one query is one bit, and no image is needed.
