@@ -50,7 +50,7 @@ def test_the_readmes_table_is_what_the_published_records_say():
             _, _, reservation = verdict.partition("; ")
             assert cell == f"{rate} / {twin}, owned {copies}{'*' if reservation else ''}"
             assert f"* **\\***: {reservation}" in README
-    assert (len(shown), len(cells)) == (4, 3)
+    assert (len(shown), len(cells)) == (5, 4)
 
 
 @pytest.mark.parametrize(

@@ -243,7 +243,7 @@ def test_methods_kinds_and_access_are_filtered_together_with_all_that_is_theirs(
     shown = f"all('{MAP} th.method').filter(h => !h.hidden).map(h => h.dataset.method)"
     click(browser, "[data-of=access] input[value=weights]")
     methods = browser.run(shown)
-    assert methods == ["adv_tra", "ipguard", "akh", "pautov2024"]
+    assert methods == ["committed_bits", "adv_tra", "ipguard", "akh", "pautov2024"]
     rows = f"all('{MAP} tbody[data-kind] tr:not(.kind)')"
     cells = f"{rows}.map(r => [...r.cells].filter(c => !c.hidden).length)"
     assert set(browser.run(cells)) == {1 + len(methods)}
@@ -263,13 +263,14 @@ def test_two_methods_are_compared_attack_by_attack(browser, url):
     assert browser.run("compared.hidden")
     browser.run(f"all('{MAP} .method button').slice(0, 2).forEach(b => b.click())")
     heads = browser.run("all('#compare thead th').map(h => h.textContent)")
-    assert heads[1:3] == ["activemark expressprint", "activemark paper"]
+    names = browser.run(f"all('{MAP} th.method').map(h => h.dataset.method)")
+    assert heads[1:3] == names[:2] == ["activemark expressprint", "activemark expressprint aligned"]
     (row, *_) = browser.run(
         "all('#compare tbody tr').map(r => [...r.cells].map(c => c.textContent))"
-        ".filter(r => r[0] === 'finetune.classify constant')"
+        ".filter(r => r[0] === 'reparam.permute')"
     )
-    assert [text.split(",")[0].split(";")[0] for text in row[1:3]] == ["owned 1/1", "not owned 1/1"]
-    assert row[3] == "+0.02"  # 0.969 and 0.949, as the map rounds them
+    assert [text.split(",")[0].split(";")[0] for text in row[1:3]] == ["not owned 1/1", "owned 1/1"]
+    assert row[3] == "\N{MINUS SIGN}0.96"  # 0.035 and 1.000, as the map rounds them
 
 
 def test_arrows_move_in_the_map_and_one_cell_is_in_the_order_of_tabs(browser, url):
@@ -280,7 +281,8 @@ def test_arrows_move_in_the_map_and_one_cell_is_in_the_order_of_tabs(browser, ur
     for key in ("ArrowRight", "ArrowDown"):
         browser.call("Input.dispatchKeyEvent", type="keyDown", key=key)
     here = "document.activeElement"
-    assert browser.run(f"{here}.title").startswith("activemark paper after finetune.classify")
+    second = "activemark expressprint aligned after reparam.permute"  # of the second row, too
+    assert browser.run(f"{here}.title").startswith(second)
     browser.call("Input.dispatchKeyEvent", type="keyDown", key="Enter", text="\r")
     assert browser.run("record.open")
 
