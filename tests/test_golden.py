@@ -60,8 +60,8 @@ PLANTED = [
     (
         "distill.logits",
         "attacks/distill.py",
-        "settings, ctx.rng)",
-        HALF.replace("self", "settings"),
+        "how, ctx.rng)",
+        HALF.replace("self", "how"),
     ),
     ("finetune.classify", "attacks/finetune.py", "LORA_SCALE = 2.0", "LORA_SCALE = 1.0"),
     ("quantize", "attacks/quantize.py", '"int8": 127.0', '"int8": 120.0'),
