@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
+
+from bench.records.settings import nearest, suggestion
 
 OK, SOME_FAILED, USERS_MISTAKE = 0, 1, 2
 """Exit statuses: all cells ok, skipped or incompatible; some cell failed; the user's mistake."""
@@ -25,12 +30,55 @@ class Command:
     carry_out: Callable[[argparse.Namespace], int]
 
 
+CHOICE = re.compile(r"argument (\S+): invalid choice: '([^']*)' \(choose from (.*)\)")
+"""How the library says that a word is none of those it knows."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Refuses a line in one line, and says what may have been meant.
+
+    No flag may be shortened: one that is added later would change what a line in a script means.
+    """
+
+    def __init__(self, **named: object) -> None:
+        super().__init__(**{"allow_abbrev": False, **named})  # type: ignore[arg-type]
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong, the nearest word there is, and where all are listed."""
+        if given := CHOICE.search(message):
+            what, word, known = given[1], given[2], re.findall(r"[^\s',]+", given[3])
+            message = f"no {what} '{word}'{suggestion(word, known)}"
+        elif unknown := message.partition("unrecognized arguments: ")[2]:
+            word = unknown.split()[0].partition("=")[0]
+            message = f"no argument '{unknown}'{nearest(word, [*self._option_string_actions])}"
+        print(f"{self.prog}: {message}; see `{self.prog} --help`", file=sys.stderr)
+        raise SystemExit(USERS_MISTAKE)
+
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
+        """Refuse what a command does not know in the command's own name, not in that of all."""
+        known, others = super().parse_known_args(args, namespace)
+        if others:
+            self.error(f"unrecognized arguments: {' '.join(others)}")
+        return known, others
+
+
+class _Version(argparse.Action):
+    """Print the version; which it is is looked up only if somebody asks."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        from importlib import metadata
+
+        print(f"{parser.prog} {metadata.version('vfm-ownership-bench')}")
+        raise SystemExit(OK)
+
+
 def parser(commands: Iterable[Command]) -> argparse.ArgumentParser:
     """Return what reads the command line."""
-    made = argparse.ArgumentParser(
+    made = _Parser(
         prog="bench",
         description="Who owns this vision foundation model? Methods crossed with attacks.",
     )
+    made.add_argument("--version", action=_Version, nargs=0, help="print the version and end")
     known = made.add_subparsers(required=True, metavar="COMMAND")
     for command in commands:
         takes = known.add_parser(command.name, help=command.help, description=command.help)

@@ -12,7 +12,7 @@ import yaml
 from yaml import MappingNode, Mark, Node, ScalarNode, SequenceNode
 
 from bench.models.libraries import LIBRARIES
-from bench.records.nouns import Json, UserError
+from bench.records.nouns import Json, Spec, UserError
 from bench.records.settings import SettingError, settings, suggestion
 from bench.suite.grid import Composed, Suite, with_align
 
@@ -110,19 +110,70 @@ def _refuse_strife(parts: list[Suite], where: tuple[str | int, ...]) -> None:
 
 
 def _distinct(values: tuple[T, ...]) -> tuple[T, ...]:
-    return tuple(value for i, value in enumerate(values) if value not in values[:i])
+    """Return each value once; specs hold mappings, so their texts are what is looked up."""
+    found = dict[object, T]()
+    for value in values:
+        found.setdefault(_text_of(value), value)
+    return tuple(found.values())
+
+
+def _text_of(value: object) -> object:
+    """Return what stands for a value and for no other of its kind."""
+    if isinstance(value, Spec):
+        return value.text
+    return tuple(map(_text_of, value)) if isinstance(value, tuple) else value
+
+
+BLANK = re.compile("[ ]*(?:#[^\0\r\n\x85\u2028\u2029]*)?")
+"""Spaces and a comment, up to the end of their line."""
+
+DEEPEST = 64
+"""Levels of lists and mappings; our own suites have six."""
+
+REPEATED = 100_000
+"""Nodes that anchors may stand for, all together: some lines of them can stand for billions."""
 
 
 class _Loader(yaml.SafeLoader):
     """YAML in which 1e-3 is a number, as everybody expects; no, off, 01, 1:30 and dates are text.
 
-    These are the numbers and truth values of YAML 1.2, and underscores in numbers.
+    These are the numbers and truth values of YAML 1.2, and underscores in numbers. Comments are
+    passed over line by line, for letter by letter a million lines take a minute.
     """
 
     yaml_implicit_resolvers = {  # noqa: RUF012 - the shape PyYAML wants
         first: [(tag, pattern) for tag, pattern in resolvers if tag.endswith((":null", ":merge"))]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
+    depth = 0
+
+    def scan_to_next_token(self) -> None:
+        """Go on to the next token; a line break may be followed by a key."""
+        if self.index == 0 and self.peek() == "\ufeff":
+            self.forward()
+        while True:
+            beyond = BLANK.match(self.buffer, self.pointer)
+            passed = beyond.end() - self.pointer if beyond else 0
+            self.pointer += passed
+            self.index += passed
+            self.column += passed
+            if not self.scan_line_break():
+                return
+            if not self.flow_level:
+                self.allow_simple_key = True
+
+    def compose_node(self, parent: Node | None, index: object) -> Node | None:
+        """Compose a node that is not nested too deeply."""
+        if self.depth >= DEEPEST:
+            raise UserError(
+                f"{_at(self.peek_event().start_mark)}: expected at most {DEEPEST} levels of nesting"
+            )
+        self.depth += 1
+        try:
+            node: Node | None = super().compose_node(parent, index)
+        finally:
+            self.depth -= 1
+        return node
 
 
 for _kind, _pattern, _first in (
@@ -166,14 +217,18 @@ def _as_written(node: Node, text: bool, named: frozenset[str]) -> Node:
 def _read(path: Path, stack: tuple[Path, ...]) -> MappingNode:
     """Parse a file and put what it includes beneath it, lines remembered."""
     try:
-        with path.open("rb") as file:
-            node = _Loader(file).get_single_node()
+        text = _text(path)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}{_neighbours(path)}") from None
+    try:
+        loader = _Loader(text)
+        loader.name = str(path)
+        node = loader.get_single_node()
     except yaml.YAMLError as error:
         raise _syntax(path, error) from None
     if not isinstance(node, MappingNode):
         raise UserError(f"{path}:1: expected a mapping that begins like 'name: demo'")
+    _refuse_repetition(node)
     _check(node)
     node = _as_written(node, False, TEXTS | set(LIBRARIES.names()))
     known = [f.name for f in dataclasses.fields(Suite)] + ["include"]
@@ -186,6 +241,38 @@ def _read(path: Path, stack: tuple[Path, ...]) -> MappingNode:
     included = [value for key, value in node.value if key.value == "include"]
     base = [_include(item, path, (*stack, path)) for value in included for item in _items(value)]
     return cast(MappingNode, functools.reduce(_merge, [*base, own]))
+
+
+def _text(path: Path) -> str:
+    """Read a file as UTF-8, or as UTF-16 if it says so."""
+    raw = path.read_bytes()
+    wide = raw.startswith((b"\xff\xfe", b"\xfe\xff"))
+    if not wide and (place := raw.find(b"\0")) >= 0:
+        line = raw[:place].count(b"\n") + 1
+        raise UserError(f"{path}:{line}: this is not text: it has a NUL byte")
+    try:
+        return raw.decode("utf-16" if wide else "utf-8")
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        raise UserError(f"{path}:{line}: this is not text in UTF-8") from None
+
+
+def _refuse_repetition(root: Node) -> None:
+    """Refuse anchors that stand for more than anybody would write out."""
+    sizes = dict[int, int]()  # by node, with all that it contains; 0 while it is looked into
+
+    def size(node: Node) -> int:
+        if id(node) not in sizes:
+            sizes[id(node)] = 0
+            parts = node.value if isinstance(node, SequenceNode | MappingNode) else ()
+            pairs = isinstance(node, MappingNode)
+            inner = [part for pair in parts for part in pair] if pairs else parts
+            sizes[id(node)] = 1 + sum(map(size, inner))
+        return sizes[id(node)]
+
+    if size(root) - len(sizes) > REPEATED:
+        place = _at(root.start_mark)
+        raise UserError(f"{place}: expected anchors that repeat at most {REPEATED:,} entries")
 
 
 def _items(node: Node) -> list[ScalarNode]:
@@ -262,5 +349,5 @@ def _at(mark: Mark) -> str:
 def _syntax(path: Path, error: yaml.YAMLError) -> UserError:
     if isinstance(error, yaml.MarkedYAMLError) and (mark := error.problem_mark):
         return UserError(f"{_at(mark)}: this is not YAML: {error.problem}")
-    line = path.read_bytes()[: getattr(error, "position", 0)].count(b"\n") + 1
-    return UserError(f"{path}:{line}: this is not text in UTF-8")
+    line = _text(path)[: getattr(error, "position", 0)].count("\n") + 1
+    return UserError(f"{path}:{line}: this is not text: it has a control character")

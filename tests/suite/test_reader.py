@@ -1,4 +1,5 @@
 import textwrap
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -398,6 +399,48 @@ def test_bytes_that_are_no_text_are_refused_with_their_line(write):
     path.write_bytes(b"name: demo\ntitle: \xff\n")
     with pytest.raises(UserError, match=r"^x\.yaml:2: this is not text"):
         load(path)
+
+
+def test_a_nul_byte_is_named_with_its_line(write):
+    path = write("")
+    path.write_bytes(b"name: demo\n\ntitle: a\0b\n")
+    with pytest.raises(UserError, match=r"^x\.yaml:3: this is not text: it has a NUL byte"):
+        load(path)
+
+
+BOMB = "a: &a0 [1]\n" + "".join(
+    f"b{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 200)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (BOMB, "x.yaml:1: expected anchors that repeat at most 100,000 entries"),
+        ("name: " + "[" * 5000, "x.yaml:1: expected at most 64 levels of nesting"),
+        ("name:\n  - " + "[" * 5000 + "]" * 5000, "x.yaml:2: expected at most 64 levels"),
+    ],
+)
+def test_what_would_never_end_is_refused_at_once(write, text, words):
+    began = time.process_time()
+    with pytest.raises(UserError) as caught:
+        load(write(text))
+    assert str(caught.value).startswith(words)
+    assert time.process_time() - began < 5  # it took for ever; the wide margin is for slow machines
+
+
+def test_many_comments_are_passed_over_at_once_and_keep_lines_and_texts(write):
+    kept = SUITE.replace("name: demo", "name: demo  # its name\ntitle: 'a # b\n\n  # c'")
+    began = time.process_time()
+    assert load(write(("# why\n" + " #\n") * 20_000 + kept)).title == "a # b\n# c"
+    assert time.process_time() - began < 5
+    with pytest.raises(UserError, match=r"^x\.yaml:40001: no setting 'nam'"):
+        load(write(("# why\n" + " #\n") * 20_000 + "nam: demo\n"))
+
+
+def test_what_is_listed_twice_counts_once_in_the_order_of_the_first(write):
+    twice = SUITE.replace("probe: digits", "probe: digits\nseeds: [3, 1, 3, 0, 1]")
+    assert load(write(twice)).seeds == (3, 1, 0)
 
 
 def test_a_missing_file_is_named_beside_its_nearest_neighbour(write):
