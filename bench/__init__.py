@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from bench.runs.claims.claim import Verification as Verification
     from bench.runs.claims.key import Key as Key
     from bench.runs.claims.tracing import Trace as Trace
+    from bench.runs.engines import Look
     from bench.runs.session import Watch
     from bench.runs.tuning.choice import Tuned as Tuned
     from bench.suite.graph import Plan as Plan
@@ -90,6 +91,7 @@ def run(
     stale: Literal["warn", "remake"] = "warn",
     note: Callable[[str], None] = print,
     watch: Watch | None = None,
+    look: Look | None = None,
 ) -> Results:
     """Answer every cell of a suite that has no record yet, and return all there are.
 
@@ -97,7 +99,8 @@ def run(
     fails is a record too, see `Results.failed`. With several `workers`, or None for as many as
     there is room for, each is a process that runs your script first: call this under
     `if __name__ == "__main__":`. The other arguments are those of the command `bench run`; `note`
-    is told what a user should know on the way, and `watch` is handed the records as they come.
+    is told what a user should know on the way, and `watch` is handed the records as they come;
+    `look` is told the keys of the stages that are being carried out, and of all that are left.
 
     Raises:
         UserError: the suite asks for what there is not, or weights cannot be loaded.
@@ -121,6 +124,7 @@ def run(
             stale=stale,
             note=note,
             watch=watch or session.unwatched,
+            look=look or session.unseen,
         )
     )
 

@@ -9,12 +9,15 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from bench.records.settings import nearest, suggestion
 
 OK, SOME_FAILED, USERS_MISTAKE = 0, 1, 2
 """Exit statuses: all cells ok, skipped or incompatible; some cell failed; the user's mistake."""
+
+INTERRUPTED = 130
+"""The exit status of a command that was interrupted, as shells have it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +57,7 @@ class _Parser(argparse.ArgumentParser):
         print(f"{self.prog}: {message}; see `{self.prog} --help`", file=sys.stderr)
         raise SystemExit(USERS_MISTAKE)
 
-    def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:  # type: ignore[override]
         """Refuse what a command does not know in the command's own name, not in that of all."""
         known, others = super().parse_known_args(args, namespace)
         if others:

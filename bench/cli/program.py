@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from bench.cli.checking import CHECK
 from bench.cli.looking import LIST, PERF, PROFILE
 from bench.cli.owning import PROTECT, TRACE, VERIFY
-from bench.cli.parser import OK, USERS_MISTAKE, Command, parser
+from bench.cli.parser import INTERRUPTED, OK, USERS_MISTAKE, Command, parser
 from bench.cli.reporting import COMPARE, LEADERBOARD, REPORT, VERIFY_RESULTS
 from bench.cli.running import PLAN, RUN, STORE, TUNE
 from bench.cli.sampling import SAMPLE
@@ -38,5 +38,5 @@ def main(argv: Sequence[str] | None = None) -> int:
         return USERS_MISTAKE
     except KeyboardInterrupt:
         print("bench: interrupted; what was finished is kept, run again to go on", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     return status

@@ -1,18 +1,27 @@
-"""Show a run as it goes: a live table on a terminal, one plain line per cell otherwise."""
+"""Show a run as it goes: a live table on a terminal, one plain line per cell otherwise.
+
+For machines every event is a line of JSON: the start, each cell, the end.
+"""
 
 from __future__ import annotations
 
+import json
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from statistics import fmean
+from typing import TYPE_CHECKING
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from bench.records.nouns import POPULATIONS, Cell, Record
+from bench.records.nouns import POPULATIONS, Cell, Json, Record
 from bench.reports.blocks import labelled
+
+if TYPE_CHECKING:
+    from bench.suite.graph import Kind, Stage
 
 SHOWN = 12
 """Rows of the live table: the latest cells."""
@@ -24,12 +33,112 @@ Describe = Callable[[Cell], str]
 """Names a cell in a few words."""
 
 
+DOING: Mapping[Kind, str] = {
+    "owner": "loading an owner",
+    "classifier": "training a classifier for the owner",
+    "cohort": "training strangers",
+    "protect": "protecting",
+    "attack": "attacking",
+    "align": "aligning",
+    "extract": "reading",
+    "utility": "measuring utility",
+    "fidelity": "measuring what the mark cost",
+    "hardness": "measuring hardness",
+}
+"""What is done in a stage, in words."""
+
+
+class Seen:
+    """What a run is at: its stages that are being carried out, and how long the others may take.
+
+    The time left is that of stages alike, as long as those took that have ended in this run.
+    """
+
+    def __init__(self) -> None:
+        self.stages: Mapping[str, Stage] = {}
+        self._began: dict[str, float] = {}
+        self._took = defaultdict[str, list[float]](list)  # by kind
+        self._left = Counter[str]()
+
+    def look(self, busy: Collection[str], left: Collection[str]) -> None:
+        """Note what is being carried out now, and what has ended since."""
+        now = time.monotonic()
+        for key in [key for key in self._began if key not in busy]:
+            self._took[self.stages[key].kind].append(now - self._began.pop(key))
+        self._began.update((key, now) for key in busy if key not in self._began)
+        self._left = Counter(self.stages[key].kind for key in left if key not in busy)
+
+    @property
+    def now(self) -> str:
+        """Say what is being carried out, and for how long already."""
+        now = time.monotonic()
+        said = [f"{doing(self.stages[k])} ({_clock(now - t)})" for k, t in [*self._began.items()]]
+        return f"now: {', '.join(said)}" if said else "now: looking at what there is already"
+
+    @property
+    def remaining(self) -> str:
+        """Say how long it may still take; nothing before a stage has ended."""
+        took = {kind: fmean(seconds) for kind, seconds in [*self._took.items()]}
+        if not took:
+            return ""
+        usual = fmean(took.values())
+        now, side = time.monotonic(), max(1, len(self._began))
+        total = sum(count * took.get(kind, usual) for kind, count in [*self._left.items()])
+        for key, began in [*self._began.items()]:
+            total += max(0.0, took.get(self.stages[key].kind, usual) - (now - began))
+        return f"; about {_clock(total / side)} left"
+
+
+def doing(stage: Stage) -> str:
+    """Say in words what is done in a stage."""
+    spec = stage.recipe.get("method") or stage.recipe.get("step")
+    return f"{DOING[stage.kind]} {spec['name'] if isinstance(spec, Mapping) else ''}".strip()
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
 def show(
-    records: Iterable[Record], total: int, describe: Describe, console: Console
+    records: Iterable[Record],
+    total: int,
+    describe: Describe,
+    console: Console,
+    seen: Seen | None = None,
 ) -> Iterator[Record]:
-    """Yield the records unchanged while showing each as it comes."""
-    shown = _live if console.is_terminal else _lines
-    yield from shown(records, total, describe, console)
+    """Yield the records unchanged while showing each as it comes, and what is `seen` meanwhile."""
+    if console.is_terminal:
+        yield from _live(records, total, describe, console, seen or Seen())
+    else:
+        yield from _lines(records, total, describe, console)
+
+
+def logged(records: Iterable[Record], total: int, write: Callable[[str], None]) -> Iterator[Record]:
+    """Yield the records unchanged, and write each as a line of JSON."""
+    start = time.monotonic()
+    for number, record in enumerate(records, start=1):
+        cell, evidence, utility = record.cell, record.evidence, record.utility
+        found: dict[str, Json] = {
+            "event": "cell",
+            "number": number,
+            "of": total,
+            "seconds": round(time.monotonic() - start, 3),
+            "key": record.key,
+            "status": record.status,
+            "reason": record.reason,
+            "owner": cell.owner.json(),
+            "method": cell.method.json(),
+            "attack": [step.json() for step in cell.attack],
+            "lineage": cell.lineage,
+            "seeds": [cell.method_seed, cell.attack_seed],
+            "rate": evidence and evidence.rate,
+            "score": evidence and evidence.score,
+            "utility": utility and utility.value,
+        }
+        write(json.dumps(found))
+        yield record
 
 
 def names(cells: Sequence[Cell]) -> Describe:
@@ -63,21 +172,37 @@ def _lines(
         yield record
 
 
+class _Screen:
+    """What a terminal shows of a run, drawn anew four times a second: its clocks go on."""
+
+    def __init__(self, total: int, describe: Describe, seen: Seen) -> None:
+        self._total, self._describe, self._seen = total, describe, seen
+        self._latest: deque[Record] = deque(maxlen=SHOWN)
+        self._counts: Counter[str] = Counter()
+        self._start = time.monotonic()
+
+    def add(self, record: Record) -> None:
+        self._latest.append(record)
+        self._counts[record.status] += 1
+
+    def __rich__(self) -> Group:
+        counts = self._counts.copy()
+        summary = ", ".join(f"{n} {status}" for status, n in sorted(counts.items()))
+        elapsed = _clock(time.monotonic() - self._start)
+        told = f": {summary}" if summary else ""
+        head = f"{counts.total()} of {self._total} cells in {elapsed}{told}{self._seen.remaining}"
+        table = [_table([*self._latest], self._describe)] if self._latest else []
+        return Group(*table, Text(head), Text(self._seen.now))
+
+
 def _live(
-    records: Iterable[Record], total: int, describe: Describe, console: Console
+    records: Iterable[Record], total: int, describe: Describe, console: Console, seen: Seen
 ) -> Iterator[Record]:
-    latest: deque[Record] = deque(maxlen=SHOWN)
-    counts: Counter[str] = Counter()
-    start = time.monotonic()
-    with Live(console=console, refresh_per_second=4, transient=True) as live:
-        live.update(Text(f"0 of {total} cells"))
+    screen = _Screen(total, describe, seen)
+    with Live(screen, console=console, refresh_per_second=4, transient=True) as live:
         for record in records:
-            latest.append(record)
-            counts[record.status] += 1
-            summary = ", ".join(f"{n} {status}" for status, n in sorted(counts.items()))
-            elapsed = time.monotonic() - start
-            head = Text(f"{counts.total()} of {total} cells in {elapsed:.0f} s: {summary}")
-            live.update(Group(_table(latest, describe), head))
+            screen.add(record)
+            live.refresh()
             yield record
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import functools
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,13 +12,23 @@ from typing import TYPE_CHECKING, Any
 
 import bench
 from bench.cli import progress
-from bench.cli.parser import OK, SOME_FAILED, Command, a_device, a_suite, data_root, positive
+from bench.cli.parser import (
+    INTERRUPTED,
+    OK,
+    SOME_FAILED,
+    Command,
+    a_device,
+    a_suite,
+    data_root,
+    positive,
+)
 from bench.records.nouns import how_many
 from bench.records.table import print_table, wide_console, write_tables
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from bench.records.ledger import Results
     from bench.records.nouns import Record
     from bench.runs.session import Start
     from bench.suite.graph import Plan
@@ -38,6 +50,10 @@ def _run_arguments(command: argparse.ArgumentParser) -> None:
         default="warn",
         help="what becomes of artefacts and answers that other code made than is here now: told of "
         "(default), or made again with all that follows from them",
+    )
+
+    command.add_argument(
+        "--verbose", action="store_true", help="print all tables before the answer, too"
     )
 
 
@@ -68,6 +84,11 @@ def _how_arguments(command: argparse.ArgumentParser) -> None:
         help="CPU threads of one stage; evidence is repeatable for equal numbers (default 1)",
     )
     command.add_argument(
+        "--log-json",
+        action="store_true",
+        help="say what happens in lines of JSON, for machines: start, each cell, end",
+    )
+    command.add_argument(
         "--compile",
         action="store_true",
         help="run transformer blocks through torch.compile: the last digits of evidence may "
@@ -76,22 +97,34 @@ def _how_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def run_suite(arguments: argparse.Namespace) -> int:
-    """Answer the cells that have no record yet, then print and write the tables."""
-    plan = bench.plan(arguments.suite, arguments.data)
+    """Answer the cells that have no record yet, print the answer and write the tables."""
     console = wide_console()
-    _print_warnings(plan, console)
-    results = bench.run(
-        plan,
-        arguments.results,
-        arguments.data,
-        **_how(arguments, console),
-        drop_copies=arguments.drop_copies,
-        stale=arguments.stale,
-    )
+    with console.status("reading the suite and its data"):
+        plan = bench.plan(arguments.suite, arguments.data)
+    home = arguments.results / plan.suite.name
+    if not arguments.log_json:
+        _print_warnings(plan, console)
+    try:
+        results = bench.run(
+            plan,
+            arguments.results,
+            arguments.data,
+            **_how(arguments, console),
+            drop_copies=arguments.drop_copies,
+            stale=arguments.stale,
+        )
+    except KeyboardInterrupt:
+        print(f"bench: interrupted; {_kept(plan, home)}", file=sys.stderr)
+        return INTERRUPTED
     made, priced = bench.report(results), bench.report(results, price=True)
-    for table in made:  # the price of removal is for the files, `--price` and the page
-        print_table(table, console)
-    write_tables(arguments.results / plan.suite.name, (*made, *priced))
+    write_tables(home, (*made, *priced))
+    if arguments.log_json:
+        print(json.dumps({"event": "end", "results": str(home), "failed": len(results.failed)}))
+    else:
+        # The price of removal is for the files, `--price` and the page.
+        for table in made if arguments.verbose else ():
+            print_table(table, console)
+        _print_answer(results, home, console)
     if not results.failed:
         return OK
     count, cells = len(results.failed), len(results.outline.cells)
@@ -100,16 +133,45 @@ def run_suite(arguments: argparse.Namespace) -> int:
     return SOME_FAILED
 
 
+def _kept(plan: Plan, home: Path) -> str:
+    """Say what there is of a run that was interrupted, and how to go on."""
+    from bench.runs import session
+
+    left = len(session.unanswered(plan, home))
+    done = f"{len(plan.questions) - left} of {how_many(len(plan.questions), 'cell')}"
+    return f"{done} answered and kept in {home}, finished stages too; the same command goes on"
+
+
+def _print_answer(results: Results, home: Path, console: Console) -> None:
+    """Print the answer on one screen, and where the rest is."""
+    from bench.reports.page import glance
+
+    found = results.outline, results.records
+    page = f"bench report {home} --format html > page.html"
+    more = f"all tables: bench report {home}; as a page: {page}"
+    for line in (*glance.lines(*found, console.width), "", more):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
 def _how(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Return how a run is carried out, and shown as it goes."""
+    seen = progress.Seen()
+    write = functools.partial(print, flush=True)  # who reads a pipe gets each line at once
 
     def watch(start: Start, records: Iterator[Record]) -> Iterator[Record]:
+        seen.stages = start.stages
+        if arguments.log_json:
+            begun = {"suite": start.suite, "todo": start.todo, "cells": start.cells}
+            write(json.dumps({"event": "start", **begun, "where": start.where}))
+            return progress.logged(records, start.todo, write)
         cells = f"{start.suite}: {start.todo} of {start.cells} cells to answer"
         console.print(f"{cells} on {start.where}", highlight=False)
-        return progress.show(records, start.todo, progress.names(start.asked), console)
+        return progress.show(records, start.todo, progress.names(start.asked), console, seen)
 
     named = ("device", "engine", "address", "workers", "threads", "compile")
-    return {name: getattr(arguments, name) for name in named} | {"watch": watch}
+    note = {"note": lambda text: print(text, file=sys.stderr)} if arguments.log_json else {}
+    shown = {"watch": watch, "look": seen.look, **note}
+    return {name: getattr(arguments, name) for name in named} | shown
 
 
 def _tune_arguments(command: argparse.ArgumentParser) -> None:

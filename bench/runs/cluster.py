@@ -23,7 +23,7 @@ import torch
 
 from bench.records.nouns import UserError, how_many
 from bench.records.store import Store
-from bench.runs.engines import Failure, attempt, walk
+from bench.runs.engines import Failure, Look, attempt, unseen, walk
 from bench.runs.laboratory import Laboratory
 from bench.runs.machine import pin_threads, usable_cores
 from bench.suite.todo import alike
@@ -139,10 +139,11 @@ def on_ray(
     device: torch.device,
     threads: int,
     workers: int | None = None,
+    look: Look = unseen,
 ) -> Iterator[tuple[Question, Failure | None]]:
     """Carry out stages on the cluster joined, as many as it has room for or at most `workers`."""
     there = _anywhere(dataclasses.replace(laboratory, device=device))
-    return walk(laboratory, questions, _RayTasks(there, laboratory, threads, workers))
+    return walk(laboratory, questions, _RayTasks(there, laboratory, threads, workers), look)
 
 
 class _Report(NamedTuple):

@@ -14,7 +14,7 @@ import multiprocessing
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
@@ -47,6 +47,14 @@ class Failure:
         return Failure(line[:400], isinstance(error, Incompatible))
 
 
+Look = Callable[[Collection[str], Collection[str]], None]
+"""Looks on: told the keys of the stages that are being carried out, and of all that are left."""
+
+
+def unseen(busy: Collection[str], left: Collection[str]) -> None:
+    """Look at nothing."""
+
+
 class Pool(Protocol):
     """What carries out stages; a context, at the end of which none is carried out any more."""
 
@@ -70,24 +78,28 @@ class Pool(Protocol):
 
 
 def serial(
-    laboratory: Laboratory, questions: Sequence[Question]
+    laboratory: Laboratory, questions: Sequence[Question], look: Look = unseen
 ) -> Iterator[tuple[Question, Failure | None]]:
     """Carry out one stage after the other, here."""
-    return walk(laboratory, questions, _ThisProcess(laboratory))
+    return walk(laboratory, questions, _ThisProcess(laboratory), look)
 
 
 def processes(
-    laboratory: Laboratory, questions: Sequence[Question], workers: int, threads: int
+    laboratory: Laboratory,
+    questions: Sequence[Question],
+    workers: int,
+    threads: int,
+    look: Look = unseen,
 ) -> Iterator[tuple[Question, Failure | None]]:
     """Carry out stages side by side in `workers` processes of `threads` threads each.
 
     A worker that dies takes the stages then running with it; the others go on in new workers.
     """
-    return walk(laboratory, questions, _Processes(laboratory, workers, threads))
+    return walk(laboratory, questions, _Processes(laboratory, workers, threads), look)
 
 
 def walk(
-    laboratory: Laboratory, questions: Sequence[Question], pool: Pool
+    laboratory: Laboratory, questions: Sequence[Question], pool: Pool, look: Look = unseen
 ) -> Iterator[tuple[Question, Failure | None]]:
     """Have a pool carry out what is missing and yield the questions as they are answered.
 
@@ -109,6 +121,7 @@ def walk(
             if not unanswered:
                 return
             elsewhere = _start_ready(laboratory, left, leases, pool)
+            look(pool.busy, left)
             if elsewhere and not pool.busy:
                 if not told:
                     laboratory.note("waiting for stages that another run on this store is at")

@@ -6,8 +6,8 @@ import contextlib
 import functools
 import time
 import uuid
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -31,8 +31,9 @@ from bench.records.nouns import (
 )
 from bench.records.store import Artefact, Store
 from bench.suite import sources
-from bench.suite.graph import Plan, Question, steps
+from bench.suite.graph import Plan, Question, Stage, steps
 from bench.suite.grid import departures
+from bench.suite.plan import departures, steps
 from bench.suite.sources import UNKNOWN
 from bench.suite.todo import near_notes, spare_copies
 
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from bench.runs.engines import Failure
+    from bench.runs.engines import Failure, Look
     from bench.runs.laboratory import Laboratory
 
     Engine = Callable[[Laboratory, Sequence[Question]], Iterator[tuple[Question, Failure | None]]]
@@ -51,13 +52,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """What a run is about to do: how many cells of how many, where, and which are asked at all."""
+    """What a run is about to do: how many cells of how many, where, and which are asked at all.
+
+    `stages` are those of the whole plan, by key.
+    """
 
     suite: str
     todo: int
     cells: int
     where: str
     asked: tuple[Cell, ...] = ()
+    stages: Mapping[str, Stage] = field(default_factory=dict)
 
 
 Stale = Literal["warn", "remake"]
@@ -72,13 +77,17 @@ def unwatched(start: Start, records: Iterator[Record]) -> Iterator[Record]:
     return records
 
 
+def unseen(busy: Collection[str], left: Collection[str]) -> None:
+    """Look at no stage."""
+
+
 @dataclass(frozen=True, slots=True)
 class Session:
     """One run of a suite: its plan, where results and data lie, and how it is carried out.
 
     `workers` is None for as many as there is room for; `address` is that of a Ray cluster. What was
     made by other code is told of, or made again where `stale` says so. What the user should know of
-    on the way is told to `note`, a line at a time.
+    on the way is told to `note`, a line at a time; `look` is told which stages it is at.
     """
 
     plan: Plan
@@ -94,6 +103,7 @@ class Session:
     stale: Stale = "warn"
     note: Callable[[str], None] = print
     watch: Watch = unwatched
+    look: Look = unseen
 
     @property
     def home(self) -> Path:
@@ -173,7 +183,7 @@ def _answer_all(session: Session, todo: Sequence[Question]) -> None:
         load_owners(laboratory)
         _write_outline(plan, home)  # only now: a run that cannot start changes no report
         cells = tuple(question.cell for question in plan.questions)
-        start = Start(plan.suite.name, len(todo), len(cells), where, cells)
+        start = Start(plan.suite.name, len(todo), len(cells), where, cells, plan.stages)
         for _ in session.watch(start, answer(laboratory, todo, engine, _records_file(home))):
             pass
 
@@ -207,7 +217,7 @@ def _engine(session: Session) -> Iterator[tuple[Engine, torch.device, str]]:
             there = cluster.choose_device(session.device, threads)
             where = cluster.size(there, threads)
             on_ray = functools.partial(
-                cluster.on_ray, device=there, threads=threads, workers=workers
+                cluster.on_ray, device=there, threads=threads, workers=workers, look=session.look
             )
             yield on_ray, find_device("cpu"), where
         return
@@ -215,9 +225,11 @@ def _engine(session: Session) -> Iterator[tuple[Engine, torch.device, str]]:
         raise UserError("--address: expected none without --engine ray")
     device = find_device(session.device)
     workers = workers or (1 if device.type == "cuda" else _room(threads))
-    engine: Engine = engines.serial
+    engine: Engine = functools.partial(engines.serial, look=session.look)
     if workers > 1:
-        engine = functools.partial(engines.processes, workers=workers, threads=threads)
+        engine = functools.partial(
+            engines.processes, workers=workers, threads=threads, look=session.look
+        )
     yield engine, device, device_name(device)
 
 

@@ -38,7 +38,8 @@ def write(folder, *edits):
 
 def run(folder, *more):
     return bench("run", folder / "suite.yaml", "--results", folder / "results",
-                 "--data", folder, "--device", "cpu", "--workers", 1, *more)  # fmt: skip
+                 "--data", folder, "--device", "cpu", "--workers", 1, "--verbose",
+                 *more)  # fmt: skip
 
 
 def snapshot(folder):
@@ -49,8 +50,11 @@ def records(folder, name="tiny"):
     return list(ledger.latest(ledger.read(folder / "results" / name)).values())
 
 
+ANSWER = "Who is still recognised after what"
+
+
 def tables(said):
-    return said.out[said.out.index("Table 2") :]
+    return said.out[said.out.index("Table 2") :].partition(ANSWER)[0]
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +85,41 @@ def test_a_run_answers_every_cell_and_prints_its_tables(first):
     assert [r.status for r in records(folder)] == ["ok"] * CELLS
     assert "Table 2" in said.out
     assert (folder / "results" / "tiny" / "table-2.csv").is_file()
+
+
+def test_a_run_ends_with_one_screen_and_says_where_the_rest_is(first, folder):
+    home = folder / "results" / "tiny"
+    said = bench("run", folder / "suite.yaml", "--results", folder / "results", "--data", folder)
+    assert said.status == 0
+    assert "Table 2" not in said.out
+    screen = ANSWER + said.out.partition(ANSWER)[2]
+    assert screen == ANSWER + first[1].out.partition(ANSWER)[2].replace(str(first[0]), str(folder))
+    assert len(screen.splitlines()) <= 24
+    assert "prune.l1" in screen
+    assert "activemark (weights)" in screen
+    assert f"bench report {home}" in screen.splitlines()[-1]
+
+
+def test_a_run_that_is_interrupted_says_what_is_kept_and_how_to_go_on(folder, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    write(folder, ("amount: 0.4", "amount: 0.5"))
+    monkeypatch.setattr("bench.runs.laboratory.Laboratory.carry_out", interrupted)
+    said = run(folder)
+    assert said.status == 130
+    kept = f"{CELLS - 2} of {CELLS} cells answered and kept in {folder / 'results' / 'tiny'}"
+    assert (
+        said.err == f"bench: interrupted; {kept}, finished stages too; the same command goes on\n"
+    )
+
+
+def test_a_run_tells_machines_in_lines_of_json(folder):
+    write(folder, ("amount: 0.4", "amount: 0.5"))
+    said = run(folder, "--log-json")
+    events = [json.loads(line) for line in said.out.splitlines()]
+    assert [event["event"] for event in events] == ["start", "cell", "cell", "end"]
+    assert (events[0]["todo"], events[0]["cells"], events[-1]["failed"]) == (2, CELLS, 0)
 
 
 def test_the_second_run_does_no_work_and_prints_the_same(first, folder):

@@ -1,10 +1,13 @@
 import io
+import json
+import time
 
 import pytest
 from rich.console import Console
 
-from bench.cli.progress import names, show
+from bench.cli.progress import Seen, logged, names, show
 from bench.records.nouns import Cell, Evidence, Record, Rule, Spec, Utility
+from bench.suite.graph import Stage
 
 RULE = Rule("bit errors", "<=", 5)
 
@@ -91,3 +94,53 @@ def test_variants_of_a_method_and_numbers_of_a_stranger_are_told_apart():
     said = list(map(names(cells), cells))
     assert said[0] == "mini · activemark paper · marked · prune.l1 · seed 3"
     assert said[3].endswith("stranger · control.stranger index=2 > prune.l1 · seed 3")
+
+
+STAGES = {
+    "a": Stage("protect", {"method": {"name": "akh"}}),
+    "b": Stage("attack", {"step": {"name": "prune.l1"}}),
+    "c": Stage("attack", {"step": {"name": "prune.l1"}}),
+    "d": Stage("cohort", {}),
+}
+
+
+def test_what_is_being_done_is_said_at_once_and_how_long_it_takes_once_a_stage_has_ended(
+    monkeypatch,
+):
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    seen = Seen()
+    seen.stages = STAGES
+    assert seen.now == "now: looking at what there is already"
+    seen.look({"a"}, dict.fromkeys("abcd"))
+    now[0] = 65.0
+    assert (seen.now, seen.remaining) == ("now: protecting akh (1:05)", "")
+    seen.look({"b"}, dict.fromkeys("bcd"))  # the only one that ended took 65 s
+    assert (seen.now, seen.remaining) == ("now: attacking prune.l1 (0:00)", "; about 3:15 left")
+    now[0] = 70.0
+    seen.look({"c", "d"}, dict.fromkeys("cd"))  # attacks take 5 s, the mean of kinds is 35 s
+    assert seen.remaining == "; about 0:20 left"
+    assert "training strangers (0:00)" in seen.now
+
+
+def test_a_terminal_says_what_is_being_done_before_a_cell_is_answered():
+    seen, console = Seen(), Console(file=io.StringIO(), force_terminal=True, width=160)
+    seen.stages = STAGES
+
+    def records():
+        seen.look({"d"}, dict.fromkeys("abcd"))
+        time.sleep(0.5)  # two drawings
+        assert "0 of 4 cells in 0:00" in console.file.getvalue()
+        assert "now: training strangers" in console.file.getvalue()
+        yield from RECORDS
+
+    assert list(show(records(), len(RECORDS), NAMES, console, seen)) == RECORDS
+
+
+def test_machines_are_told_every_cell_in_a_line_of_json():
+    said = []
+    assert list(logged(iter(RECORDS), len(RECORDS), said.append)) == RECORDS
+    first, second, *_ = map(json.loads, said)
+    assert (first["number"], first["of"], first["status"], first["rate"]) == (1, 4, "ok", 0.5)
+    assert first["attack"] == [{"name": "prune.l1", "args": {"amount": 0.4}, "version": 1}]
+    assert (second["rate"], second["reason"]) == (None, "RuntimeError: [/red] broke")
