@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from bench.cli import reporting
 from bench.cli.parser import OK, Command, a_device, data_root, which_weights
 from bench.records.nouns import Access, Passes, Sizes, UserError
-from bench.records.settings import SettingError
+from bench.records.settings import SettingError, nearest
 from bench.records.table import NOTHING, Table, markdown, print_table, wide_console, write_tables
 from bench.types import (
     CountsExtracting,
@@ -260,6 +260,26 @@ def _written(known: _Known) -> str:
     return "\n\n".join(filter(None, (f"### {known.name}", *parts, f"From {known.origin}.")))
 
 
+def _explain_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("name", help="of a method or an attack")
+
+
+def explain(arguments: argparse.Namespace) -> int:
+    """Print all there is to know of one plug-in: settings, choices, defaults, source."""
+    from bench.registry import ATTACKS, METHODS
+
+    registries: tuple[Registry[Any], ...] = (METHODS, ATTACKS)
+    for registry in registries:
+        if arguments.name in registry.names():
+            _print_known(_known(registry, arguments.name), wide_console())
+            return OK
+    known = [*METHODS.names(), *ATTACKS.names()]
+    raise UserError(
+        f"no method or attack '{arguments.name}'{nearest(arguments.name, known)}; see `bench list "
+        "methods` and `bench list attacks`"
+    )
+
+
 def _print_known(known: _Known, console: Console) -> None:
     from rich.padding import Padding
     from rich.text import Text
@@ -365,6 +385,12 @@ PERF = Command(
 )
 LIST = Command(
     "list", "list methods, attacks, accusers, models or embedded data", _list_arguments, list_known
+)
+EXPLAIN = Command(
+    "explain",
+    "say what a method or an attack takes, and what it is from",
+    _explain_arguments,
+    explain,
 )
 PROFILE = Command(
     "profile",

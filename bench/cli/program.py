@@ -7,17 +7,21 @@ import sys
 from collections.abc import Sequence
 
 from bench.cli.checking import CHECK
-from bench.cli.looking import LIST, PERF, PROFILE
+from bench.cli.looking import EXPLAIN, LIST, PERF, PROFILE
 from bench.cli.owning import PROTECT, TRACE, VERIFY
 from bench.cli.parser import INTERRUPTED, OK, USERS_MISTAKE, Command, parser
 from bench.cli.reporting import COMPARE, LEADERBOARD, REPORT, VERIFY_RESULTS
 from bench.cli.running import PLAN, RUN, STORE, TUNE
 from bench.cli.sampling import SAMPLE
+from bench.cli.shell.beginning import INIT
+from bench.cli.shell.completion import COMPLETION
+from bench.cli.shell.schema import SCHEMA
 from bench.records.nouns import Incompatible, UserError
 
 COMMANDS: tuple[Command, ...] = (
     *(RUN, PLAN, REPORT, LEADERBOARD, COMPARE, VERIFY_RESULTS, PERF, LIST, CHECK),
     *(PROFILE, PROTECT, VERIFY, TRACE, STORE, SAMPLE, TUNE),
+    *(EXPLAIN, INIT, SCHEMA, COMPLETION),
 )
 """Every command, in the order of `bench --help`."""
 

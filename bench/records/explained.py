@@ -69,9 +69,14 @@ class Explanation(NamedTuple):
         return f"{names}: {self.note}" if self.note else names
 
 
+def schema_of(cls: type) -> dict[str, Any]:
+    """Return the JSON schema of a dataclass; what only a function knows is left open in it."""
+    return adapter_of(cls).json_schema(schema_generator=_Lenient)
+
+
 def explained(cls: type) -> tuple[Explanation, ...]:
     """Explain every setting of a dataclass once, in the order of its fields."""
-    schema = adapter_of(cls).json_schema(schema_generator=_Lenient)
+    schema = schema_of(cls)
     properties, shared = schema.get("properties", {}), schema.get("$defs", {})
     left = [field.name for field in dataclasses.fields(cls) if field.name in properties]
     notes = {name: found for found in _notes(cls) for name in found[0]}

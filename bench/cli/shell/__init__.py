@@ -1,0 +1,1 @@
+"""What helps to write a command line and a suite file: completion, a first suite, a schema."""
