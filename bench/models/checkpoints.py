@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 import warnings
 import zipfile
@@ -24,6 +25,18 @@ PLAIN = ("state_dict", "model", "teacher", "model_state_dict", "module", "studen
 
 WRAPPED = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 """What torch.compile and shards of a model write into names, wherever a part was wrapped."""
+
+OTHERS = {
+    b"\x89HDF": "an HDF5 file",
+    b"GGUF": "a GGUF file of quantised weights",
+    b"\x93NUMPY": "a NumPy array",
+    b"\x1f\x8b": "a gzip archive",
+    b"BZh": "a bzip2 archive",
+    b"\xfd7zXZ": "an xz archive",
+    b"7z\xbc\xaf": "a 7z archive",
+    b"Rar!": "a RAR archive",
+}
+"""What files that are no weights of PyTorch begin with, and what they are."""
 
 SHOWN = 3
 """Names that a message lists; the others are counted."""
@@ -49,10 +62,11 @@ def read_weights(file: Path, entry: str | None = None) -> Checkpoint:
 
     """
     _refuse_what_is_no_checkpoint(file)
-    safe = file.suffix == ".safetensors" or _begins_as_safetensors(file)
+    named = file.suffix == ".safetensors"
+    safe = not _begins_as_pytorch(file) if named else _begins_as_safetensors(file)
     try:
         with warnings.catch_warnings(action="ignore"):  # what cannot be read is an error below
-            found = load_file(file) if safe else torch.load(file, "cpu", weights_only=True)
+            found = load_file(file) if safe else _unpickled(file)
     except pickle.UnpicklingError:
         raise UserError(
             f"{file.name}: expected a PyTorch checkpoint of tensors only, got a pickle of other "
@@ -66,7 +80,16 @@ def read_weights(file: Path, entry: str | None = None) -> Checkpoint:
             f"{file.name}: expected a {kind}, got a damaged one ({first_line(error)}); "
             "copy it again"
         ) from None
-    return _checkpoint(found, file.name, entry)
+    read = _checkpoint(found, file.name, entry)
+    kind = "safetensors" if safe else "a PyTorch checkpoint"
+    said = [] if safe == named else [f"{file.name} is read as {kind}, whatever its name says"]
+    return dataclasses.replace(read, notes=(*said, *read.notes))
+
+
+def _unpickled(file: Path) -> object:
+    """Read with PyTorch's restricted reader, which by a name alone takes a file for safetensors."""
+    with file.open("rb") as opened:
+        return torch.load(opened, "cpu", weights_only=True)
 
 
 def listed(names: Sequence[str]) -> str:
@@ -89,19 +112,52 @@ def _refuse_what_is_no_checkpoint(file: Path) -> None:
             "state_dict() as one safetensors file"
         )
     with file.open("rb") as opened:
-        start = opened.read(32)
+        start = opened.read(256)
     if start.startswith(b"version https://git-lfs"):
         raise UserError(
             f"{file.name}: expected weights, got Git LFS's pointer to them; fetch them with "
             "`git lfs pull`"
         )
+    if what := _other(start):
+        raise UserError(f"{file.name}: expected weights, got {what}; fetch them again")
     if start.startswith(b"PK") and zipfile.is_zipfile(file):
         with zipfile.ZipFile(file) as archive:
-            if any(name.endswith("/constants.pkl") for name in archive.namelist()):
-                raise UserError(
-                    f"{file.name}: expected tensors only, got a TorchScript program, which is not "
-                    "run; save its state_dict() as safetensors"
-                )
+            _refuse_other_archives(file.name, archive.namelist())
+
+
+def _refuse_other_archives(origin: str, inside: Sequence[str]) -> None:
+    """Refuse an archive of these files unless PyTorch's reader of tensors is to open it."""
+    if any(name.endswith("/constants.pkl") for name in inside):
+        raise UserError(
+            f"{origin}: expected tensors only, got a TorchScript program, which is not "
+            "run; save its state_dict() as safetensors"
+        )
+    if inside and not any(name.endswith("data.pkl") for name in inside):
+        raise UserError(
+            f"{origin}: expected a PyTorch checkpoint, got an archive of {listed(inside)}; unpack "
+            "it and name the file of weights in it"
+        )
+
+
+def _other(start: bytes) -> str:
+    """Name what a file is that begins so, where it is known to be no weights; else empty."""
+    for sign, what in OTHERS.items():
+        if start.startswith(sign):
+            return what
+    text = start.lstrip(b"\xef\xbb\xbf").decode(errors="replace").strip()
+    if not text or not all(letter.isprintable() or letter.isspace() for letter in text[:-3]):
+        return ""
+    if "\N{REPLACEMENT CHARACTER}" in text[:-3]:  # a letter may be cut in two at the end
+        return ""
+    if text.startswith("<"):
+        return "a web page"
+    return f"a text ({first_line(text)[:40]!r})"
+
+
+def _begins_as_pytorch(file: Path) -> bool:
+    """Say whether a file has the first bytes that `torch.save` writes: of a zip, or a pickle."""
+    with file.open("rb") as opened:
+        return opened.read(2) in (b"PK", b"\x80\x02")
 
 
 def _begins_as_safetensors(file: Path) -> bool:

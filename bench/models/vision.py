@@ -81,6 +81,8 @@ class Architecture:
     eps: float | None = None  # of the norms that read the residual stream; None: the library's own
     patch: int | None = None  # side of a patch in pixels, on the library's grid; None: its own
     served: tuple[Served, ...] | None = None  # None: nothing
+    classes: int | None = None  # of the library's own classifier; None: as many as the library says
+    config: str | None = None  # JSON a library makes the model from where a name does not say it
 
     def json(self) -> Json:
         """Return the form that artefacts store; a model as its library makes it needs no more."""
@@ -104,7 +106,7 @@ class Architecture:
         )
 
 
-_CHANGED = ("dimensions", "readout", "eps", "patch", "served")
+_CHANGED = ("dimensions", "readout", "eps", "patch", "served", "classes", "config")
 
 
 class VisionModel(nn.Module):

@@ -141,7 +141,7 @@ def load_weights(file: Path, architecture: Architecture, entry: str | None = Non
     """
     read = read_weights(file, entry)
     whole = blank(architecture)
-    bare = blank(dataclasses.replace(architecture, head=None))
+    bare = blank(dataclasses.replace(architecture, head=None, classes=None))
     prefix, chosen = _prefix(read, bare, file.name)
     given = {n.removeprefix(prefix): v for n, v in read.state.items() if n.startswith(prefix)}
     for model in (whole, bare) if architecture.head else (bare,):
@@ -159,8 +159,10 @@ def load_weights(file: Path, architecture: Architecture, entry: str | None = Non
         )
     taken = LIBRARIES.get(architecture.library).assumed(architecture)
     notes = [*read.notes, *chosen, *fitted.notes, *([taken] if taken else [])]
-    if architecture.head and model is bare and (head := _described_head(whole, given)):
-        notes.append(head)
+    if architecture.head and model is bare:
+        if architecture.classes is not None:
+            raise _other_classes(file.name, whole, given)
+        notes += _described_head(whole, given)
     ignored = Counter(map(_first, [*outside, *fitted.spare]))
     return Loaded(model, ignored, weights_digest(headless(model)), tuple(notes))
 
@@ -214,22 +216,39 @@ def _converted(model: VisionModel, given: Mapping[str, Tensor]) -> _Fitted | Non
     for name in names:
         before, after = given.get(name), made[name]
         if before is not None and before.shape != after.shape:
-            if not any(part in name for part in PLACES):
+            if not _are_positions([name]):
                 return None  # patches of another size are another architecture
-            notes.append(_resampled(name, before, after, model.prefix))
+            notes.append(_resampled(name, before, after, model))
     spare = [name for name in made if name not in names]
     return _Fitted({ours: made[name] for name, ours in names.items()}, spare, tuple(notes[:1]))
 
 
-def _resampled(name: str, before: Tensor, after: Tensor, prefix: int) -> str:
-    """Say from which grid to which a table of positions was brought."""
-    grids = []
-    for table in (before, after):
-        tokens = max(table.shape[:-1])
-        sides = {math.isqrt(n): n for n in (tokens, tokens - 1, tokens - prefix) if n > 0}
-        side = next((side for side, n in sides.items() if side * side == n), None)
-        grids.append(f"{side} x {side}" if side else f"{tokens}")
-    return f"{name} of a grid of {grids[0]} is resampled to {grids[1]}, as the library does"
+def _resampled(name: str, before: Tensor, after: Tensor, model: VisionModel) -> str:
+    """Say from which grid to which a table of positions was brought, and how to keep it."""
+    sides = [_side(table, model.prefix) for table in (before, after)]
+    grids = [
+        f"{side} x {side}" if side else f"{max(table.shape[:-1])}"
+        for side, table in zip(sides, (before, after), strict=True)
+    ]
+    said = f"{name} of a grid of {grids[0]} is resampled to {grids[1]}, as the library does"
+    return said + _kept_by(sides[0], sides[1], model)
+
+
+def _side(table: Tensor, prefix: int) -> int | None:
+    """Return the side of the square grid that a table of positions (..., n, d) is of, if any."""
+    tokens = max(table.shape[:-1])
+    sides = {math.isqrt(n): n for n in (tokens, tokens - 1, tokens - prefix) if n > 0}
+    return next((side for side, n in sides.items() if side * side == n), None)
+
+
+def _kept_by(side: int | None, own: int | None, model: VisionModel) -> str:
+    """Name the size of images at which a model has the grid of a file; empty if none is known."""
+    patch, grid = model.trunk.patch, getattr(model.trunk, "grid", None)
+    resizes = LIBRARIES.get(model.architecture.library).resizes
+    # A table of relative positions is no grid of patches.
+    if not side or patch is None or grid is None or own not in grid or not resizes:
+        return ""
+    return f"; `image_size: {side * patch[0]}` keeps it"
 
 
 def _fits(model: VisionModel, names: Mapping[str, str], given: Mapping[str, Tensor]) -> bool:
@@ -250,7 +269,8 @@ def _fill(model: VisionModel, state: Mapping[str, Tensor], origin: str) -> None:
         if state[name].dtype.is_floating_point != own.dtype.is_floating_point:
             raise UserError(
                 f"{origin}: expected {name} in {str(own.dtype).removeprefix('torch.')}, got "
-                f"{str(state[name].dtype).removeprefix('torch.')}; save it as it was trained"
+                f"{str(state[name].dtype).removeprefix('torch.')}, as of a quantised copy; save it "
+                "as it was trained"
             )
     model.load_state_dict(dict(state))
     refuse_infinite(model, origin)
@@ -271,16 +291,23 @@ def refuse_infinite(model: VisionModel, origin: str) -> None:
         )
 
 
-def _described_head(whole: VisionModel, given: Mapping[str, Tensor]) -> str:
-    """Name a classifier in a file that is not the library's own; empty if there is none."""
+def _other_classes(origin: str, whole: VisionModel, given: Mapping[str, Tensor]) -> UserError:
+    """Say that a file has not the classifier that `classes` asks for."""
+    found = [v.shape[0] for n, v in given.items() if _first(n) in HEADS and n.endswith("weight")]
+    got = f"one of {found[-1]}; say so" if found else "no head; leave `classes` out"
+    return UserError(f"{origin}: classes: expected a head of {whole.classes} classes, got {got}")
+
+
+def _described_head(whole: VisionModel, given: Mapping[str, Tensor]) -> list[str]:
+    """Name a classifier in a file that is not the model's own, or say that there is none."""
     heads = [name for name in given if _first(name) in HEADS and name.endswith("weight")]
+    wanted, own = f"{whole.architecture.name} has {whole.classes}", whole.architecture.head == "own"
     if not heads:
-        return ""
+        none = f"{wanted} classes and the file no head: the backbone is read without one"
+        return [none] if own else []  # what we train a head on is a file without one
     name, classes = heads[-1], given[heads[-1]].shape[0]
-    return (
-        f"{name} has {classes} classes where {whole.architecture.name} has {whole.classes}: the "
-        "backbone is read without its head"
-    )
+    said = f"{name} has {classes} classes where {wanted}: the backbone is read without its head"
+    return [said + (f"; `classes: {classes}` of an owner reads it, too" if own else "")]
 
 
 def release(model: VisionModel, path: Path) -> None:
@@ -369,10 +396,22 @@ def _another_architecture(
         got, wanted = tuple(given[other[0]].shape), tuple(own[names[other[0]]].shape)
         parts.append(f"shape {got} instead of {wanted} in {listed(other)}")
     parts += [f"unknown {listed(unknown)}"] if unknown else []
+    way_out = WAY_OUT
+    if other and not lacking and not unknown and _are_positions(other):
+        table = names[other[0]]
+        sides = (_side(state, model.prefix) for state in (given[other[0]], own[table]))
+        way_out = _kept_by(*sides, model).removeprefix("; ") or (
+            "its images are of another size or shape: give `image_size`"
+        )
     return UserError(
         f"{origin}: expected weights of {model.architecture.name}, got another architecture's "
-        f"({'; '.join(parts)}); {WAY_OUT}"
+        f"({'; '.join(parts)}); {way_out}"
     )
+
+
+def _are_positions(names: Sequence[str]) -> bool:
+    """Say whether these are tables of positions alone."""
+    return all(any(part in name for part in PLACES) for name in names)
 
 
 def headless(model: VisionModel) -> VisionModel:

@@ -65,9 +65,10 @@ class OwnerSettings:
     the tag `pretrained`, wherever the weights come from. `revision` pins weights from the hub
     to one of its commits. `digest` is what the weights must be, as records name them
     (`owner_digest`): others are refused. `entry` says which of several sets of weights in a file
-    is meant, such as state_dict beside an average. `family` is for innocents: of one family, models
-    count as one. `classifier` gives a model without one of its own the label space that methods
-    asking for labels need.
+    is meant, such as state_dict beside an average. `classes` is how many the classifier in a file
+    has, where not the library's own number: it then comes along. `family` is for innocents: of one
+    family, models count as one. `classifier` gives a model without one of its own the label space
+    that methods asking for labels need.
     """
 
     library: str
@@ -78,6 +79,7 @@ class OwnerSettings:
     revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = None
     digest: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")] | None = None
     image_size: Positive | None = None
+    classes: Positive | None = None
     seed: Count = 0
     classifier: Classifier = None
     family: str | None = None
@@ -88,6 +90,8 @@ class OwnerSettings:
             raise SettingError(f"weights: expected {known}, got '{self.weights}'", ("weights",))
         if self.entry is not None and not self.from_file:
             raise SettingError("entry: expected none unless weights is a file", ("entry",))
+        if self.classes is not None and not self.from_file:
+            raise SettingError("classes: expected none unless weights is a file", ("classes",))
         if self.seed and self.weights != "random":
             raise SettingError("seed: expected none unless weights is random", ("seed",))
         self._check_library()
@@ -103,6 +107,9 @@ class OwnerSettings:
         if self.image_size is not None and not library.resizes:
             message = f"image_size: expected none, {self.name} has its own"
             raise SettingError(message, ("image_size",))
+        if self.classes is not None and library.classifies is None:
+            message = f"classes: expected none, {who} models have no classifier of their own"
+            raise SettingError(message, ("classes",))
         if self.from_hub and library.published is None:
             message = f"weights: expected random or a file, {who} publishes none; got hub"
             raise SettingError(message, ("weights",))
@@ -134,7 +141,7 @@ class OwnerSettings:
         args = dataclasses.asdict(self) | {"weights": "file" if self.from_file else self.weights}
         # What is expected of weights, or counted with them, does not change what is there.
         del args["name"], args["digest"], args["family"]
-        for name in ("classifier", "revision", "entry"):
+        for name in ("classifier", "revision", "entry", "classes"):
             if args[name] is None:
                 del args[name]
         return Spec(self.name, args)

@@ -1,8 +1,11 @@
 """Files of weights as users have them: which of several is read, under which names, and whether."""
 
+import dataclasses
+import gzip
 import json
 import math
 
+import numpy as np
 import open_clip
 import pytest
 import timm
@@ -202,9 +205,67 @@ def test_a_head_of_other_classes_is_named_and_the_backbone_is_had(tmp_path, pref
     assert (owner.architecture.head, owner.classes) == (None, 0)
     assert torch.equal(owner.trunk.vit.norm.weight, state["norm.weight"])
     assert (
-        "head.weight has 10 classes where test_vit has 1000: the backbone is read without its head"
-        in owner.notes["weights"]
+        "head.weight has 10 classes where test_vit has 1000: the backbone is read without its "
+        "head; `classes: 10` of an owner reads it, too" in owner.notes["weights"]
     )
+
+
+@pytest.mark.parametrize("key", ["head", "classifier"])
+def test_a_head_of_other_classes_comes_along_where_the_owner_says_how_many(tmp_path, key):
+    file = tmp_path / "ten.safetensors"
+    state = drawn(2, num_classes=10)
+    save_file({k.replace("head.", f"{key}."): v for k, v in state.items()}, file)
+    settings = {"library": "timm", "name": "test_vit", "weights": file.name, "image_size": 64}
+    if key == "classifier":  # a head by another's names is none that timm would read
+        with pytest.raises(UserError, match="classes: expected a head of 10 classes, got one of"):
+            load_owner(OwnerSettings(**settings, classes=10), file)
+        return
+    owner = load_owner(OwnerSettings(**settings, classes=10), file)
+    assert (owner.architecture.head, owner.classes) == ("own", 10)
+    assert "weights" not in owner.notes
+    pixels, net = torch.rand(2, 3, 64, 64), timm.create_model("test_vit", img_size=64)
+    net.reset_classifier(10)
+    net.load_state_dict(state)
+    with torch.no_grad():
+        logits = owner.logits(pixels)
+        assert torch.allclose(logits, net.eval()(owner.normalise(pixels)), atol=1e-5)
+    again = build(Architecture.of(json.loads(json.dumps(owner.architecture.json()))))
+    assert again.state_dict().keys() == owner.state_dict().keys()
+    assert again.classes == 10
+    with pytest.raises(UserError, match="expected a head of 12 classes, got one of 10; say so"):
+        load_owner(OwnerSettings(**settings, classes=12), file)
+
+
+def test_classes_are_said_of_a_file_and_of_a_library_that_classifies():
+    assert "classes" not in OwnerSettings("timm", "test_vit", weights="a.pth").spec().args
+    said = OwnerSettings("timm", "test_vit", weights="a.pth", classes=10).spec().args
+    assert said["classes"] == 10
+    with pytest.raises(UserError, match="classes: expected none unless weights is a file"):
+        OwnerSettings("timm", "test_vit", weights="random", classes=10)
+    with pytest.raises(UserError, match="classes: expected none, open_clip models have no class"):
+        OwnerSettings("open_clip", "ViT-B-32", weights="a.pth", classes=10)
+
+
+def test_a_file_without_a_head_says_so(tmp_path, raw):
+    file = tmp_path / "headless.pth"
+    torch.save({k: v for k, v in raw.items() if not k.startswith("head")}, file)
+    loaded = load_weights(file, OWN)
+    assert loaded.model.architecture.head is None
+    assert loaded.notes == (
+        "test_vit has 1000 classes and the file no head: the backbone is read without one",
+    )
+    asked = dataclasses.replace(OWN, classes=10)
+    refused(file, "classes: expected a head of 10 classes, got no head; leave", asked)
+
+
+def test_what_lightning_keeps_beside_weights_is_no_hindrance(tmp_path, raw):
+    kept_by = {"epoch": 3, "pytorch-lightning_version": "2.5", "callbacks": {}, "loops": {},
+               "hyper_parameters": {"lr": 0.1}, "optimizer_states": [{"state": {}}]}  # fmt: skip
+    prefixed = {f"model.{name}": value for name, value in raw.items()}
+    torch.save({**kept_by, "state_dict": prefixed}, tmp_path / "last.ckpt")
+    loaded = load_weights(tmp_path / "last.ckpt", OWN)
+    assert kept(loaded, raw)
+    assert loaded.notes == ("names are read after model.",)
 
 
 def test_a_distilled_model_keeps_both_heads_and_is_no_plain_one(tmp_path):
@@ -251,7 +312,8 @@ def test_positions_of_another_grid_are_resampled_as_timm_does_and_said(tmp_path)
     by_hand = torch.cat([table[:, :1], small.flatten(2).mT], 1)
     assert torch.allclose(loaded.model.trunk.vit.pos_embed, by_hand, atol=1e-6)
     assert loaded.notes == (
-        "pos_embed of a grid of 7 x 7 is resampled to 4 x 4, as the library does",
+        "pos_embed of a grid of 7 x 7 is resampled to 4 x 4, as the library does; "
+        "`image_size: 112` keeps it",
     )
 
 
@@ -278,6 +340,12 @@ def test_a_dinov2_file_of_37_x_37_positions_fits_a_model_of_224_pixels(tmp_path,
     grid = state["pos_embed"][:, 1:].mT.reshape(1, -1, 37, 37)
     small = F.interpolate(grid, (16, 16), mode="bicubic", antialias=True, align_corners=False)
     assert torch.allclose(patches, small.flatten(2).mT, atol=1e-6)
+
+
+def test_positions_of_a_grid_that_is_no_square_ask_for_the_images_size(tmp_path):
+    wide = drawn(3, img_size=(64, 112))
+    save_file(wide, tmp_path / "wide.safetensors")
+    refused(tmp_path / "wide.safetensors", r"in 'pos_embed'\); its images are of another size or")
 
 
 def test_open_clips_positions_are_resampled_as_open_clip_does(tmp_path, clip):
@@ -358,6 +426,34 @@ def test_what_is_no_file_of_weights_says_what_it_is(tmp_path, raw):
     refused(tmp_path / "zero.safetensors", "expected a safetensors file, got a damaged one")
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"<!DOCTYPE html>\n<html><body>404</body></html>", "got a web page; fetch them again"),
+        (b"\xef\xbb\xbf\n<html>", "got a web page"),
+        (b'{"error": "Repository not found"}', "got a text .*Repository not found"),
+        (b"Invalid username or password.", "got a text .'Invalid username or password"),
+        ("nicht gefunden: größe".encode(), "got a text"),
+        (b"\x89HDF\r\n\x1a\n", "got an HDF5 file"),
+        (b"GGUF\x03\0\0\0", "got a GGUF file of quantised weights"),
+        (gzip.compress(b"weights"), "got a gzip archive"),
+    ],
+    ids=["page", "marked page", "error", "refusal", "umlauts", "keras", "gguf", "gzip"],
+)
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_another_kind_of_file_is_named_for_what_it_is(tmp_path, content, words, suffix):
+    file = tmp_path / f"fetched{suffix}"
+    file.write_bytes(content)
+    refused(file, words)
+
+
+def test_an_archive_of_other_files_is_named_by_them(tmp_path, raw):
+    file = tmp_path / "jax.pth"
+    with file.open("wb") as opened:
+        np.savez(opened, kernel=raw["norm.weight"].numpy())
+    refused(file, r"got an archive of 'kernel\.npy'; unpack it")
+
+
 @pytest.mark.filterwarnings("ignore:`torch.jit")
 def test_a_torchscript_program_is_not_run(tmp_path):
     torch.jit.trace(torch.nn.Linear(2, 2), torch.ones(1, 2)).save(tmp_path / "clip.pt")
@@ -366,7 +462,20 @@ def test_a_torchscript_program_is_not_run(tmp_path):
 
 def test_safetensors_under_another_name_are_read(tmp_path, raw):
     save_file(raw, tmp_path / "pytorch_model.bin")
-    assert kept(load_weights(tmp_path / "pytorch_model.bin", OWN), raw)
+    loaded = load_weights(tmp_path / "pytorch_model.bin", OWN)
+    assert kept(loaded, raw)
+    assert loaded.notes == ("pytorch_model.bin is read as safetensors, whatever its name says",)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_pytorch_checkpoint_under_the_name_of_safetensors_is_read(tmp_path, raw, zipped):
+    file = tmp_path / "model.safetensors"
+    torch.save(raw, file, _use_new_zipfile_serialization=zipped)
+    loaded = load_weights(file, OWN)
+    assert kept(loaded, raw)
+    assert loaded.notes == (
+        "model.safetensors is read as a PyTorch checkpoint, whatever its name says",
+    )
 
 
 def test_sparse_tensors_are_refused(tmp_path, raw):

@@ -48,6 +48,8 @@ def _model(architecture: Architecture, **extra: Any) -> VisionModel:
         extra["img_size"] = size
     if architecture.head != "own":
         extra["num_classes"] = 0
+    elif architecture.classes is not None:
+        extra["num_classes"] = architecture.classes
     try:
         net = timm.create_model(architecture.name, **extra)
     # A convolutional model takes no img_size; others say in many ways that they cannot be so large.
@@ -135,7 +137,8 @@ def place(architecture: Architecture) -> Place | None:
 def in_python(architecture: Architecture) -> str:
     """Return the line of Python that makes this model."""
     size = f", img_size={architecture.image_size}" if architecture.image_size else ""
-    bare = "" if architecture.head == "own" else ", num_classes=0"
+    own = f", num_classes={architecture.classes}" if architecture.classes else ""
+    bare = own if architecture.head == "own" else ", num_classes=0"
     return f"timm.create_model('{architecture.name}', pretrained=False{size}{bare})"
 
 
