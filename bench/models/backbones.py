@@ -205,6 +205,63 @@ class OpenClipViT(Backbone):
         return cast(Tensor, pooled if proj is None else pooled @ proj)
 
 
+class TransformersViT(Backbone):
+    """Hugging Face transformers' Dinov2Model, ViTModel, CLIPVisionModel or SiglipVisionModel.
+
+    CLIP's final norm is the library's for CLS alone: here every token goes through it.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+        config: Any = net.config
+        side, patch = int(config.image_size), int(config.patch_size)
+        self.grid = (side // patch, side // patch)
+        self.patch = (patch, patch)
+        self.width = int(config.hidden_size)
+        embeddings: Any = net.embeddings
+        classed = hasattr(embeddings, "cls_token") or hasattr(embeddings, "class_embedding")
+        self.prefix = int(classed)
+        for block in self.blocks.children():
+            block.register_forward_pre_hook(_unmasked, with_kwargs=True)
+
+    @property
+    def blocks(self) -> nn.Module:
+        """The transformer blocks, in order."""
+        encoder: Any = getattr(self.net, "encoder", self.net)
+        return cast(nn.Module, encoder.layer if hasattr(encoder, "layer") else encoder.layers)
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Map normalised images to the residual stream (b, n, d)."""
+        net: Any = self.net
+        tokens = net.embeddings(x)
+        # The library's own spelling.
+        return cast(Tensor, net.pre_layrnorm(tokens) if hasattr(net, "pre_layrnorm") else tokens)
+
+    def finish(self, tokens: Tensor) -> Tensor:
+        """Apply the final norm."""
+        net: Any = self.net
+        norm = net.layernorm if hasattr(net, "layernorm") else net.post_layernorm
+        return cast(Tensor, norm(tokens))
+
+    def embedding(self, tokens: Tensor) -> Tensor:
+        """Pool final tokens to the library's own embedding, its `pooler_output`.
+
+        Without a pooler that is CLS, and the mean of tokens where there is no CLS.
+        """
+        pool = getattr(self.net, "pooler", None) or getattr(self.net, "head", None)
+        if pool is not None:
+            return cast(Tensor, pool(tokens))
+        return tokens[:, 0] if self.prefix else tokens.mean(1)
+
+
+def _unmasked(
+    _: nn.Module, asked: tuple[Any, ...], named: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Call a block of transformers' with all tokens in view, as its model does for images."""
+    return (asked, {**named, "attention_mask": None}) if len(asked) == 1 else None
+
+
 def _token_first(_: nn.Module, asked: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
     """Lay tokens (b, n, d) out as PyTorch's attention will look at them: token by token.
 

@@ -214,13 +214,19 @@ def _converted(model: VisionModel, given: Mapping[str, Tensor]) -> _Fitted | Non
         return None
     notes = list[str]()
     for name in names:
-        before, after = given.get(name), made[name]
+        before, after = _before(given, name), made[name]
         if before is not None and before.shape != after.shape:
             if not _are_positions([name]):
                 return None  # patches of another size are another architecture
             notes.append(_resampled(name, before, after, model))
     spare = [name for name in made if name not in names]
     return _Fitted({ours: made[name] for name, ours in names.items()}, spare, tuple(notes[:1]))
+
+
+def _before(given: Mapping[str, Tensor], name: str) -> Tensor | None:
+    """Return a tensor of a file by the library's name, or by that after some prefix."""
+    prefixed = (value for other, value in given.items() if other.endswith(f".{name}"))
+    return given.get(name) if name in given else next(prefixed, None)
 
 
 def _resampled(name: str, before: Tensor, after: Tensor, model: VisionModel) -> str:

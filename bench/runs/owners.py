@@ -123,6 +123,7 @@ def architecture_of(owner: OwnerSettings) -> Architecture:
     library = LIBRARIES.get(owner.library)
     bare = Architecture(owner.library, owner.name, owner.image_size, tag=owner.pretrained)
     library.check(bare)
+    bare = library.describe(bare, owner.revision)
     if owner.classes is not None:
         return dataclasses.replace(bare, head="own", classes=owner.classes)
     keeps_head = library.classifies is not None and library.classifies(bare)

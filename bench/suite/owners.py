@@ -85,6 +85,7 @@ class OwnerSettings:
     family: str | None = None
 
     def __post_init__(self) -> None:
+        self._look_beside()
         if self.from_file and not self.weights.endswith(WEIGHT_FILES):
             known = f"hub, random or a file ending in {', '.join(WEIGHT_FILES)}"
             raise SettingError(f"weights: expected {known}, got '{self.weights}'", ("weights",))
@@ -98,6 +99,12 @@ class OwnerSettings:
         if self.revision is not None and not self.from_hub:
             message = "revision: expected none unless the weights come from the hub"
             raise SettingError(message, ("revision",))
+
+    def _look_beside(self) -> None:
+        """Take the weights that lie in a folder, where a library's name of a model is one."""
+        found = LIBRARIES.get(self.library).beside(self.name) if self.weights == "hub" else None
+        if found is not None:
+            object.__setattr__(self, "weights", str(found[0]))
 
     def _check_library(self) -> None:
         library, who = LIBRARIES.get(self.library), self.library
@@ -144,7 +151,11 @@ class OwnerSettings:
         for name in ("classifier", "revision", "entry", "classes"):
             if args[name] is None:
                 del args[name]
-        return Spec(self.name, args)
+        beside = LIBRARIES.get(self.library).beside(self.name)
+        if beside is None:
+            return Spec(self.name, args)
+        # A folder is named by what is in it, wherever it lies.
+        return Spec(Path(self.name).expanduser().resolve().name, args | {"config": beside[1]})
 
 
 def mapping_of(value: Json, example: str) -> Mapping[str, Json]:

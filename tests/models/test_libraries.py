@@ -42,21 +42,21 @@ FOUND = """
 import sys
 from bench.models.libraries import LIBRARIES
 
-for name in LIBRARIES.names()[:3]:
+for name in LIBRARIES.names()[:4]:
     LIBRARIES.get(name)
-print({"torch", "timm", "open_clip"} & sys.modules.keys())
+print({"torch", "timm", "open_clip", "transformers"} & sys.modules.keys())
 """
 
 
 def test_the_built_in_libraries_come_first_and_are_found_without_torch():
-    assert LIBRARIES.names()[:3] == ["embedded", "timm", "open_clip"]
+    assert LIBRARIES.names()[:4] == ["embedded", "timm", "open_clip", "transformers"]
     done = subprocess.run([sys.executable, "-c", FOUND], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 
 
 def test_a_library_of_others_is_one_more_key_of_an_owner(announce):
     announce(acme=HERE)
-    assert LIBRARIES.names() == ["embedded", "timm", "open_clip", "acme"]
+    assert LIBRARIES.names() == ["embedded", "timm", "open_clip", "transformers", "acme"]
     assert LIBRARIES.get("acme") is BARE
     assert owner_from({"acme": "tiny", "weights": "random"}).library == "acme"
 

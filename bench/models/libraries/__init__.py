@@ -54,6 +54,14 @@ def _nothing_assumed(architecture: Architecture) -> str:
     return ""
 
 
+def _as_named(architecture: Architecture, revision: str | None) -> Architecture:
+    return architecture
+
+
+def _nothing_beside(name: str) -> None:
+    """Find no file."""
+
+
 def _unchanged(model: VisionModel, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     return state
 
@@ -68,13 +76,17 @@ class Library:
     is then kept; `published` builds a model with the weights it publishes, at a commit if one is
     asked for, and `place` says where on the hub these lie; `in_python` is the line that makes the
     model a released file loads into; `assumed` says in a line what was taken for granted of weights
-    in a file that have no tag.
+    in a file that have no tag. `describe` completes an architecture where a name does not say it
+    all, with what lies on the hub at a commit if one is asked for; `beside` finds the weights where
+    a name is a folder, and names by a digest what else it says of the model.
     """
 
     summary: str  # for `bench list models`
     make: Callable[[Architecture], VisionModel]
     names: tuple[str, ...] = ()  # of all its models; none: too many to list
     check: Callable[[Architecture], None] = _nothing
+    describe: Callable[[Architecture, str | None], Architecture] = _as_named
+    beside: Callable[[str], tuple[Path, str] | None] = _nothing_beside
     classifies: Callable[[Architecture], bool] | None = None
     published: Callable[[Architecture, str | None], VisionModel] | None = None
     place: Callable[[Architecture], Place | None] = _nothing
@@ -101,6 +113,7 @@ LIBRARIES = Values(
         EMBEDDED: "bench.models.libraries.embedded:EMBEDDED",
         "timm": "bench.models.libraries.timm:TIMM",
         "open_clip": "bench.models.libraries.open_clip:OPEN_CLIP",
+        "transformers": "bench.models.libraries.transformers:TRANSFORMERS",
     },
     group="bench.libraries",
 )
