@@ -7,14 +7,16 @@ import difflib
 import enum
 import functools
 import json
+import os
 import re
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from bench.records.nouns import Json, UserError
+from bench.records.nouns import Json, Precision, UserError
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -180,6 +182,33 @@ def nearest(name: str, names: Sequence[str]) -> str:
     """Ask whether the nearest of these names was meant; nothing if none is near."""
     near = difflib.get_close_matches(name, names, n=1)
     return f"; did you mean '{near[0]}'?" if near else ""
+
+
+CPU_INFO = Path("/proc/cpuinfo")
+"""Where Linux says what a processor is."""
+
+BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")
+"""Instructions that multiply matrices of bfloat16, by Linux's names."""
+
+GPUS = Path("/dev")
+"""Where Linux lists NVIDIA's GPUs, as nvidia0 and so on."""
+
+
+def fast_precision() -> Precision:
+    """Return bfloat16 where a GPU or the processor has instructions for it, else float32.
+
+    What the system says is asked, and no library: plans are made without one.
+    """
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    gpu = not hidden and any(GPUS.glob("nvidia[0-9]*"))
+    return "bfloat16" if gpu or has_bfloat16() else "float32"
+
+
+def has_bfloat16() -> bool:
+    """Say whether this processor has instructions for bfloat16."""
+    said = CPU_INFO.read_text().splitlines() if CPU_INFO.exists() else []
+    flags = (line.partition(":")[2] for line in said if line.startswith(("flags", "Features")))
+    return not {*BFLOAT16}.isdisjoint(next(flags, "").split())
 
 
 def _shown(value: Json) -> str:

@@ -29,6 +29,7 @@ from bench.records.nouns import (
     Utility,
     how_many,
 )
+from bench.records.settings import has_bfloat16
 from bench.records.store import Artefact, Store
 from bench.suite import sources
 from bench.suite.graph import Plan, Question, Stage, steps
@@ -180,12 +181,29 @@ def _answer_all(session: Session, todo: Sequence[Question]) -> None:
             session.compile,
             session.drop_copies,
         )
+        _tell_of_bfloat16(session, device)
         load_owners(laboratory)
         _write_outline(plan, home)  # only now: a run that cannot start changes no report
         cells = tuple(question.cell for question in plan.questions)
         start = Start(plan.suite.name, len(todo), len(cells), where, cells, plan.stages)
         for _ in session.watch(start, answer(laboratory, todo, engine, _records_file(home))):
             pass
+
+
+def _tell_of_bfloat16(session: Session, device: torch.device) -> None:
+    """Say once what bfloat16 costs where it was asked for and the processor cannot do it."""
+    from bench.runs.machine import bfloat16_factor
+
+    suite = session.plan.suite
+    asked = [*suite.methods, *(step for chain in suite.attacks for step in chain)]
+    chosen = any(spec.args.get("precision") == "bfloat16" for spec in asked)
+    if not chosen or device.type != "cpu" or session.engine == "ray" or has_bfloat16():
+        return
+    session.note(
+        "note: precision: bfloat16 is asked for, and this CPU has no instructions for it: a layer "
+        f"takes {bfloat16_factor():.2g} times as long as in float32; `precision: auto` takes what "
+        "is fast where the plan is made"
+    )
 
 
 @contextlib.contextmanager

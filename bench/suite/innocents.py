@@ -13,7 +13,7 @@ from bench.data import manifest
 from bench.data.manifest import Manifest
 from bench.data.settings import DataSettings
 from bench.records.nouns import UNTOUCHED, Json, Shape, Spec, digest
-from bench.records.settings import Count, Positive, SettingError
+from bench.records.settings import Count, Positive, SettingError, fast_precision
 from bench.registry import ATTACKS, Registry
 from bench.suite.owners import Model, OwnerSettings, mapping_of
 from bench.verdicts.innocents import family
@@ -63,12 +63,18 @@ def numbers(recipe: Recipe) -> dict[str, Json]:
     return {k: v for k, v in dataclasses.asdict(recipe).items() if k not in ("digits", "photos")}
 
 
+AUTO = "auto"
+"""What a suite may say of `precision`: it is chosen here, and the choice stands in the recipe."""
+
+
 def named_spec(registry: Registry[T], value: Json) -> Spec:
     """Read a plug-in with its settings, as a suite names it."""
     args = dict(mapping_of(value, "name: ..."))
     name = args.pop("name", None)
     if not isinstance(name, str):
         raise SettingError(f"expected the name of a {registry.kind}, got {name!r}", ("name",))
+    if args.get("precision") == AUTO:
+        args["precision"] = fast_precision()
     return registry.spec(name, args)
 
 

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 import pytest
 import yaml
 
+from bench.records import settings
 from bench.records.nouns import Access, Spec, UserError
 from bench.registry import Registry
 from bench.suite import grid, innocents
@@ -535,3 +536,49 @@ def test_a_suite_is_its_content_not_its_spelling(write):
         "amount: 0.4", "rounds: 1, amount: 4e-1"
     )
     assert load(write(turned)) == load(write(spelled)) == load(write(SUITE))
+
+
+@pytest.mark.parametrize(
+    ("flags", "gpus", "hidden", "chosen"),
+    [
+        ("flags : avx2 fma", 0, None, "float32"),
+        ("flags : avx2 avx512_bf16", 0, None, "bfloat16"),
+        ("Features : asimd bf16", 0, None, "bfloat16"),
+        ("flags : avx2", 1, None, "bfloat16"),
+        ("flags : avx2", 1, "", "float32"),
+        (None, 0, None, "float32"),
+    ],
+    ids=["avx2", "avx512", "arm", "GPU", "hidden GPU", "unknown"],
+)
+def test_a_precision_that_is_left_to_the_plan_stands_in_the_recipe(
+    monkeypatch, tmp_path, flags, gpus, hidden, chosen
+):
+    if flags is not None:
+        (tmp_path / "cpuinfo").write_text(f"{flags}\n")
+    for number in range(gpus):
+        (tmp_path / f"nvidia{number}").touch()
+    (tmp_path / "nvidiactl").touch()
+    monkeypatch.setattr(settings, "CPU_INFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(settings, "GPUS", tmp_path)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if hidden is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+    methods = Registry("method", Method)
+
+    @methods.register("stamp")
+    @dataclass(frozen=True)
+    class Stamp:
+        """Stamp it."""
+
+        needs: ClassVar[Access] = Access.ALL
+        marks: ClassVar[bool] = True
+        precision: Literal["float32", "bfloat16"] = "float32"
+
+        def protect(self, owner, ctx): ...
+        def extract(self, secret, suspect, ctx): ...
+
+    said = innocents.named_spec(methods, {"name": "stamp", "precision": "auto"})
+    assert said == innocents.named_spec(methods, {"name": "stamp", "precision": chosen})
+    assert said.args == {"precision": chosen}
+    with pytest.raises(UserError, match="precision: expected 'float32' or 'bfloat16', got 'autos'"):
+        innocents.named_spec(methods, {"name": "stamp", "precision": "autos"})
