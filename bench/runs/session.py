@@ -34,7 +34,6 @@ from bench.records.store import Artefact, Store
 from bench.suite import sources
 from bench.suite.graph import Plan, Question, Stage, steps
 from bench.suite.grid import departures
-from bench.suite.plan import departures, steps
 from bench.suite.sources import UNKNOWN
 from bench.suite.todo import near_notes, spare_copies
 
