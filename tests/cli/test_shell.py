@@ -87,7 +87,7 @@ def test_the_schema_knows_every_plug_in_and_its_settings():
     assert {f"method.{name}" for name in METHODS.names()} <= made["$defs"].keys()
     assert {f"attack.{name}" for name in ATTACKS.names()} <= made["$defs"].keys()
     amount = made["$defs"]["attack.prune.l1"]["properties"]["amount"]
-    assert (amount["type"], amount["maximum"]) == ("number", 1)
+    assert (amount["type"], amount["exclusiveMaximum"]) == ("number", 1)
 
 
 def test_a_first_suite_is_one_that_loads(tmp_path, monkeypatch):
