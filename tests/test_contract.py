@@ -231,6 +231,18 @@ class Inexact(Nudge):
         return nudged(clone(victim), 1e-6 * channels)
 
 
+class StaleHead(Nudge):
+    """A backbone left as it is, and a head that gives its classes in another order."""
+
+    exact: ClassVar[bool] = True
+
+    def run(self, victim, ctx):
+        made = clone(victim)
+        for value in made.head.parameters() if made.head is not None else ():
+            value.data = value.data.roll(1, 0)
+        return made
+
+
 @dataclass(frozen=True)
 class Restless(Nudge):
     lr: float = 0.1
@@ -250,6 +262,7 @@ BROKEN_ATTACKS = [
     (testing.attack_twins_see_equal_batches_and_heads, TwinWithItsOwnHead),
     (testing.attack_twins_see_equal_batches_and_heads, Restless),
     (testing.attack_keeps_the_function_if_it_says_so, Inexact),
+    (testing.attack_keeps_the_function_if_it_says_so, StaleHead),
 ]
 
 
@@ -484,3 +497,15 @@ def test_checking_leaves_the_global_generators_alone():
     with pytest.raises(AssertionError, match="global randomness"):
         testing.attack_repeats_under_equal_randomness(FromGlobalRandomness())
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_contract_says_what_it_checks_and_where_it_broke():
+    said, before = [], torch.get_num_threads()
+    with pytest.raises(AssertionError) as caught:
+        check_attack(InPlace(), said.append)
+    assert said[0] == (
+        "[1/10] attack_returns_a_distinct_object: Return a `VisionModel` that shares no memory "
+        "with the victim."
+    )
+    assert said[-1] in caught.value.__notes__[0]
+    assert torch.get_num_threads() == before

@@ -82,17 +82,30 @@ def parser(commands: Iterable[Command]) -> argparse.ArgumentParser:
         description="Who owns this vision foundation model? Methods crossed with attacks.",
     )
     made.add_argument("--version", action=_Version, nargs=0, help="print the version and end")
-    known = made.add_subparsers(required=True, metavar="COMMAND")
-    for command in commands:
+    known, listed = made.add_subparsers(required=True, metavar="COMMAND"), tuple(commands)
+    for command in listed:
         takes = known.add_parser(command.name, help=command.help, description=command.help)
-        takes.set_defaults(carry_out=command.carry_out)
+        takes.set_defaults(carry_out=command.carry_out, commands=listed)
         command.arguments(takes)
     return made
 
 
+OURS = Path(__file__).parents[2] / "suites"
+"""The suites that come with the program."""
+
+
+def suite_file(text: str) -> Path:
+    """Return the file of a suite; one that comes with the program may be called by its name."""
+    ours = OURS / f"{text}.yaml"
+    by_name = re.fullmatch(r"\w[\w-]*", text) and not Path(text).exists() and ours.is_file()
+    return ours if by_name else Path(text)
+
+
 def a_suite(parser: argparse.ArgumentParser) -> None:
     """Take a suite, and where its results and its data lie."""
-    parser.add_argument("suite", type=Path, help="suite file, e.g. suites/demo.yaml")
+    parser.add_argument(
+        "suite", type=suite_file, help="suite file, or the name of one that comes with it: demo"
+    )
     parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR")
     data_root(parser)
 

@@ -20,6 +20,7 @@ from bench.testing.comparing import (
     _outputs,
     _require,
     _round_trip,
+    _run,
     _same,
     _snapshot,
     _watched,
@@ -31,10 +32,15 @@ EXACT = {torch.float64: 1e-9, torch.float32: 1e-4}
 """How far an exact attack may move what a model computes, over the largest number in it."""
 
 
-def check_attack(attack: Attack) -> None:
-    """Run every check an attack must pass; raise AssertionError at the first it fails."""
-    for check in ATTACK_CHECKS:
-        check(attack)
+def check_attack(
+    attack: Attack, note: Callable[[str], object] = print, threads: int | None = 1
+) -> None:
+    """Run every check an attack must pass; raise AssertionError at the first it fails.
+
+    `note` is told of every check before it runs. Models so small are fastest with one thread;
+    `threads` is None for as many as the caller has.
+    """
+    _run(ATTACK_CHECKS, attack, note, threads)
 
 
 def attack_leaves_its_input_untouched(attack: Attack) -> None:

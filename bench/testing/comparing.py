@@ -6,8 +6,8 @@ import contextlib
 import dataclasses
 import json
 import random
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +21,31 @@ from bench.models.vision import Architecture, VisionModel
 from bench.models.weights import load_state
 from bench.testing.victims import CPU, context
 from bench.types import Context, Protected
+
+T = TypeVar("T")
+
+
+def _run(
+    checks: Sequence[Callable[[T], None]],
+    plugin: T,
+    note: Callable[[str], object],
+    threads: int | None,
+) -> None:
+    """Run checks in turn, each told of first; an error says in which of them it came."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        for number, check in enumerate(checks, start=1):
+            promise = (check.__doc__ or "").partition("\n")[0]
+            told = f"[{number}/{len(checks)}] {check.__name__}: {promise}"
+            note(told)
+            try:
+                check(plugin)
+            except Exception as error:
+                error.add_note(f"{plugin}: {told}")
+                raise
+    finally:
+        torch.set_num_threads(before)
 
 
 def _alike(name: str, one: Protected, other: Protected) -> bool:

@@ -23,6 +23,7 @@ from bench.testing.comparing import (
     _global_seed,
     _require,
     _round_trip,
+    _run,
     _same,
     _snapshot,
 )
@@ -35,10 +36,15 @@ REDRAWS = 12
 """Secrets with other bits: distances that move with the bits do so at the first."""
 
 
-def check_method(method: Method) -> None:
-    """Run every check a method must pass; raise AssertionError at the first it fails."""
-    for check in METHOD_CHECKS:
-        check(method)
+def check_method(
+    method: Method, note: Callable[[str], object] = print, threads: int | None = 1
+) -> None:
+    """Run every check a method must pass; raise AssertionError at the first it fails.
+
+    `note` is told of every check before it runs. Models so small are fastest with one thread;
+    `threads` is None for as many as the caller has.
+    """
+    _run(METHOD_CHECKS, method, note, threads)
 
 
 def method_leaves_its_input_untouched(method: Method) -> None:

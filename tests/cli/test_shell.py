@@ -1,12 +1,16 @@
 import json
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 from commands import bench
+from documents import ROOT
 from PIL import Image
 
-from bench.cli.program import main
+from bench.cli.parser import parser
+from bench.cli.program import COMMANDS, main
+from bench.cli.shell.schema import suite_schema
 from bench.registry import ATTACKS, METHODS
 from bench.suite import reader
 
@@ -87,7 +91,23 @@ def test_the_schema_knows_every_plug_in_and_its_settings():
     assert {f"method.{name}" for name in METHODS.names()} <= made["$defs"].keys()
     assert {f"attack.{name}" for name in ATTACKS.names()} <= made["$defs"].keys()
     amount = made["$defs"]["attack.prune.l1"]["properties"]["amount"]
-    assert (amount["type"], amount["exclusiveMaximum"]) == ("number", 1)
+    assert (amount["type"], amount["minimum"], amount["exclusiveMaximum"]) == ("number", 0, 1)
+
+
+def test_every_suite_of_ours_is_as_the_schema_has_it_and_a_misspelt_setting_is_not():
+    validator = pytest.importorskip("jsonschema").Draft202012Validator(suite_schema())
+    for file in sorted((ROOT / "suites").glob("*.yaml")):
+        value = reader.plain(reader.tree(file))
+        assert [error.message for error in validator.iter_errors(value)] == [], file.name
+    value["attacks"] = [{"name": "prune.l1", "amuont": 0.2}]
+    assert not validator.is_valid(value)
+
+
+def test_a_suite_that_comes_with_it_is_called_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert parser(COMMANDS).parse_args(["run", "demo"]).suite == ROOT / "suites/demo.yaml"
+    Path("demo").touch()  # what lies here comes first
+    assert parser(COMMANDS).parse_args(["run", "demo"]).suite == Path("demo")
 
 
 def test_a_first_suite_is_one_that_loads(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ import re
 import shutil
 import stat
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -518,3 +519,24 @@ def test_users_are_different_names_without_paths(users, tmp_path):
     assert (said.status, said.err.count("\n")) == (MISTAKE, 1)
     assert "expected different names such as alice,bob" in said.err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("digest", "said"),
+    [
+        ("a1", "the suspect's backbone is bit for bit the copy released to alice, commitment c0"),
+        ("00", "the suspect's backbone is bit for bit the clean owner, c0"),
+        ("ff", None),
+    ],
+)
+def test_a_suspect_that_is_one_of_the_keys_models_is_called_so(digest, said):
+    key = SimpleNamespace(user="alice", released="a1", clean="00", commitment="c0")
+    assert [*claim._said_of_digests([key], SimpleNamespace(digest=digest))] == [said] * bool(said)
+
+
+def test_a_folder_that_cannot_be_is_refused_before_the_work(tmp_path):
+    file = tmp_path / "file"
+    file.write_text("")
+    said = protect("mini", TINY, "photos", file / "out")
+    assert said.status == MISTAKE
+    assert said.err == f"bench: expected a folder to write {file / 'out'} to, got {file}\n"

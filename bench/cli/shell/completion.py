@@ -110,10 +110,8 @@ def _arguments(command: argparse.ArgumentParser) -> None:
 
 def print_script(arguments: argparse.Namespace) -> int:
     """Print the script of a shell."""
-    from bench.cli.program import COMMANDS
-
     script = {"bash": bash, "zsh": zsh, "fish": fish}[arguments.shell]
-    print(script(words(COMMANDS)), end="")
+    print(script(words(arguments.commands)), end="")
     return OK
 
 

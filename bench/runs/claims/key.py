@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -149,6 +150,9 @@ def homes(output: Path, users: Sequence[str]) -> dict[str, Path]:
     for home in found.values():
         for name in (KEY, RELEASED):
             refuse_to_replace(home / name)  # before the work, not after it
+        there = next(place for place in (home, *home.absolute().parents) if place.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK):
+            raise UserError(f"expected a folder to write {home} to, got {there}")
     return found
 
 
