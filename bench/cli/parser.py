@@ -57,7 +57,7 @@ class _Parser(argparse.ArgumentParser):
         print(f"{self.prog}: {message}; see `{self.prog} --help`", file=sys.stderr)
         raise SystemExit(USERS_MISTAKE)
 
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:  # type: ignore[override]
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
         """Refuse what a command does not know in the command's own name, not in that of all."""
         known, others = super().parse_known_args(args, namespace)
         if others:
