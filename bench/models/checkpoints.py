@@ -151,7 +151,7 @@ def _other(start: bytes) -> str:
         return ""
     if text.startswith("<"):
         return "a web page"
-    return f"a text ({first_line(text)[:40]!r})"
+    return f"a text ({text.splitlines()[0][:40]!r})"
 
 
 def _begins_as_pytorch(file: Path) -> bool:

@@ -157,17 +157,16 @@ class _Loader(yaml.SafeLoader):
             self.pointer += passed
             self.index += passed
             self.column += passed
-            if not self.scan_line_break():
+            if not self.scan_line_break():  # type: ignore[no-untyped-call]
                 return
             if not self.flow_level:
                 self.allow_simple_key = True
 
-    def compose_node(self, parent: Node | None, index: object) -> Node | None:
+    def compose_node(self, parent: Node | None, index: int) -> Node | None:
         """Compose a node that is not nested too deeply."""
         if self.depth >= DEEPEST:
-            raise UserError(
-                f"{_at(self.peek_event().start_mark)}: expected at most {DEEPEST} levels of nesting"
-            )
+            begun = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise UserError(f"{_at(begun)}: expected at most {DEEPEST} levels of nesting")
         self.depth += 1
         try:
             node: Node | None = super().compose_node(parent, index)

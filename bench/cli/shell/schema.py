@@ -66,7 +66,7 @@ def _entry(registry: Registry[Any], name: str) -> dict[str, Json]:
     cls = registry.get(name)
     found = schema_of(cls)
     own = found.get("properties", {})
-    aligned = {"align": {}} if registry is METHODS else {}
+    aligned: dict[str, Json] = {"align": {}} if registry is METHODS else {}
     named = {"const": name, "description": registry.source(name).summary}
     wanted = [
         field.name
