@@ -14,10 +14,10 @@ from bench.records.nouns import Cost, Fidelity, Spec, StepFacts
 from bench.reports.board import entries, ranks, site
 
 PRUNE, DISTILL = (Spec("prune.l1", {"amount": 0.4}),), (Spec("distill.features"),)
-FORGE = (Spec("forge.triggers"),)
+FORGE = Spec("forge")
 FACTS = tuple(
     (chain[0], StepFacts(kind, images=0))
-    for chain, kind in ((PRUNE, "compression"), (DISTILL, "extraction"), (FORGE, "forgery"))
+    for chain, kind in ((PRUNE, "compression"), (DISTILL, "extraction"))
 )
 COSTS = {
     "protect": Cost(60.0),
@@ -44,7 +44,15 @@ def study(keys=2, methods=2, forged=()):
                 for chain in ((), PRUNE, DISTILL)
                 for i in range(19)
             ]
-            found += [read(cell(method, attack=FORGE, seed=seed), e) for e in forged]
+            found += [
+                read(
+                    cell(method, "owner", stranger(i), seed, accuser=FORGE, accused=0),
+                    errors,
+                    notes={"protect": {"stopped_by": "replay", "keys_tried": 1}},
+                    suspect_digest=f"stranger {i}",
+                )
+                for i, errors in enumerate(forged)
+            ]
     return [dataclasses.replace(one, evidence=_match(one)) for one in found]
 
 
@@ -81,8 +89,9 @@ def test_a_row_says_what_the_worst_attack_and_all_usable_copies_came_to(tmp_path
 
 def test_what_nobody_forged_is_not_tried_and_forged_evidence_is_counted(tmp_path):
     assert standings(tmp_path / "a", study())["print number=0"].forgery == "not tried"
-    forged = standings(tmp_path / "b", study(1, 2, forged=(0.0,)))
-    assert re.fullmatch(r"\d of 1", forged["print number=0"].forgery)
+    forged = standings(tmp_path / "b", study(1, 2, forged=(0.0, *[16.0] * 19)))
+    told = "1.000 (forge); 0.000 with a commitment"  # the accused outscores 19 strangers
+    assert forged["print number=0"].forgery == told
 
 
 def test_the_critical_difference_is_nemenyis():

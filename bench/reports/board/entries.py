@@ -25,7 +25,8 @@ from bench.records.nouns import (
 )
 from bench.records.table import NOTHING
 from bench.reports import audit
-from bench.reports.blocks import Block, grouped, judged, reading_cost
+from bench.reports.blocks import Block, grouped, reading_cost
+from bench.reports.price.both import Both, both
 from bench.reports.price.grid import STATE_OF, Claims
 from bench.reports.price.kinds import SEEN, seen
 from bench.reports.price.prices import Bills, copies
@@ -34,9 +35,6 @@ from bench.verdicts.innocents import core, secret_of
 from bench.verdicts.pairs import price_of, price_text
 
 NOT_TRIED = "not tried"
-
-FORGERY = "forgery"
-"""The kind of attack in which the accuser cheats."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +99,7 @@ def read(folder: Path) -> tuple[Entry, Outline, Mapping[str, Record]]:
     whole = digest(files)
     blocks, _ = grouped(outline, records)
     bills = Bills.of(outline, records.values())
+    forged = {(one.owner, one.method): one for one in both(outline, records)}
     entry = Entry(
         name=outline.name,
         title=outline.heading,
@@ -112,7 +111,10 @@ def read(folder: Path) -> tuple[Entry, Outline, Mapping[str, Record]]:
         versions=_versions(outline, records),
         cells=_states(outline, records),
         checked=dict(sorted(checked.items())),
-        standings=[_standing(outline, block, bills) for block in blocks],
+        standings=[
+            _standing(outline, block, bills, forged.get((block.owner, block.method)))
+            for block in blocks
+        ],
     )
     return entry, outline, records
 
@@ -146,7 +148,7 @@ def _states(outline: Outline, records: Mapping[str, Record]) -> dict[str, int]:
     return dict(sorted(Counter(states).items()))
 
 
-def _standing(outline: Outline, block: Block, bills: Bills) -> Standing:
+def _standing(outline: Outline, block: Block, bills: Bills, forged: Both | None) -> Standing:
     claims = Claims(block, copies(block, bills, outline.alpha))
     usable = {row.label for row in block.rows if row.chain and row.usable(block.least)}
     attacked = [copy for copy in claims.copies if copy.attack in usable]
@@ -170,7 +172,7 @@ def _standing(outline: Outline, block: Block, bills: Bills) -> Standing:
         copies=len(attacked),
         undecided=sum(STATE_OF[copy.outcome] == "undecided" for copy in attacked),
         open=fmean(claims.scores("undecided")) if claims.keys else None,
-        forgery=_forgery(outline, block, bills),
+        forgery=_forgery(forged),
         cosine=fmean(fmean(f.feature_cosine) for f in fidelity.values()) if fidelity else None,
         price=price_text(price) if price else NOTHING,
         level={str(k): text for k, text in level.checked(block.records, outline.alpha).items()},
@@ -188,11 +190,10 @@ def _seeds(block: Block) -> dict[int, str]:
     return {seed: key for key, seed in sorted(found.items(), key=lambda one: one[1])}
 
 
-def _forgery(outline: Outline, block: Block, bills: Bills) -> str:
-    """Write how often evidence that an accuser forged is believed, or that nobody tried."""
-    rows = [row for row in block.rows if bills.change(row.chain).split(" > ")[-1] == FORGERY]
-    verdicts = [v for row in rows for v in judged(row, block.nulls, outline.alpha)]
-    if not verdicts:
+def _forgery(found: Both | None) -> str:
+    """Write the share of innocents that the best accuser makes his, or that nobody tried."""
+    if found is None or found.forgery is None:
         return NOT_TRIED
-    believed = sum(verdict.outcome == "owned" for verdict in verdicts)
-    return f"{believed} of {len(verdicts)}"
+    kept = "" if found.committed is None else f"; {found.committed:.3f} with a commitment"
+    who = f" ({found.forger})" if found.forgery else ""
+    return f"{found.forgery:.3f}{who}{kept}"
