@@ -405,8 +405,8 @@ def _another_architecture(
     way_out = WAY_OUT
     if other and not lacking and not unknown and _are_positions(other):
         table = names[other[0]]
-        side, ours = (_side(state, model.prefix) for state in (given[other[0]], own[table]))
-        way_out = _kept_by(side, ours, model).removeprefix("; ") or (
+        there, here = (_side(state, model.prefix) for state in (given[other[0]], own[table]))
+        way_out = _kept_by(there, here, model).removeprefix("; ") or (
             "its images are of another size or shape: give `image_size`"
         )
     return UserError(

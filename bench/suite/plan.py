@@ -194,7 +194,7 @@ class _Builder:
                     self._ask(cell, key)
 
     def _loaded(self, model: OwnerSettings, weights: str) -> tuple[Spec, str]:
-        spec = Spec(model.name, {**model.spec().args, "digest": weights})
+        spec = dataclasses.replace(told := model.spec(), args={**told.args, "digest": weights})
         key = self._add("owner", _owner_recipe(spec))
         self.owners[key] = model
         return spec, key

@@ -237,3 +237,16 @@ def test_shapes_are_known_without_weights(saved):
     model = unweighted(architecture_of(owner))
     assert {weight.device.type for weight in model.parameters()} == {"meta"}
     assert F.relu(model.features(torch.empty(1, 3, 32, 32, device="meta"))).shape == (1, 32)
+
+
+def test_a_plan_names_an_owner_by_its_folder_and_no_path(saved, tmp_path):
+    from bench.suite import plan
+    from bench.suite.reader import load
+
+    (tmp_path / "suite.yaml").write_text(
+        f"name: mine\nowners: [{{transformers: {saved[1]}}}]\nmethods: [{{name: cka}}]\n"
+        "attacks: [{name: control.identity}]\ndata: {photos: {crops: 4}, digits: {}}\n"
+        "owner_images: photos\nprobe: digits\ninnocents: {strangers: 0}\n"
+    )
+    made = plan.make(load(tmp_path / "suite.yaml"), None)
+    assert {question.cell.owner.name for question in made.questions} == {saved[1].name}
