@@ -26,6 +26,7 @@ from bench.verdicts.verdict import Kind
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 FRONTIER_STYLES = tuple(
@@ -72,6 +73,7 @@ def frontier_svg(outline: Outline, records: Mapping[str, Record]) -> bytes:
         for panel, (head, drawn) in zip(axes, panels.items(), strict=True):
             panel.set_title(", ".join(head))
             _draw_frontier(panel, drawn)
+        _settle(figure)
         figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
     return file.getvalue()
 
@@ -363,8 +365,21 @@ def roc_svg(owners: Mapping[str, Sequence[Curve]]) -> bytes:
         for axes, (owner, drawn) in zip(panels, owners.items(), strict=True):
             axes.set_title(owner)
             _draw_roc(axes, drawn)
+        _settle(figure)
         figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
     return file.getvalue()
+
+
+def _settle(figure: Figure) -> None:
+    """Place the axes for good, to nine digits.
+
+    The solver of a constrained layout has other last digits in every run, and ids hang on them.
+    """
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for axes in figure.axes:
+        left, low, wide, high = (round(float(side), 9) for side in axes.get_position().bounds)
+        axes.set_position((left, low, wide, high))
 
 
 def _draw_roc(axes: Axes, drawn: Sequence[Curve]) -> None:

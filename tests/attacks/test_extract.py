@@ -9,7 +9,7 @@ from attacks.matching import compare
 from bench.models import Architecture, Head, VisionModel
 from bench.records.nouns import Incompatible, UserError
 from bench.registry import ATTACKS
-from bench.suite.plan import _facts
+from bench.suite.graph import _facts
 from bench.testing import CPU, _with_digits_head, context, owner
 
 PRESETS = [StolenEncoder, ContSteal, Rda]

@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -52,6 +52,7 @@ from bench.runs.claims.reading import (
     read,
     read_file,
     said_of_bases,
+    said_of_digests,
 )
 from bench.suite.owners import WEIGHT_FILES
 from bench.types import Context
@@ -460,7 +461,7 @@ def _said_of_copies(
     descendants: Sequence[Reading],
 ) -> list[str]:
     """Say which innocents were one model, and which are nearly the suspect or the owner."""
-    said = [*_said_of_digests(keys, suspect)]
+    said = [*said_of_digests(keys, suspect)]
     for who, given, least in (
         ("strangers", strangers, copies.NEAR),
         ("descendants", descendants, copies.ROUNDED),
@@ -478,17 +479,6 @@ def _said_of_copies(
                 "from it, it is none"
             )
     return said
-
-
-def _said_of_digests(keys: Sequence[Key], suspect: Reading) -> Iterator[str]:
-    """Say of which key's models the suspect is one, weight by weight: no chance is in that."""
-    for key in keys:
-        whose = f" to {key.user}" if key.user else ""
-        if suspect.digest == key.released:
-            same = "the owner's model" if key.released == key.clean else f"the copy released{whose}"
-            yield f"the suspect's backbone is bit for bit {same}, commitment {key.commitment}"
-        elif suspect.digest == key.clean:
-            yield f"the suspect's backbone is bit for bit the clean owner, {key.commitment}"
 
 
 def _refuse_the_owners_own(keys: Sequence[Key], strangers: Sequence[Reading]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -216,3 +216,14 @@ def _said_of_basis(key: Key, bases: Bases, found: Alignment | None) -> str:
         f"read in the basis of the released model, and so were innocents (align {how}, "
         f"{found.stage}): distance of the embeddings {before}{found.residual:.3f} after"
     )
+
+
+def said_of_digests(keys: Sequence[Key], suspect: Reading) -> Iterator[str]:
+    """Say of which key's models the suspect is one, weight by weight: no chance is in that."""
+    for key in keys:
+        whose = f" to {key.user}" if key.user else ""
+        if suspect.digest == key.released:
+            same = "the owner's model" if key.released == key.clean else f"the copy released{whose}"
+            yield f"the suspect's backbone is bit for bit {same}, commitment {key.commitment}"
+        elif suspect.digest == key.clean:
+            yield f"the suspect's backbone is bit for bit the clean owner, {key.commitment}"
