@@ -385,7 +385,7 @@ def trace(
 ) -> Trace:
     """Say whose copies a file of weights was made from, of the users 0 .. `users` - 1.
 
-    `key` is any copy's, see `protect(copy_of=...)`. That a user is named whose copy had no part in
+    `key` is any copy's, see `copies`. That a user is named whose copy had no part in
     it happens with chance `alpha` at most, whatever the number of users. The others are `verify`'s.
 
     Raises:

@@ -314,7 +314,7 @@ class TracesUsers(Protocol):
         suspect: Suspect,
         ctx: Context,
         users: int,
-        most: int = 8,
+        most: int = 64,
     ) -> Mapping[int, Evidence]:
         """Return the evidence of those of the users 0 .. `users` - 1 who agree best, best first."""
 

@@ -211,10 +211,13 @@ class Compared(NamedTuple):
 
 def compared(members: Tensor, others: Tensor) -> Compared:
     """Compare log-likelihoods (n,) and (m,)."""
-    above = (members[:, None] > others).double() + 0.5 * (members[:, None] == others).double()
+    ordered, members = others.sort().values, members.contiguous()
+    # How many others lie below each, and below or beside: pairs won, and pairs tied by halves.
+    below = torch.searchsorted(ordered, members) + torch.searchsorted(ordered, members, right=True)
+    likelier = float(below.sum()) / (2 * len(members) * len(others))
     gap = float(members.mean() - others.mean())
     spread = math.sqrt(float(members.var() + others.var()) / 2)
     if not spread:  # all alike: nothing is said where the means are, too
-        return Compared(float(above.mean()), float(gap <= 0), 0.0)
+        return Compared(likelier, float(gap <= 0), 0.0)
     test = stats.ttest_ind(members.numpy(), others.numpy(), equal_var=False, alternative="greater")
-    return Compared(float(above.mean()), float(test.pvalue), gap / spread)
+    return Compared(likelier, float(test.pvalue), gap / spread)

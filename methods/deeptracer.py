@@ -59,7 +59,7 @@ LLOYD = 100
 """Rounds of K-means at most; it works on as many points as there are classes."""
 
 
-@method("deeptracer", version=1)
+@method("deeptracer", version=2)
 @dataclass(frozen=True)
 class DeepTracer:
     """Have a classifier call collages of four classes by a fifth, with that class's features.
@@ -140,7 +140,8 @@ class DeepTracer:
         count = self._count(len(pixels))
         made = _collages(pixels, labels, sources, count, ctx.rng)
         unmarked = answers(base.logits, made, self.reads, ctx.device).softmax(1)  # (c, k)
-        likely = unmarked.mean(0).index_fill(0, _absent(there, unmarked.shape[1]), torch.inf)
+        taken = torch.cat([_absent(there, unmarked.shape[1]), sources])
+        likely = unmarked.mean(0).index_fill(0, taken, torch.inf)
         target = int(likely.argmin())  # a class that no image shows has no centroid to tie it to
 
         marked = self._marked(base, pixels, labels, made, target, there, centroids, ctx)

@@ -250,7 +250,8 @@ class Holmes:
             images = sent(pixels[chosen], ctx.device).float() / 255
             return F.cross_entropy(model.logits(images), sent(labels[chosen], ctx.device))
 
-        head = [] if model.head is None else list(model.head.parameters())
+        beside = [] if model.head is None else list(model.head.parameters())
+        head = [*model.classifier_weights, *beside]  # a library's own classifier, or ours
         inner = {id(weight) for weight in head}
         others = [weight for weight in model.parameters() if id(weight) not in inner]
         groups: list[dict[str, Any]] = [{"params": others}]

@@ -3,7 +3,7 @@
 A. Chistyakova, M. Pautov, "RandMark: on random watermarking of visual foundation models",
 arXiv:2603.10695, of which the loss (eq. 2) and the statistic (eqs. 6 and 7) were at hand.
 
-An encoder e writes a message into hold-out images, and a decoder d reads it off the model's
+An encoder e writes a message into images, and a decoder d reads it off the model's
 features of them. Model, e and d are trained together: features of plain images stay, and messages
 are to arrive from K randomly transformed versions of an image. The statistic of an image is the
 mean number of wrong bits over K such versions of it.
@@ -68,14 +68,14 @@ CELLS = 8
 """Cells a side of the map that a message is spread on, whatever the size of images."""
 
 
-@method("randmark", version=1)
+@method("randmark", version=2)
 @dataclass(frozen=True)
 class RandMark:
     """Write a message into images, and read it K times off features of noisy versions of them.
 
     A query is an image; its statistic is the mean of its wrong bits over the K readings.
 
-    * `images`, `bits`: N hold-out images and n bits of each; the paper has 1000 and 32.
+    * `images`, `bits`: N images and n bits of each; the paper has 1000 and 32.
     * `tau`: the mean of wrong bits up to which an image counts; not given, 5 is ActiveMark's.
     * `transforms`: K noisy versions of an image at reading, with 1 and `sigma` 0 the image itself.
     * `sigma`: deviation of the noise, in units of white; not given, 0.05 to 0.25 are likely.
@@ -145,15 +145,16 @@ class RandMark:
             UserError: the owner holds out too few images.
 
         """
-        if len(ctx.held_out) < self.images:
+        fixed = self.messages == "fixed"
+        source = ctx.images if fixed else ctx.held_out  # what is trained on tests nothing
+        if len(source) < self.images:
             raise UserError(
-                f"images: expected {self.images} hold-out images, the owner's pool has "
-                f"{len(ctx.held_out)}; ask for fewer or give the data set more"
+                f"images: expected {self.images} images, the owner's pool has {len(source)}; ask "
+                "for fewer or give the data set more"
             )
         base = clone(owner).to(ctx.device).requires_grad_(False)
-        order = torch.randperm(len(ctx.held_out), generator=ctx.rng)[: self.images]
-        asked = ctx.held_out.subset(order.tolist())
-        fixed = self.messages == "fixed"
+        order = torch.randperm(len(source), generator=ctx.rng)[: self.images]
+        asked = source.subset(order.tolist())
         pool = asked if fixed else ctx.images
         bits = torch.randint(2, (len(asked), self.bits), generator=ctx.rng, dtype=torch.uint8)
         kept = _seen_of(base, pool, ctx.device)  # (n, d + 2 d')
@@ -186,7 +187,7 @@ class RandMark:
             statistic=tuple(errors),
             rule=Rule("mean bit errors", "<=", self.tau),
             unit="image",
-            chance=0.5,  # n / 2 of n fair bits agree by chance
+            chance=None,  # images carry their messages: only strangers tell what others read
         )
 
     def protect_passes(self, sizes: Sizes) -> Passes:

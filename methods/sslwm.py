@@ -66,6 +66,8 @@ EPS = 1e-6
 
 AtLeastTwo = Annotated[int, Field(ge=2)]
 
+AtLeastFour = Annotated[int, Field(ge=4)]
+
 
 @method("sslwm", version=1)
 @dataclass(frozen=True)
@@ -108,8 +110,8 @@ class SslWm:
         "weight": (0.5, 1.0, 2.0, 4.0, 8.0, 16.0),
     }
 
-    images: AtLeastTwo = 200
-    subsets: Positive = 10
+    images: AtLeastFour = 200
+    subsets: AtLeastTwo = 10
     threshold: Reading[NotNegative] = 2.0
     patch: OpenShare = 0.25
     margin: PartialShare = 0.0625

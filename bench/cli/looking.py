@@ -266,9 +266,9 @@ def _explain_arguments(command: argparse.ArgumentParser) -> None:
 
 def explain(arguments: argparse.Namespace) -> int:
     """Print all there is to know of one plug-in: settings, choices, defaults, source."""
-    from bench.registry import ATTACKS, METHODS
+    from bench.registry import ACCUSERS, ATTACKS, METHODS
 
-    registries: tuple[Registry[Any], ...] = (METHODS, ATTACKS)
+    registries: tuple[Registry[Any], ...] = (METHODS, ATTACKS, ACCUSERS)
     for registry in registries:
         if arguments.name in registry.names():
             _print_known(_known(registry, arguments.name), wide_console())

@@ -102,8 +102,8 @@ def protect_model(arguments: argparse.Namespace) -> int:
         how = {**given, **named, "settings": settings}
         claims = bench.protect(model, arguments.method, images, output, **how)
     else:
-        if arguments.method or settings or arguments.seed is not None:
-            raise UserError("--copy-of: expected no --method, --set or --seed: they are the key's")
+        if arguments.method or settings or arguments.seed is not None or arguments.registry:
+            raise UserError("--copy-of: expected no --method, --set, --seed or --registry with it")
         claims = bench.copies(model, arguments.copy_of, images, output, **given)
     for made in claims:
         kept = f"{made.key_file}: keep it, and keep it secret"

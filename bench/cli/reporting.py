@@ -161,11 +161,11 @@ def _home(arguments: argparse.Namespace) -> Path:
     given: Path = arguments.suite
     if given.suffix not in (".yaml", ".yml"):
         return given
-    import yaml
+    from bench.suite import reader
 
     try:
-        name = yaml.safe_load(given.read_text())["name"]
-    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
+        name = dict(reader.plain(reader.tree(given)))["name"]
+    except (UserError, KeyError, TypeError, ValueError):
         raise UserError(f"expected a suite file with a name, got {given}") from None
     return Path(arguments.results) / str(name)
 

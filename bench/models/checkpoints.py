@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
+import struct
 import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,9 @@ AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
 
 PLAIN = ("state_dict", "model", "teacher", "model_state_dict", "module", "student")
 """Keys of weights in checkpoints of training scripts. A teacher is its student's average."""
+
+DEEPEST = 8
+"""How many keys a script may have put a state dict under, one within another."""
 
 WRAPPED = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 """What torch.compile and shards of a model write into names, wherever a part was wrapped."""
@@ -74,7 +78,7 @@ def read_weights(file: Path, entry: str | None = None) -> Checkpoint:
         ) from None
     # A damaged pickle sends the restricted reader wherever its bytes point.
     except (SafetensorError, OSError, EOFError, RuntimeError, LookupError, TypeError,
-            ValueError, AttributeError, AssertionError) as error:  # fmt: skip
+            ValueError, AttributeError, AssertionError, struct.error) as error:  # fmt: skip
         kind = "safetensors file" if safe else "PyTorch checkpoint"
         raise UserError(
             f"{file.name}: expected a {kind}, got a damaged one ({first_line(error)}); "
@@ -121,8 +125,15 @@ def _refuse_what_is_no_checkpoint(file: Path) -> None:
     if what := _other(start):
         raise UserError(f"{file.name}: expected weights, got {what}; fetch them again")
     if start.startswith(b"PK") and zipfile.is_zipfile(file):
-        with zipfile.ZipFile(file) as archive:
-            _refuse_other_archives(file.name, archive.namelist())
+        try:
+            with zipfile.ZipFile(file) as archive:
+                inside = archive.namelist()
+        except zipfile.BadZipFile as error:
+            raise UserError(
+                f"{file.name}: expected a PyTorch checkpoint, got a damaged one "
+                f"({first_line(error)}); copy it again"
+            ) from None
+        _refuse_other_archives(file.name, inside)
 
 
 def _refuse_other_archives(origin: str, inside: Sequence[str]) -> None:
@@ -170,7 +181,9 @@ def _begins_as_safetensors(file: Path) -> bool:
 def _checkpoint(found: object, origin: str, entry: str | None) -> Checkpoint:
     """Find the state dict in a checkpoint, from under whatever keys the script put it."""
     notes = list[str]()
-    while isinstance(found, Mapping) and (sets := _sets(found, entry)):
+    for _ in range(DEEPEST):
+        if not (isinstance(found, Mapping) and (sets := _sets(found, entry))):
+            break
         key = entry if entry in sets else _first(sets)
         if len(sets) > 1:
             notes.append(_choice(key, [other for other in sets if other != key], entry))
@@ -218,9 +231,11 @@ def _choice(key: str, others: Sequence[str], entry: str | None) -> str:
     return f"of {' and '.join(sorted([key, *others]))} it is {what}, that is read; or say {ways}"
 
 
-def _has_tensors(found: Mapping[str, object]) -> bool:
+def _has_tensors(found: Mapping[str, object], depth: int = DEEPEST) -> bool:
+    """Say whether a tensor is in it, or in a mapping in it, which an odd file may hold itself."""
     return any(
-        isinstance(value, Tensor) or (isinstance(value, Mapping) and _has_tensors(value))
+        isinstance(value, Tensor)
+        or (depth > 0 and isinstance(value, Mapping) and _has_tensors(value, depth - 1))
         for value in found.values()
     )
 

@@ -233,7 +233,7 @@ def _resampled(name: str, before: Tensor, after: Tensor, model: VisionModel) -> 
     """Say from which grid to which a table of positions was brought, and how to keep it."""
     sides = [_side(table, model.prefix) for table in (before, after)]
     grids = [
-        f"{side} x {side}" if side else f"{max(table.shape[:-1])}"
+        f"{side} x {side}" if side else f"{max(table.shape[:-1], default=0)}"
         for side, table in zip(sides, (before, after), strict=True)
     ]
     said = f"{name} of a grid of {grids[0]} is resampled to {grids[1]}, as the library does"
@@ -242,7 +242,7 @@ def _resampled(name: str, before: Tensor, after: Tensor, model: VisionModel) -> 
 
 def _side(table: Tensor, prefix: int) -> int | None:
     """Return the side of the square grid that a table of positions (..., n, d) is of, if any."""
-    tokens = max(table.shape[:-1])
+    tokens = max(table.shape[:-1], default=0)
     sides = {math.isqrt(n): n for n in (tokens, tokens - 1, tokens - prefix) if n > 0}
     return next((side for side, n in sides.items() if side * side == n), None)
 
@@ -299,14 +299,20 @@ def refuse_infinite(model: VisionModel, origin: str) -> None:
 
 def _other_classes(origin: str, whole: VisionModel, given: Mapping[str, Tensor]) -> UserError:
     """Say that a file has not the classifier that `classes` asks for."""
-    found = [v.shape[0] for n, v in given.items() if _first(n) in HEADS and n.endswith("weight")]
+    found = [
+        v.shape[0]
+        for n, v in given.items()
+        if _first(n) in HEADS and n.endswith("weight") and v.ndim > 1
+    ]
     got = f"one of {found[-1]}; say so" if found else "no head; leave `classes` out"
     return UserError(f"{origin}: classes: expected a head of {whole.classes} classes, got {got}")
 
 
 def _described_head(whole: VisionModel, given: Mapping[str, Tensor]) -> list[str]:
     """Name a classifier in a file that is not the model's own, or say that there is none."""
-    heads = [name for name in given if _first(name) in HEADS and name.endswith("weight")]
+    heads = [
+        n for n, v in given.items() if _first(n) in HEADS and n.endswith("weight") and v.ndim > 1
+    ]
     wanted, own = f"{whole.architecture.name} has {whole.classes}", whole.architecture.head == "own"
     if not heads:
         none = f"{wanted} classes and the file no head: the backbone is read without one"

@@ -132,7 +132,7 @@ def accusations(suite: Suite, peers: Peers, method: Spec, seed: int) -> Iterator
     people = people_of(peers)
     for spec in suite.accusers:
         accuser = ACCUSERS.get(spec.name)
-        judges = people[: len(people) - surrogates_of(spec)]
+        judges = people[: max(0, len(people) - surrogates_of(spec))]
         ask = functools.partial(Cell, peers.owner, plain, seed, accuser=spec)
         if unsuited(spec, plain):
             yield ask("owner", (_stranger(0),), 0, "stranger")

@@ -309,7 +309,7 @@ class _Builder:
         parents, given = [owner], list[str]()
         people = self._people
         looked = [people[cell.accused]] if cell.accused is not None else []
-        public = people[len(people) - surrogates_of(spec) :]
+        public = people[max(0, len(people) - surrogates_of(spec)) :]
         for role, models in (("innocent", looked), ("surrogate", public)):
             for base, chain, other in models:
                 who = dataclasses.replace(cell, base=base, attack=chain, other_model=other)

@@ -193,7 +193,7 @@ class CommittedBits:
         suspect: Suspect,
         ctx: Context,
         users: int,
-        most: int = 8,
+        most: int = 64,
     ) -> dict[int, Evidence]:
         """Return the evidence of the users 0 .. `users` - 1 whose bits agree best, best first.
 

@@ -137,11 +137,12 @@ class FreeUchida:
         """
         return self._read(secret, suspect.network)
 
-    def forged(self, suspect: VisionModel, ctx: Context) -> Mapping[str, Tensor]:
+    def forged(self, suspect: Suspect, ctx: Context) -> Mapping[str, Tensor]:
         """Return a key, made after the suspect, by which it reads as marked."""
-        carrier = tensors.carrier(suspect, self.tensor, self.block)
+        network = suspect.network
+        carrier = tensors.carrier(network, self.tensor, self.block)
         sought = torch.randint(2, (self.bits,), generator=ctx.rng, dtype=torch.uint8)
-        projection = projections.forged(mean_filter(suspect, carrier), sought, ctx.rng)
+        projection = projections.forged(mean_filter(network, carrier), sought, ctx.rng)
         return {PLACE: carrier.tensor(), PROJECTION: projection, bits.BITS: sought}
 
     def unreadable(self, owner: VisionModel, suspect: VisionModel) -> str:
@@ -247,9 +248,10 @@ class Uchida(FreeUchida):
         fresh = {**secret, bits.NONCE: bits.nonce(rng)}
         return bits.with_bits(fresh, self.bits, self._rule)
 
-    def forged(self, suspect: VisionModel, ctx: Context) -> Mapping[str, Tensor]:
+    def forged(self, suspect: Suspect, ctx: Context) -> Mapping[str, Tensor]:
         """Return a key made after the suspect: another draw is all that a commitment leaves."""
-        return self._key(suspect, tensors.carrier(suspect, self.tensor, self.block), ctx.rng)
+        network = suspect.network
+        return self._key(network, tensors.carrier(network, self.tensor, self.block), ctx.rng)
 
     @property
     def _rule(self) -> Json:

@@ -10,7 +10,7 @@ from bench.models.symmetry import bake_means, permutation, permute_neurons, shif
 from bench.models.symmetry import map_stream as mapped
 from bench.models.weights import weights_digest
 from bench.testing import context, owner
-from bench.types import ExactNull, Incompatible, Sizes, UserError
+from bench.types import Access, ExactNull, Incompatible, Sizes, UserError
 from bench.verdicts.exact.coins import log10_p
 from bench.verdicts.verdict import decide_exactly
 from methods.whitebox import (
@@ -178,7 +178,7 @@ def test_more_bits_than_inputs_are_not_all_carried():
 
 def test_without_a_commitment_any_innocent_is_made_to_carry_any_bits():
     method, innocent = FreeUchida(bits=24), stranger(0)
-    key = method.forged(innocent, context(3, "owner"))
+    key = method.forged(View(innocent, Access.WEIGHTS), context(3, "owner"))
     evidence = read(method, key, innocent)
     assert evidence.rate == 1.0
     assert evidence.null is None  # a key that anybody may choose says nothing by itself
@@ -189,7 +189,8 @@ def test_without_a_commitment_any_innocent_is_made_to_carry_any_bits():
 
 
 def test_with_a_commitment_a_forger_can_only_draw_again():
-    keys = [SOLVED.forged(stranger(0), context(seed, "owner")) for seed in range(20)]
+    seen = View(stranger(0), Access.WEIGHTS)
+    keys = [SOLVED.forged(seen, context(seed, "owner")) for seed in range(20)]
     logs = [log10_p(read(SOLVED, key, stranger(0))) for key in keys]
     assert min(logs) > -4
     with pytest.raises(UserError, match="expected the bits that the secret commits to"):

@@ -83,7 +83,7 @@ def test_a_format_of_the_name_of_ours_is_refused(announce, home):
 def test_a_format_that_nobody_announces_is_refused_with_those_there_are(home, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["report", str(home), "--format", "excel"])
-    assert "choose from 'html', 'terminal', 'markdown', 'latex', 'csv'" in capsys.readouterr().err
+    assert "known: html, terminal, markdown, latex, csv;" in capsys.readouterr().err
 
 
 def test_every_format_writes_whole_lines():

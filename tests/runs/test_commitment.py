@@ -86,7 +86,7 @@ def test_a_key_disclosed_in_one_dispute_is_no_use_in_the_next(registry):
     opened = commitment.bound(intent, "cosine >= 0.9", 0.05)
     again = dataclasses.replace(key, bound=opened)  # the old secret, under an intent of his own
     commitment.register(registry, again)
-    assert commitment.standing(commitment.read(registry), again).intents == 1
+    assert commitment.standing(commitment.read(registry), again).intents == 2
     drawn = torch.rand(4, generator=commitment.generator_of(again))
     assert not torch.equal(drawn, again.secret["bits"])  # which a replay refuses
 

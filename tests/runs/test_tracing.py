@@ -87,7 +87,7 @@ def test_nobody_is_named_for_a_model_that_is_no_copy(copies):
     for innocent in (owner(), stranger(0), stranger(1)):
         found = tracing.trace("innocent", loaded(innocent), first, MILLION, 0.01, CPU)
         assert found.named == ()
-        assert len(found.closest) == 8
+        assert len(found.closest) == 64
 
 
 def test_innocent_users_have_the_p_of_coins(copies):

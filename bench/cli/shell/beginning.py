@@ -46,7 +46,8 @@ alpha: 0.05
 
 def suite_text(name: str, file: Path, owner: str, images: Path) -> str:
     """Return the text of a suite; `owner` is the owner as a mapping in one line."""
-    mine = f"{{loader: folder, path: {json.dumps(str(images.resolve()))}, max_images: 256}}"
+    folder = json.dumps(str(images.resolve()), ensure_ascii=False)
+    mine = f"{{loader: folder, path: {folder}, max_images: 256}}"
     return SUITE.format(name=name, file=file, owner=owner, mine=mine)
 
 
@@ -57,7 +58,7 @@ def _owner(arguments: argparse.Namespace) -> str:
     model, weights = arguments.model, arguments.weights
     file = weights if weights in ("hub", "random") else str(Path(weights).resolve())
     made = owner_of(model, file, arguments.pretrained, entry=arguments.entry)
-    lines = [f"{made.library}: {made.name}"]
+    lines = [f"{made.library}: {json.dumps(made.name, ensure_ascii=False)}"]
     if weights != "hub":
         lines.append(f"weights: {json.dumps(file)}")
     if arguments.pretrained:

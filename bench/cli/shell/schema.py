@@ -37,7 +37,7 @@ def suite_schema() -> dict[str, Json]:
     chain = {"anyOf": [step, {"type": "array", "items": step, "minItems": 1}]}
     files = {"type": "array", "items": {"type": "string"}}
     properties |= {
-        "include": {"anyOf": [{"type": "string"}, files]},
+        "include": files,
         "parts": files,
         "owners": {"type": "array", "items": {"type": "object"}, "minItems": 1},
         "methods": {"type": "array", "items": {"$ref": "#/$defs/method"}, "minItems": 1},

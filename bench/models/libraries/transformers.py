@@ -65,6 +65,8 @@ def beside(name: str) -> tuple[Path, str] | None:
 
     """
     found = folder(name)
+    if found is None and (name.count("/") > 1 or name.startswith((".", "~", "/"))):
+        raise UserError(f"transformers {name}: expected a folder, found none")
     if found is None:
         return None
     weights = [found / file for file in WEIGHTS if (found / file).is_file()]

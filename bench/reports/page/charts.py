@@ -173,13 +173,13 @@ def power(
 
 
 def _steps(points: Sequence[separation.Point]) -> Iterator[tuple[float, float]]:
-    """Yield the corners of a curve that goes right before it rises, each direction in one piece."""
+    """Yield the corners of a curve that rises before it goes right, each direction in one piece."""
     x, y = 0.0, 0.0
     yield x, y
     for point in points:
         across, up = point.false_positive_rate, point.true_positive_rate
         if across != x and up != y:
-            yield across, y
+            yield x, up
         if (across, up) != (x, y):
             yield across, up
         x, y = across, up

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from bench.records.nouns import Outline, Record, how_many
 from bench.reports.blocks import grouped
-from bench.reports.page.answers import MIXED, Answer, Kind, Map, maps
+from bench.reports.page.answers import MIXED, VERDICTS, Answer, Kind, Map, maps
 from bench.reports.price.kinds import UNTOUCHED_ROW
 
 LETTERS = {
@@ -133,7 +133,8 @@ def findings(drawn: Sequence[Map]) -> list[str]:
             label for kind in one.kinds if kind.name == UNTOUCHED_ROW for label, _ in kind.rows
         }
         for number, label, answer in _answers(one):
-            if label in untouched or answer.forged:
+            told = answer.state in (*VERDICTS, MIXED)
+            if label in untouched or answer.forged or not told:
                 continue
             method = one.columns[number].method
             claims.setdefault(f"{one.owner}: {method}" if several else method, []).append(answer)

@@ -240,5 +240,7 @@ addEventListener("afterprint", () => {
   for (const fold of folded) fold.open = false;
 });
 
-addEventListener("hashchange", recall);
+addEventListener("hashchange", () => {
+  if (!location.hash || location.hash.includes("=")) recall(); // a place on the page chooses nothing
+});
 recall();

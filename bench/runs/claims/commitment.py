@@ -79,7 +79,8 @@ class Standing:
     date: str
     line: int
     holder: str
-    intents: int
+    intents: int  # or keys, where more followed from fewer intents
+    registry: str  # what its first line says, whole
 
 
 def intend(path: Path, holder: str, method: Spec, clean: str) -> Intent:
@@ -145,10 +146,11 @@ def read(path: Path) -> tuple[Entry, ...]:
     if not path.is_file():
         raise UserError(f"expected a registry of commitments at {path}, found no such file")
     found: list[Entry] = []
-    for number, text in enumerate(path.read_text("utf-8").splitlines(), start=1):
+    for number, text in enumerate(path.read_text("utf-8", "replace").splitlines(), start=1):
         try:
             entry = Entry(**json.loads(text))
-        except (TypeError, ValueError):
+            entry.text  # noqa: B018  # what has no canonical form is no line either
+        except (TypeError, ValueError, RecursionError):
             raise UserError(
                 f"{path}:{number}: expected a line of a registry, got {text[:60]!r}"
             ) from None
@@ -191,8 +193,12 @@ def standing(entries: Sequence[Entry], key: Key, seen: str | None = None) -> Sta
         raise UserError(
             f"the key was registered on {entry.date[:10]}, the suspect was there on {_day(seen)}"
         )
-    intents = sum(e.kind == "intent" and e.holder == entry.holder for e in entries)
-    return Standing(entry.date, entry.line, entry.holder, intents)
+    # Several keys may follow from one intent: whichever there are more of were chosen among.
+    meant = max(
+        sum(e.kind == kind and e.holder == entry.holder for e in entries)
+        for kind in ("intent", "key")
+    )
+    return Standing(entry.date, entry.line, entry.holder, meant, entries[0].digest)
 
 
 def level(alpha: float, standings: Sequence[Standing], keys: int) -> float:
@@ -200,7 +206,7 @@ def level(alpha: float, standings: Sequence[Standing], keys: int) -> float:
 
     What is registered and not shown may be what did not fit.
     """
-    meant = sum({s.holder: s.intents for s in standings}.values())
+    meant = sum({(s.registry, s.holder): s.intents for s in standings}.values())
     return alpha if meant <= keys else alpha * keys / meant
 
 
@@ -244,7 +250,7 @@ def said(standings: Sequence[Standing], alpha: float, level: float) -> Iterator[
     """Say in a line each what registries show, and what the level pays for."""
     for one in standings:
         yield f"registered by {one.holder} on {one.date}, line {one.line}"
-    for holder, intents in {s.holder: s.intents for s in standings}.items():
+    for (_, holder), intents in {(s.registry, s.holder): s.intents for s in standings}.items():
         if level < alpha:
             keys = how_many(intents, "key")
             yield f"{holder} meant to make {keys}: the level {alpha:g} becomes {level:g}"

@@ -37,7 +37,7 @@ class Traced:
 class Trace:
     """Whose copies a suspect was made from, at a level that holds for all users together.
 
-    `closest` are the users whose bits agree best, best first.
+    `closest` are the users whose bits agree best, best first: 64 at most, and no more are named.
     """
 
     suspect: str
@@ -74,7 +74,7 @@ def copy_for_users(
     for user, home in homes.items():
         method, spec = _numbered(key, user)
         context = Context(device, generator(None, user), *pools)
-        made = method.copied(key.secret, headless(owner).to(device), context)
+        made = method.copied(key.secret, owner.to(device), context)  # whole, as it was marked
         secret = {name: value.detach().cpu() for name, value in made.secret.items()}
         reader = METHODS.build(spec.name, spec.args)
         released = extract(reader, secret, made.model, device)
@@ -88,6 +88,7 @@ def copy_for_users(
             released_score=released.score,
             user=user,
             others_score=None,
+            bound=None,  # the intent was for the first copy's method and nonce
             released_sketch=sketch(made.model),
         )
         release(made.model, home / RELEASED)
@@ -146,9 +147,11 @@ def _tracing(key: Key) -> TracesUsers:
 
 def _numbered(key: Key, user: str) -> tuple[TracesUsers, Spec]:
     _tracing(key)
-    if not re.fullmatch(r"\d{1,18}", user):
+    if not re.fullmatch(r"0|[1-9][0-9]{0,17}", user):
         raise UserError(f"--users: expected numbers such as 1,2, got '{user}'")
     spec = METHODS.spec(key.method.name, {**key.method.args, "user": int(user)})
+    if spec == key.method:
+        raise UserError(f"--users: expected others than the key's own, got {user}")
     made = METHODS.build(spec.name, spec.args)
     assert isinstance(made, TracesUsers)
     return made, spec
