@@ -16,14 +16,14 @@ from bench.records.nouns import Evidence, Outline, Record, StoppedBy, evidence_o
 from bench.records.table import NOTHING, Table
 from bench.reports.blocks import CellResult, labelled
 from bench.reports.notes import distinct
-from bench.verdicts.innocents import model_name, with_digests
+from bench.verdicts.innocents import innocent_name, trained_strangers, with_digests
 from bench.verdicts.verdict import Null, Verdict, decide, decide_exactly
 
 REFUSED: Mapping[StoppedBy, str] = {
     "count": "its holder registered every key that he tried, and the level pays for each",
     "date": "the key was registered after the model that it accuses was there",
     "name": "the key is registered, by another holder",
-    "replay": "the committed method, model and seed make another secret",
+    "replay": "the committed method, model and seed make another secret, as a replay shows",
 }
 """Why a registered commitment stops a forged claim, by the check that does."""
 
@@ -34,6 +34,8 @@ LEGEND = (
     "with commitment: what is left of the claim once every key must have been registered before "
     "the accused model was there. A key chosen from K registered ones is judged at alpha / K; what "
     "is refused before it is read is owned by nobody.",
+    "Refused says which check of a registered commitment stops the claim; here it is declared, and "
+    "not carried out. A replay is made from Python alone: `bench verify` asks for none.",
     "A claim is ranked among strangers alone, for nobody can check of which clean model a forged "
     "mark is said to descend: for a mark these verdicts favour the accuser.",
 )
@@ -85,9 +87,14 @@ class Claim:
 
     def others(self, accused: Record) -> list[Evidence]:
         """Return what was read of strangers beside the accused, each model once."""
-        read = (r.record for r in self.strangers if r.record and r.record.evidence)
-        who = model_name(accused)
-        return list({model_name(r): evidence_of(r) for r in read if model_name(r) != who}.values())
+        read = [r.record for r in self.strangers if r.record and r.record.evidence]
+        trained, found = trained_strangers(read), dict[str, Evidence]()
+        who = innocent_name(accused, trained)
+        for record in read:  # a family is one stranger, as in any verdict
+            name, seen = innocent_name(record, trained), evidence_of(record)
+            if name != who and (name not in found or seen.score > found[name].score):
+                found[name] = seen
+        return list(found.values())
 
     def verdict(self, accused: Record, alpha: float) -> Verdict:
         """Judge one accused model as any suspect is."""

@@ -84,14 +84,18 @@ def _both(block: Block, stands: Sequence[bool], claims: Sequence[Claim], alpha: 
     own: dict[str, list[bool]] = {}
     for claim in claims:
         for accused in claim.readings:
-            owned = claim.verdict(accused, alpha).outcome == "owned"
+            verdict = claim.verdict(accused, alpha)
+            owned = verdict.outcome == "owned"
             if claim.against_owner:
                 own.setdefault(claim.accuser, []).append(owned)
                 continue
             left = claim.committed(accused, alpha)
-            lost.setdefault(claim.accuser, []).append(owned)
-            held = left is not None and left.outcome == "owned"
-            kept.setdefault(claim.accuser, []).append(held)
+            # What too few strangers leave undecided is no innocent saved.
+            if verdict.outcome != "undecided":
+                lost.setdefault(claim.accuser, []).append(owned)
+            if left is None or left.outcome != "undecided":
+                held = left is not None and left.outcome == "owned"
+                kept.setdefault(claim.accuser, []).append(held)
     forger = max(lost, key=lambda name: fmean(lost[name]), default="")
     return Both(
         owner=block.owner,
