@@ -2,7 +2,7 @@
 
 What the command `bench` does, from Python: run a suite and read its records as typed values, turn
 them into tables and these into pandas frames, protect a model and verify a suspect. Importing this
-costs nothing: each function loads what it works with, and only `run`, `protect` and `verify` torch.
+costs nothing: each function loads what it works with, and torch where it makes or reads models.
 """
 
 from __future__ import annotations
