@@ -351,7 +351,9 @@ def show_store(arguments: argparse.Namespace) -> int:
     return OK
 
 
-RUN = Command("run", "answer every cell of a suite that has no record yet", _run_arguments, run_suite)
+RUN = Command(
+    "run", "answer every cell of a suite that has no record yet", _run_arguments, run_suite
+)
 TUNE = Command(
     "tune",
     "choose every method's settings by one budget, on the owner's data alone",
