@@ -446,5 +446,8 @@ def test_a_tree_holds_against_itself_where_both_know_the_work(tree, tmp_path, mo
 def test_a_tail_of_the_model_slower_by_30_percent_is_found(tree, monkeypatch):
     with (tree / "bench/models/vision.py").open("a") as file:
         file.write(SLOWER)
-    rows = against_head(tree, monkeypatch, [FILE], ["model.tail"])
+    for _ in range(3):  # on a busy machine an interval may hold the limit: measured again
+        rows = against_head(tree, monkeypatch, [FILE], ["model.tail"])
+        if rows[0].outcome != "not measured":
+            break
     assert [row.outcome for row in rows] == ["worse"], rows
