@@ -273,11 +273,14 @@ def _append(
     nonce: str = "",
     intent: int | None = None,
 ) -> Entry:
-    there = read(path) if path.exists() else ()
-    follows = there[-1].digest if there else FIRST
-    date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    made = Entry(len(there) + 1, date, kind, holder, value, follows, nonce, intent)
+    import fcntl  # no Windows has it, and nothing else here needs it
+
     with path.open("a", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # of two who register at once one comes first
+        there = read(path)
+        follows = there[-1].digest if there else FIRST
+        date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        made = Entry(len(there) + 1, date, kind, holder, value, follows, nonce, intent)
         file.write(f"{made.text}\n")
     return made
 
