@@ -23,6 +23,7 @@ from bench.records.nouns import Evidence, Rule
 from bench.registry import ATTACKS
 from bench.runs.claims import claim
 from bench.runs.claims.key import _commitment, read
+from bench.runs.claims.reading import said_of_digests
 
 SETTINGS = (
     *("variant=paper", "index=46", "block=3", "images=32", "steps=200", "batch=32", "lr=1e-3"),
@@ -531,7 +532,7 @@ def test_users_are_different_names_without_paths(users, tmp_path):
 )
 def test_a_suspect_that_is_one_of_the_keys_models_is_called_so(digest, said):
     key = SimpleNamespace(user="alice", released="a1", clean="00", commitment="c0")
-    assert [*claim._said_of_digests([key], SimpleNamespace(digest=digest))] == [said] * bool(said)
+    assert [*said_of_digests([key], SimpleNamespace(digest=digest))] == [said] * bool(said)
 
 
 def test_a_folder_that_cannot_be_is_refused_before_the_work(tmp_path):
