@@ -72,7 +72,7 @@ class Seen:
     def now(self) -> str:
         """Say what is being carried out, and for how long already."""
         now = time.monotonic()
-        said = [f"{doing(self.stages[k])} ({_clock(now - t)})" for k, t in [*self._began.items()]]
+        said = [f"{doing(self.stages[k])} ({clock(now - t)})" for k, t in [*self._began.items()]]
         return f"now: {', '.join(said)}" if said else "now: looking at what there is already"
 
     @property
@@ -86,7 +86,7 @@ class Seen:
         total = sum(count * took.get(kind, usual) for kind, count in [*self._left.items()])
         for key, began in [*self._began.items()]:
             total += max(0.0, took.get(self.stages[key].kind, usual) - (now - began))
-        return f"; about {_clock(total / side)} left"
+        return f"; about {clock(total / side)} left"
 
 
 def doing(stage: Stage) -> str:
@@ -95,7 +95,8 @@ def doing(stage: Stage) -> str:
     return f"{DOING[stage.kind]} {spec['name'] if isinstance(spec, Mapping) else ''}".strip()
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Write seconds as minutes and seconds, or hours, minutes and seconds."""
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
@@ -188,7 +189,7 @@ class _Screen:
     def __rich__(self) -> Group:
         counts = self._counts.copy()
         summary = ", ".join(f"{n} {status}" for status, n in sorted(counts.items()))
-        elapsed = _clock(time.monotonic() - self._start)
+        elapsed = clock(time.monotonic() - self._start)
         told = f": {summary}" if summary else ""
         head = f"{counts.total()} of {self._total} cells in {elapsed}{told}{self._seen.remaining}"
         table = [_table([*self._latest], self._describe)] if self._latest else []

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import json
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from bench.records.ledger import Results
-    from bench.records.nouns import Record
+    from bench.records.nouns import Cell, Record
     from bench.runs.session import Start
     from bench.suite.graph import Plan
 
@@ -109,7 +111,7 @@ def run_suite(arguments: argparse.Namespace) -> int:
             plan,
             arguments.results,
             arguments.data,
-            **_how(arguments, console),
+            **_how(arguments, console, home),
             drop_copies=arguments.drop_copies,
             stale=arguments.stale,
         )
@@ -153,8 +155,10 @@ def _print_answer(results: Results, home: Path, console: Console) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def _how(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
-    """Return how a run is carried out, and shown as it goes."""
+def _how(
+    arguments: argparse.Namespace, console: Console, home: Path | None = None
+) -> dict[str, Any]:
+    """Return how a run is carried out, and shown as it goes; with a `home`, its answers too."""
     seen = progress.Seen()
     write = functools.partial(print, flush=True)  # who reads a pipe gets each line at once
 
@@ -166,12 +170,47 @@ def _how(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
             return progress.logged(records, start.todo, write)
         cells = f"{start.suite}: {start.todo} of {start.cells} cells to answer"
         console.print(f"{cells} on {start.where}", highlight=False)
-        return progress.show(records, start.todo, progress.names(start.asked), console, seen)
+        shown = progress.show(records, start.todo, progress.names(start.asked), console, seen)
+        return shown if home is None else answered(shown, home, console)
 
     named = ("device", "engine", "address", "workers", "threads", "compile")
     note = {"note": lambda text: print(text, file=sys.stderr)} if arguments.log_json else {}
     shown = {"watch": watch, "look": seen.look, **note}
     return {name: getattr(arguments, name) for name in named} | shown
+
+
+def answered(records: Iterable[Record], home: Path, console: Console) -> Iterator[Record]:
+    """Pass records on; say what became of a method's claims once its last cell is answered."""
+    from bench.records.ledger import read_results
+    from bench.reports.blocks import labelled
+    from bench.reports.page import glance
+
+    start, found = time.monotonic(), read_results(home)
+    known = dict(found.records)
+    cells = [cell for _, cell in found.outline.cells]
+    owners, methods = map(labelled, ([c.owner for c in cells], [c.method for c in cells]))
+    asked: dict[tuple[str, str], dict[str, Cell]] = {}
+    for key, cell in found.outline.cells:
+        asked.setdefault(_asking(cell), {})[key] = cell
+    settled = {key for key, record in known.items() if record.status != "failed"}
+    left = {asking: set(cells) - settled for asking, cells in asked.items()}
+    for record in records:
+        yield record
+        known[record.key] = record
+        asking = _asking(record.cell)
+        left[asking].discard(record.key)
+        if left[asking]:
+            continue
+        own = dataclasses.replace(found.outline, cells=tuple(asked[asking].items()))
+        if said := glance.sentence(own, {key: known[key] for key in asked[asking]}):
+            who = f"{owners(record.cell.owner)}, {methods(record.cell.method)}"
+            line = f"{progress.clock(time.monotonic() - start)} {who}: {said}"
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _asking(cell: Cell) -> tuple[str, str]:
+    """Return in words whose model a cell is about, and by which method it is asked."""
+    return cell.owner.text, cell.method.text
 
 
 def _tune_arguments(command: argparse.ArgumentParser) -> None:

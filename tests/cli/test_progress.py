@@ -1,11 +1,16 @@
 import io
 import json
+import shutil
 import time
+from collections import Counter
 
 import pytest
+from documents import ROOT
 from rich.console import Console
 
+import bench
 from bench.cli.progress import Seen, logged, names, show
+from bench.cli.running import answered
 from bench.records.nouns import Cell, Evidence, Record, Rule, Spec, Utility
 from bench.suite.graph import Stage
 
@@ -144,3 +149,20 @@ def test_machines_are_told_every_cell_in_a_line_of_json():
     assert (first["number"], first["of"], first["status"], first["rate"]) == (1, 4, "ok", 0.5)
     assert first["attack"] == [{"name": "prune.l1", "args": {"amount": 0.4}, "version": 1}]
     assert (second["rate"], second["reason"]) == (None, "RuntimeError: [/red] broke")
+
+
+def test_a_methods_answer_is_said_with_its_last_cell_while_others_go_on(tmp_path):
+    demo = ROOT / "results/published/demo"
+    shutil.copy(demo / "suite.json", tmp_path)
+    found, console = bench.read(demo), Console(file=io.StringIO(), width=400)
+    records = [found.records[key] for key, _ in found.outline.cells]
+    methods = list(dict.fromkeys(record.cell.method.text for record in records))
+    left, said = Counter(record.cell.method.text for record in records), 0
+    for record in answered(records, tmp_path, console):
+        assert len(console.file.getvalue().splitlines()) == said
+        left[record.cell.method.text] -= 1
+        said += not left[record.cell.method.text]
+    lines = console.file.getvalue().splitlines()
+    assert len(lines) == len(methods)
+    assert " mini, akh: owned after 7 attacks (" in lines[-3]
+    assert "; not owned after finetune.segment 0.02; innocents at most 0.240" in lines[-3]

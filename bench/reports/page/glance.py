@@ -33,6 +33,18 @@ WORDS = {
 }
 """States whose names would not be understood by themselves."""
 
+IN_PART = {
+    "owned": "owned after",
+    MIXED: "owned in part after",
+    "not owned": "not owned after",
+    "undecided": "undecided after",
+    "incompatible": "cannot be read after",
+}
+"""How a sentence on one method begins what it says of attacks of one state, in order."""
+
+NAMED = 3
+"""Attacks of one state that a sentence on one method names; of more, it says how many."""
+
 NOBODY = "No method is owned after any attack, so none can be said to take most."
 
 ROWS = 30
@@ -60,6 +72,27 @@ def lines(outline: Outline, records: Mapping[str, Record], width: int = 120) -> 
     for sentence in findings(drawn):
         found += _wrapped(sentence, "* ", width)
     return found
+
+
+def sentence(outline: Outline, records: Mapping[str, Record]) -> str:
+    """Say of the one method that is asked what became of its claims; nothing if nothing did."""
+    blocks, _ = grouped(outline, records)
+    [drawn] = maps(outline, records, blocks)
+    told: dict[str, list[str]] = {}
+    for _, label, answer in _answers(drawn):
+        told.setdefault(answer.state, []).append(f"{label} {answer.rate}".strip())
+    parts = [f"{words} {_listed(told[state])}" for state, words in IN_PART.items() if state in told]
+    innocents = drawn.innocents[0].split(" ")[0]
+    if parts and innocents[:1].isdigit():
+        parts.append(f"innocents at most {innocents}")
+    return "; ".join(parts)
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Name attacks, or the first of many and how many there are."""
+    if len(names) <= NAMED + 1:
+        return ", ".join(names)
+    return f"{how_many(len(names), 'attack')} ({', '.join(names[:NAMED])}, ...)"
 
 
 def _map(one: Map, width: int) -> Iterator[str]:
