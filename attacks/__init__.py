@@ -22,6 +22,7 @@ A setting that is added once suites were run is a `Later` one: its default leave
 | member | protocol | what it does |
 | --- | --- | --- |
 | `data` | `NamesData` | names the data set whose thief's images it gets, instead of the probe's |
+| `labelled` | `NeedsLabels` | says that the thief's images must have labels or masks |
 | `uses_base` | `UsesBase` | asks for the public, unmarked model as `ctx.base` |
 | `uses_head` | `UsesHead` | says that the victim must have a classifier |
 | `copies` | `UsesCopies` | says how many copies it takes; the others come by `ctx.copies` |

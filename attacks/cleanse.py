@@ -77,6 +77,7 @@ class Regularise:
     derived: ClassVar[bool] = True
     random: ClassVar[bool] = True
     change: ClassVar[Change] = "finetuning"
+    labelled: ClassVar[bool] = True
 
     def passes(self, sizes: Sizes) -> Passes:
         """Count every epoch of both parts there and back."""
@@ -165,6 +166,7 @@ class Wild:
     derived: ClassVar[bool] = True
     random: ClassVar[bool] = True
     change: ClassVar[Change] = "finetuning"
+    labelled: ClassVar[bool] = True
     adaptive: ClassVar[str] = "that there may be triggers"
 
     def looks_at(self, images: int) -> int:
@@ -251,6 +253,7 @@ class Wrk:
     derived: ClassVar[bool] = True
     random: ClassVar[bool] = True
     change: ClassVar[Change] = "finetuning"
+    labelled: ClassVar[bool] = True
     uses_head: ClassVar[bool] = True
     adaptive: ClassVar[str] = "that there may be triggers"
 

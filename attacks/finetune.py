@@ -110,6 +110,7 @@ class FinetuneClassify:
     derived: ClassVar[bool] = True
     random: ClassVar[bool] = True
     change: ClassVar[Change] = "finetuning"
+    labelled: ClassVar[bool] = True
 
     def run(self, victim: VisionModel, ctx: Context) -> VisionModel:
         """Return the fine-tuned copy with its head; notes say the last epoch's loss."""

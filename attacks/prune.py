@@ -93,6 +93,10 @@ class StructuredPrune:
     random: ClassVar[bool] = False
     change: ClassVar[Change] = "compression"
 
+    def passes(self, sizes: Sizes) -> Passes:
+        """Count the one blank image that shows how layers hang together."""
+        return Passes(1)
+
     def run(self, victim: VisionModel, ctx: Context) -> VisionModel:
         """Return the smaller copy; notes say how many units (of each block) are left."""
         import torch_pruning as tp

@@ -65,6 +65,7 @@ class FinetuneSegment:
     derived: ClassVar[bool] = True
     random: ClassVar[bool] = True
     change: ClassVar[Change] = "finetuning"
+    labelled: ClassVar[bool] = True
 
     def passes(self, sizes: Sizes) -> Passes:
         """Count every epoch there and back."""

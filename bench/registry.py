@@ -50,6 +50,7 @@ from bench.types import (
     IsExact,
     Method,
     NamesData,
+    NeedsLabels,
     RedrawsBits,
     SaysChange,
     SaysTunable,
@@ -82,7 +83,7 @@ OPTIONAL: Mapping[str, tuple[type, ...]] = {
         *(SaysTunable, RedrawsBits, TracesUsers, StatesFacts, HasForgery, TakesQueries),
     ),
     "attack": (
-        *(NamesData, UsesBase, UsesHead, UsesCopies, CountsPasses),
+        *(NamesData, NeedsLabels, UsesBase, UsesHead, UsesCopies, CountsPasses),
         *(SaysChange, IsExact, IsAdaptive, CountsImages, CountsQueries),
     ),
     "accuser": (UsesSurrogates, SaysUnsuited, CountsAccusing),

@@ -151,8 +151,8 @@ class Method(Protocol):
 class Attack(Protocol):
     """A way to obtain a suspect from a released model, or (a control) without it.
 
-    What it may have beside is in `NamesData`, `UsesBase`, `UsesHead`, `UsesCopies`, `CountsPasses`,
-    `CountsImages`, `CountsQueries`, `SaysChange`, `IsExact` and `IsAdaptive`.
+    What it may have beside is in `NamesData`, `NeedsLabels`, `UsesBase`, `UsesHead`, `UsesCopies`,
+    `CountsPasses`, `CountsImages`, `CountsQueries`, `SaysChange`, `IsExact` and `IsAdaptive`.
     """
 
     offers: ClassVar[Access]  # what the owner may still see of the result
@@ -358,6 +358,16 @@ class NamesData(Protocol):
     """
 
     data: str | None
+
+
+@runtime_checkable
+class NeedsLabels(Protocol):
+    """An attack that learns from labels or masks of the thief's images, if true.
+
+    It refuses images that have none with a `UserError`, as a plan does where it can tell.
+    """
+
+    labelled: ClassVar[bool]
 
 
 @runtime_checkable

@@ -71,6 +71,7 @@ class Collusion(Attack):
 class FinetuneClassify(Attack):
     offers: ClassVar[Access] = Access.ENCODER
     random: ClassVar[bool] = True
+    labelled: ClassVar[bool] = True
 
     data: str = "digits"
     epochs: int = 10

@@ -49,6 +49,7 @@ PUBLIC = {
         "Later",
         "Method",
         "NamesData",
+        "NeedsLabels",
         "NotNegative",
         "OpenShare",
         "Paper",

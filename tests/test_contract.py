@@ -249,6 +249,19 @@ class StaleHead(Nudge):
         return made
 
 
+class Boastful(Nudge):
+    """Says that it learns from labels, and looks at none."""
+
+    labelled: ClassVar[bool] = True
+
+
+class SecretLearner(Nudge):
+    """Learns from labels, and does not say so."""
+
+    def run(self, victim, ctx):
+        return nudged(clone(victim), float(ctx.images.labels.float().mean()))
+
+
 @dataclass(frozen=True)
 class Restless(Nudge):
     lr: float = 0.1
@@ -269,6 +282,7 @@ BROKEN_ATTACKS = [
     (testing.attack_twins_see_equal_batches_and_heads, Restless),
     (testing.attack_keeps_the_function_if_it_says_so, Inexact),
     (testing.attack_keeps_the_function_if_it_says_so, StaleHead),
+    (testing.attack_needs_the_labels_it_says, Boastful),
 ]
 
 
@@ -498,6 +512,11 @@ def test_a_broken_method_does_not_pass():
         check_method(Gullible())
 
 
+def test_an_attack_that_does_not_say_labelled_is_shown_no_label():
+    with pytest.raises(AttributeError, match="'NoneType'"):
+        check_attack(SecretLearner())
+
+
 def test_checking_leaves_the_global_generators_alone():
     before = torch.get_rng_state()
     with pytest.raises(AssertionError, match="global randomness"):
@@ -510,7 +529,7 @@ def test_a_contract_says_what_it_checks_and_where_it_broke():
     with pytest.raises(AssertionError) as caught:
         check_attack(InPlace(), said.append)
     assert said[0] == (
-        "[1/10] attack_returns_a_distinct_object: Return a `VisionModel` that shares no memory "
+        "[1/11] attack_returns_a_distinct_object: Return a `VisionModel` that shares no memory "
         "with the victim."
     )
     assert said[-1] in caught.value.__notes__[0]

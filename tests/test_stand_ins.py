@@ -7,7 +7,7 @@ import stand_ins
 
 from bench.registry import ATTACKS, METHODS
 
-FACTS = ("needs", "marks", "offers", "derived", "random", "uses_base", "uses_head")
+FACTS = ("needs", "marks", "offers", "derived", "random", "labelled", "uses_base", "uses_head")
 
 
 def facts(cls):

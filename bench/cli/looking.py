@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -11,15 +12,24 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bench.cli import reporting
 from bench.cli.parser import OK, Command, a_device, data_root, which_weights
-from bench.records.nouns import Access, Passes, Sizes, UserError
+from bench.records.nouns import Access, Passes, Sizes, UserError, how_many
 from bench.records.settings import SettingError, nearest
 from bench.records.table import NOTHING, Table, markdown, print_table, wide_console, write_tables
 from bench.types import (
     CountsExtracting,
+    CountsImages,
+    CountsPasses,
     CountsProtecting,
+    CountsQueries,
     Facts,
+    IsAdaptive,
     Method,
+    NeedsLabels,
     RedrawsBits,
+    SaysChange,
+    UsesBase,
+    UsesCopies,
+    UsesHead,
 )
 
 if TYPE_CHECKING:
@@ -111,7 +121,7 @@ def _list_plugins(kind: str, style: str) -> int:
     }
     registry = kinds[kind]
     known = [_known(registry, name) for name in registry.names()]
-    tables = _facts() if registry is METHODS else []
+    tables = {"methods": _facts, "attacks": _thieves}.get(kind, list)()
     if style == "markdown":
         title = f"# {kind.capitalize()}"
         glance = [f"## {table.caption}\n\n{_body(table)}" for table in tables]
@@ -191,6 +201,58 @@ def _facts() -> list[Table]:
     ]
 
 
+POOL = 1000
+"""Images of a thief, for which lists say how many an attack looks at and what it takes."""
+
+
+def _thieves() -> list[Table]:
+    """Tabulate what a thief needs for an attack, and what it takes."""
+    from bench.registry import ATTACKS
+
+    head = ("attack", "changes", "victim gives", "images", "labels", "beside", "knows", "passes")
+    unsaid = (NOT_STATED,) * (len(head) - 1)
+    rows = tuple((name, *(_theft(name) or unsaid)) for name in ATTACKS.names())
+    notes = (
+        f"Of {POOL:,} images that the thief has, at default settings, for a model like mini.",
+        "Victim gives: its weights, or answers to so many queries; a head where one is needed.",
+        "Beside: the public base, or the owner's copies under other keys.",
+        "Knows: what of the defence the attack is made for.",
+        "f: an image forward through the whole depth. b: one back.",
+    )
+    return [Table("Attacks", "What a thief needs", head, rows, notes)]
+
+
+def _theft(name: str) -> tuple[str, ...]:
+    """Return what an attack changes and needs; nothing if a setting of it has no default."""
+    from bench.registry import ATTACKS
+
+    try:
+        attack: Any = ATTACKS.build(name, {})
+    except SettingError:
+        return ()
+    asked = attack.victim_queries(POOL) if isinstance(attack, CountsQueries) else None
+    head = ["head"] if isinstance(attack, UsesHead) and attack.uses_head else []
+    sizes = dataclasses.replace(ASSUMED, images=POOL)
+    passes = attack.passes(sizes) if isinstance(attack, CountsPasses) else None
+    looks = attack.looks_at(POOL) if isinstance(attack, CountsImages) else POOL
+    images = NOT_STATED if passes is None else f"{looks:,}" if passes.forward > 1 else NOTHING
+    base = ["base"] if isinstance(attack, UsesBase) and attack.uses_base else []
+    copies = (
+        [how_many(attack.copies - 1, "more copy", "more copies")]
+        if isinstance(attack, UsesCopies)
+        else []
+    )
+    return (
+        attack.change if isinstance(attack, SaysChange) else "other",
+        ", ".join(["weights" if asked is None else f"{asked:,} answers", *head]),
+        images,
+        "yes" if isinstance(attack, NeedsLabels) and attack.labelled else NOTHING,
+        ", ".join([*base, *copies]) or NOTHING,
+        attack.adaptive if isinstance(attack, IsAdaptive) else NOTHING,
+        NOT_STATED if passes is None else _written_passes(passes),
+    )
+
+
 def _stated(cls: type) -> Facts | None:
     found: Facts | None = getattr(cls, "facts", None)  # the registry saw to its type
     return found
@@ -228,11 +290,15 @@ def _effort(name: str) -> Iterator[str]:
 
 
 def _passes(count: Callable[[Sizes], Passes]) -> str:
-    """Write passes, with the side of the number that they are on."""
+    """Write the passes of default settings for mini."""
     try:
-        found = count(ASSUMED)
+        return _written_passes(count(ASSUMED))
     except UserError:  # default settings that do not fit mini
         return "not for mini"
+
+
+def _written_passes(found: Passes) -> str:
+    """Write passes, with the side of the number that they are on."""
     ways = ((found.forward, "f"), (found.backward, "b"))
     text = " + ".join(f"{round(number):,} {way}" for number, way in ways if number) or "0"
     return {"exact": "", "at least": "≥ ", "at most": "≤ ", "about": "≈ "}[found.bound] + text

@@ -47,6 +47,7 @@ from bench.suite.graph import READ_WITH, Kind, Plan, Question, Stage
 from bench.suite.grid import Suite
 from bench.suite.innocents import RECIPE, families, kin, recipe_digest, untouched
 from bench.suite.owners import ClassifierSettings, OwnerSettings, weights_identity
+from bench.types import NeedsLabels
 from bench.verdicts.innocents import family
 from bench.verdicts.verdict import innocents_needed
 
@@ -77,6 +78,7 @@ def make(suite: Suite, data_dir: Path | None, assume: bool = False) -> Plan:
         for owner in part.owners:
             builder.add_owner(owner, weights_identity(owner, data_dir, assume))
     _refuse_unlabelled_probe(suite, manifests)
+    _refuse_unlabelled_attacks(suite, manifests)
     read = (f"data {name}: {said}" for name, made in manifests.items() for said in made.notes)
     found = (*assumed, *read, *suite.warnings, *builder.warnings, *_shared(manifests))
     warnings = tuple(dict.fromkeys(found))
@@ -119,6 +121,21 @@ def _refuse_unlabelled_probe(suite: Suite, manifests: Mapping[str, Manifest]) ->
                 f"probe: expected labelled images, got '{part.probe}'; put them in two class "
                 "folders or more"
             )
+
+
+def _refuse_unlabelled_attacks(suite: Suite, manifests: Mapping[str, Manifest]) -> None:
+    """Refuse to train a thief on labels that his images do not have."""
+    for part in suite.parts or (suite,):
+        for step in itertools.chain(*part.attacks, *part.innocents.descendants):
+            attack = ATTACKS.build(step.name, step.args)
+            if not isinstance(attack, NeedsLabels) or not attack.labelled:
+                continue
+            used = manifests[step.args.get("data") or part.probe]
+            if not used.classes:
+                raise UserError(
+                    f"attack '{step.name}': expected labelled images, got '{used.name}' without "
+                    "labels; give `data` a labelled data set"
+                )
 
 
 def _shared(manifests: Mapping[str, Manifest]) -> Iterator[str]:

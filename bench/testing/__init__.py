@@ -19,6 +19,7 @@ from bench.testing.attacks import (
 from bench.testing.attacks import (
     attack_leaves_its_input_untouched as attack_leaves_its_input_untouched,
 )
+from bench.testing.attacks import attack_needs_the_labels_it_says as attack_needs_the_labels_it_says
 from bench.testing.attacks import (
     attack_repeats_under_equal_randomness as attack_repeats_under_equal_randomness,
 )

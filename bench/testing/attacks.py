@@ -26,7 +26,16 @@ from bench.testing.comparing import (
     _watched,
 )
 from bench.testing.victims import CPU, _with_digits_head, context, owner, stranger
-from bench.types import Attack, Context, IsExact, UsesBase, UsesCopies, UsesHead
+from bench.types import (
+    Attack,
+    Context,
+    IsExact,
+    NeedsLabels,
+    UserError,
+    UsesBase,
+    UsesCopies,
+    UsesHead,
+)
 
 EXACT = {torch.float64: 1e-9, torch.float32: 1e-4}
 """How far an exact attack may move what a model computes, over the largest number in it."""
@@ -155,6 +164,17 @@ def attack_keeps_the_function_if_it_says_so(attack: Attack) -> None:
         _require(apart <= bound, f"run() is not exact: it moved outputs by {apart:.1e} in {kind}")
 
 
+def attack_needs_the_labels_it_says(attack: Attack) -> None:
+    """Refuse images without labels, if the attack is `labelled`; all others never see any."""
+    if not isinstance(attack, NeedsLabels) or not attack.labelled:
+        return
+    try:
+        attack.run(_victim(attack), _unlabelled(_context(attack)))
+    except UserError:
+        return
+    _require(False, "run() learned from images without labels, and declares that it needs some")
+
+
 ATTACK_CHECKS: tuple[Callable[[Attack], None], ...] = (
     attack_returns_a_distinct_object,
     attack_leaves_its_input_untouched,
@@ -166,6 +186,7 @@ ATTACK_CHECKS: tuple[Callable[[Attack], None], ...] = (
     attack_twins_see_equal_batches_and_heads,
     attack_survives_a_round_trip,
     attack_keeps_the_function_if_it_says_so,
+    attack_needs_the_labels_it_says,
 )
 """What every attack must pass, cheapest explanation of a failure first."""
 
@@ -187,11 +208,22 @@ def _idle(attack: Attack) -> Attack | None:
 def _context(attack: Attack, seed: int = 0) -> Context:
     """Give the thief what the attack asks for: a base only to one that says `uses_base`.
 
-    Strangers stand in for copies under other keys.
+    Labels only to one that is `labelled`. Strangers stand in for copies under other keys.
     """
+    made = context(seed)
+    if not isinstance(attack, NeedsLabels) or not attack.labelled:
+        made = _unlabelled(made)
     base = stranger(2) if isinstance(attack, UsesBase) and attack.uses_base else None
     copies = (lambda i: stranger(2 + i)) if isinstance(attack, UsesCopies) else None
-    return dataclasses.replace(context(seed), base=base, copies=copies)
+    return dataclasses.replace(made, base=base, copies=copies)
+
+
+def _unlabelled(context: Context) -> Context:
+    """Take labels and masks away from all of a thief's images."""
+    pools = (context.images, context.held_out)
+    bare = (pool and dataclasses.replace(pool, labels=None, masks=None) for pool in pools)
+    images, held_out = bare
+    return dataclasses.replace(context, images=images, held_out=held_out)
 
 
 def _computed(model: VisionModel) -> list[Tensor]:

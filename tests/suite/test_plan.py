@@ -505,6 +505,13 @@ def test_owners_with_and_without_a_classifier_are_loaded_once(make):
     assert len({str(q.cell.owner) for q in made.questions}) == 2
 
 
+def test_a_thief_without_labels_is_refused_before_he_trains(make):
+    with pytest.raises(
+        UserError, match="finetune.classify': expected labelled images, got 'photos'"
+    ):
+        make(SUITE, (TUNE, TUNE.replace("digits", "photos")))
+
+
 def test_a_folder_without_classes_teaches_no_classifier(make, tmp_path):
     for i in range(8):
         pixels = np.full((8, 8, 3), i * 30, np.uint8)
