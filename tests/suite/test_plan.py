@@ -506,9 +506,7 @@ def test_owners_with_and_without_a_classifier_are_loaded_once(make):
 
 
 def test_a_thief_without_labels_is_refused_before_he_trains(make):
-    with pytest.raises(
-        UserError, match="finetune.classify': expected labelled images, got 'photos'"
-    ):
+    with pytest.raises(UserError, match=r"^attack 'finetune\.classify': expected labelled images"):
         make(SUITE, (TUNE, TUNE.replace("digits", "photos")))
 
 
