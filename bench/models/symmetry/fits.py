@@ -63,11 +63,10 @@ def by_embedding(found: Tensor, wanted: Tensor, theirs: Anatomy, ours: Anatomy) 
         found, wanted, there, here = map(frames.centred, (found, wanted, there, here))
     known, sought = frames.unit(found), frames.unit(wanted)
     basis = fit.basis
-    target = torch.cat([sought, INNER_WEIGHT * frames.unit(here)], 1)
+    outer, inner = known @ sought.T, INNER_WEIGHT**2 * frames.unit(here).T
     for _ in range(REFINED):
         before = basis
-        seen = torch.cat([known, INNER_WEIGHT * frames.unit(there @ basis)], 1)
-        basis = frames.rotated(seen, target, fixed).basis
+        basis = frames.nearest_turn(outer + frames.unit(there @ basis) @ inner, fixed)
         if (basis - before).norm() < STILL * basis.norm():
             break
     return dataclasses.replace(fit, basis=basis, scale=frames.scale_of(found, basis @ wanted))

@@ -22,6 +22,9 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+TINY = 1e-300
+"""What a norm of nothing is taken for where something is divided by it."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Fit:
@@ -48,14 +51,22 @@ def rotated(found: Tensor, wanted: Tensor, fixed: bool = True) -> Fit:
 
     With `fixed` the all-ones direction goes to the all-ones direction, as a layer norm asks.
     """
-    if not fixed:
-        left, _, right = torch.linalg.svd(found @ wanted.T, full_matrices=False)
-        return measured(found, wanted, left @ right)
-    found, wanted = centred(found), centred(wanted)
-    there, here = complement(len(found)), complement(len(wanted))
-    left, _, right = torch.linalg.svd(there.T @ found @ wanted.T @ here, full_matrices=False)
-    basis = there @ left @ right @ here.T + ones(len(found), len(wanted))
-    return measured(found, wanted, basis)
+    if fixed:
+        found, wanted = centred(found), centred(wanted)
+    return measured(found, wanted, nearest_turn(found @ wanted.T, fixed))
+
+
+def nearest_turn(products: Tensor, fixed: bool) -> Tensor:
+    """Return the rotation (d', d) nearest to the products of found and wanted columns (d', d).
+
+    With `fixed` columns are centred, so products have nothing in the all-ones direction: what is
+    put there goes to itself.
+    """
+    if fixed:
+        products = products + products.norm().clamp(min=TINY) * ones(*products.shape)
+    left, _, right = torch.linalg.svd(products, full_matrices=False)
+    basis: Tensor = left @ right
+    return basis
 
 
 def permuted(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> Fit:
@@ -85,14 +96,6 @@ def assigned(likeness: Tensor) -> Tensor:
     return basis
 
 
-def complement(size: int) -> Tensor:
-    """Return an orthonormal basis (size, size - 1) of what is orthogonal to the all-ones vector."""
-    normal = torch.full((size,), size**-0.5, dtype=torch.float64)
-    normal[0] += 1.0  # of the reflection that swaps the first axis and the all-ones direction
-    mirrored = 2 * normal.outer(normal) / normal.dot(normal)
-    return (torch.eye(size, dtype=torch.float64) - mirrored)[:, 1:]
-
-
 def ones(rows: int, columns: int) -> Tensor:
     """Return the (rows, columns) matrix that maps the all-ones direction to itself alone."""
     return torch.full((rows, columns), (rows * columns) ** -0.5, dtype=torch.float64)
@@ -109,18 +112,18 @@ def measured(found: Tensor, wanted: Tensor, basis: Tensor) -> Fit:
 
 def scale_of(found: Tensor, image: Tensor) -> float:
     """Return the factor of `image` that comes nearest to `found`; 1 where nothing was found."""
-    factor = float((found * image).sum() / image.square().sum().clamp(min=1e-300))
+    factor = float((found * image).sum() / image.square().sum().clamp(min=TINY))
     return factor if abs(factor) > 1e-12 else 1.0
 
 
 def _distance(found: Tensor, wanted: Tensor) -> float:
-    return float((found - wanted).norm() / found.norm().clamp(min=1e-300))
+    return float((found - wanted).norm() / found.norm().clamp(min=TINY))
 
 
 def unit(values: Tensor) -> Tensor:
     """Give a matrix norm 1; one of zeros is left as it is."""
     size: Tensor = values.norm()
-    return values / size.clamp(min=1e-300)
+    return values / size.clamp(min=TINY)
 
 
 def patches_resized(filters: Tensor, size: tuple[int, int]) -> Tensor:
