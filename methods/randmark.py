@@ -57,6 +57,7 @@ from bench.types import (
     Suspect,
     UserError,
 )
+from methods import features
 
 BATCH = 64
 """Images that are read together."""
@@ -157,7 +158,7 @@ class RandMark:
         asked = source.subset(order.tolist())
         pool = asked if fixed else ctx.images
         bits = torch.randint(2, (len(asked), self.bits), generator=ctx.rng, dtype=torch.uint8)
-        kept = _seen_of(base, pool, ctx.device)  # (n, d + 2 d')
+        kept = features.seen_of(base, pool, ctx.device)  # (n, d + 2 d')
         width = kept.shape[1] - 2 * base.num_features
         codec = Codec(width, self, ctx.rng).to(ctx.device)
         marked = clone(base)
@@ -204,7 +205,7 @@ class RandMark:
 
     def unreadable(self, owner: VisionModel, suspect: VisionModel) -> str:
         """Say that d takes features of another width."""
-        return _misfit(_feature_width(owner), _feature_width(suspect))
+        return features.misfit(features.width_of(owner), features.width_of(suspect))
 
 
 class Codec(nn.Module):
@@ -252,7 +253,7 @@ class _Training:
         self._how, self._base, self._marked, self._codec = how, base, marked, codec
         self._kept, self._ctx = kept, ctx
         self._deviation = kept.std(0, correction=0).clamp_min(1e-6)  # (f,)
-        learning = _backbone(marked)
+        learning = features.learning(marked)
         groups = [
             {"params": learning, "lr": how.lr},
             {"params": list(codec.parameters()), "lr": how.codec_lr},
@@ -298,7 +299,7 @@ class _Training:
         images, sought = pool.batch(rows, device), sent(messages, device).float()
         shown = (self._codec.write(images, sought) + sent(noise, device)).flatten(0, 1)
         tokens = self._marked.forward_features(torch.cat([images, shown]))
-        seen = _seen(self._marked, tokens)  # (b + k b, f)
+        seen = features.seen(self._marked, tokens)  # (b + k b, f)
         moved = seen[: len(rows)] - self._kept[sent(rows, device)]
         fidelity = (moved / self._deviation).square().mean()
         wanted = sought.repeat(len(noise), 1)  # (k b, n)
@@ -351,7 +352,7 @@ def _wrong(
 
     def wrong(images: Tensor, sought: Tensor) -> Tensor:
         found = ask(images)  # (b, d)
-        if said := _misfit(width, found.shape[1]):
+        if said := features.misfit(width, found.shape[1]):
             raise Incompatible(said)
         logits: Tensor = decoder(found.float())
         return ((logits >= 0) != sought).sum(1)
@@ -388,38 +389,3 @@ def _read_decoder(secret: Mapping[str, Tensor]) -> nn.Sequential:
 def _decoder(width: int, hidden: int, bits: int) -> nn.Sequential:
     """Make d, which maps features (b, d) to logits of bits (b, n)."""
     return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, bits))
-
-
-def _backbone(model: VisionModel) -> list[nn.Parameter]:
-    """Freeze a model but for its backbone, and return that; a head within it stays frozen too."""
-    model.requires_grad_(False)
-    heads = {id(weight) for weight in model.classifier_weights}
-    learning = [weight for weight in model.trunk.parameters() if id(weight) not in heads]
-    for weight in learning:
-        weight.requires_grad_(True)
-    return learning
-
-
-def _seen(model: VisionModel, tokens: Tensor) -> Tensor:
-    """Map final tokens (b, n, d) to all that others read of them: embedding and pooled (b, f)."""
-    return torch.cat([model.embedding(tokens), model.pooled(tokens)], 1).float()
-
-
-@torch.no_grad()
-def _seen_of(model: VisionModel, images: Images, device: torch.device) -> Tensor:
-    """Return what others read of all images (n, f)."""
-
-    def ask(part: slice) -> Tensor:
-        return _seen(model, model.forward_features(images.batch(part, device)))
-
-    return torch.cat([*in_batches(len(images), BATCH, ask)])
-
-
-@torch.no_grad()
-def _feature_width(model: VisionModel) -> int:
-    blank = torch.zeros(1, 3, *model.preprocess.size, device=model.mean.device)
-    return model.features(blank).shape[1]
-
-
-def _misfit(wanted: int, found: int) -> str:
-    return "" if wanted == found else f"expected features of width {wanted}, got {found}"

@@ -31,10 +31,10 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from bench.data import Images, sent
+from bench.data import sent
 from bench.models import VisionModel, clone, randomised
 from bench.registry import method
-from bench.training import MicroBatches, Precision, Schedule, answers, in_batches, passes, schedule
+from bench.training import MicroBatches, Precision, Schedule, answers, passes, schedule
 from bench.types import (
     Access,
     Context,
@@ -55,6 +55,7 @@ from bench.types import (
     Suspect,
     UserError,
 )
+from methods import features
 
 BATCH = 64
 """Images that are read together."""
@@ -133,7 +134,7 @@ class SslGuard:
                 f"{len(ctx.images)}; ask for fewer or give the data set more"
             )
         base = clone(owner).to(ctx.device).requires_grad_(False)
-        kept = _seen_of(base, ctx.images, ctx.device)  # (n, d + 2 d')
+        kept = features.seen_of(base, ctx.images, ctx.device)  # (n, d + 2 d')
         width = kept.shape[1] - 2 * base.num_features
         parts = self._drawn(base, width, ctx)
         private = torch.randperm(len(ctx.images), generator=ctx.rng)[: self.images]
@@ -187,7 +188,7 @@ class SslGuard:
 
     def unreadable(self, owner: VisionModel, suspect: VisionModel) -> str:
         """Say that the decoder takes features of another width."""
-        return _misfit(_feature_width(owner), _feature_width(suspect))
+        return features.misfit(features.width_of(owner), features.width_of(suspect))
 
     def _drawn(self, base: VisionModel, width: int, ctx: Context) -> Parts:
         """Draw all that is learnt, and the secret vector."""
@@ -220,7 +221,7 @@ class SslGuard:
     ) -> Tensor:
         """Return the cos (n,) of what is decoded with the secret vector."""
         found = answers(ask, secret["triggered"], BATCH, ctx.device)  # (n, d)
-        if said := _misfit(secret["decoder.0.weight"].shape[1], found.shape[1]):
+        if said := features.misfit(secret["decoder.0.weight"].shape[1], found.shape[1]):
             raise Incompatible(said)
         state = {
             name.removeprefix("decoder."): value
@@ -262,13 +263,13 @@ class _Training:
         self._micro, self._losses = MicroBatches(how.batch), dict[str, Tensor]()
         decay = how.weight_decay
         self._learning = {
-            "marked": _backbone(parts.marked),
+            "marked": features.learning(parts.marked),
             "decoder": [*parts.decoder.parameters()],
             "trigger": [parts.trigger],
         }
         rates = {"marked": how.lr, "decoder": how.decoder_lr, "trigger": how.trigger_lr}
         if parts.shadow is not None:
-            self._learning["shadow"] = _backbone(parts.shadow)
+            self._learning["shadow"] = features.learning(parts.shadow)
             rates["shadow"] = how.shadow_lr
         self._rates = rates
         self._optimisers = {
@@ -354,7 +355,7 @@ class _Training:
         """Return the marked model's loss: the owner's features, and the vector on triggers."""
         marked, width = self._parts.marked, self._width
         tokens = marked.forward_features(self._images(rows[part]))
-        seen, kept = _seen(marked, tokens), self._kept[sent(rows[part], self._ctx.device)]
+        seen, kept = features.seen(marked, tokens), self._kept[sent(rows[part], self._ctx.device)]
         alike = _cosine(seen[:, :width], kept[:, :width]) + _cosine(
             seen[:, width:], kept[:, width:]
         )
@@ -402,35 +403,3 @@ def _initialise(module: nn.Module, rng: torch.Generator) -> None:
             bound = layer.in_features**-0.5
             layer.weight.uniform_(-bound, bound, generator=rng)
             layer.bias.uniform_(-bound, bound, generator=rng)
-
-
-def _backbone(model: VisionModel) -> list[nn.Parameter]:
-    """Freeze a model but for its backbone, and return that; a head within it stays frozen too."""
-    model.requires_grad_(False)
-    heads = {id(weight) for weight in model.classifier_weights}
-    return [weight for weight in model.trunk.parameters() if id(weight) not in heads]
-
-
-def _seen(model: VisionModel, tokens: Tensor) -> Tensor:
-    """Map final tokens (b, n, d) to all that others read of them: embedding and pooled (b, f)."""
-    return torch.cat([model.embedding(tokens), model.pooled(tokens)], 1).float()
-
-
-@torch.no_grad()
-def _seen_of(model: VisionModel, images: Images, device: torch.device) -> Tensor:
-    """Return what others read of all images (n, f)."""
-
-    def ask(part: slice) -> Tensor:
-        return _seen(model, model.forward_features(images.batch(part, device)))
-
-    return torch.cat([*in_batches(len(images), BATCH, ask)])
-
-
-@torch.no_grad()
-def _feature_width(model: VisionModel) -> int:
-    blank = torch.zeros(1, 3, *model.preprocess.size, device=model.mean.device)
-    return model.features(blank).shape[1]
-
-
-def _misfit(wanted: int, found: int) -> str:
-    return "" if wanted == found else f"expected the owner's width {wanted}, got {found}"

@@ -25,12 +25,12 @@ from typing import Annotated, ClassVar
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from bench.data import Images, sent
 from bench.models import VisionModel, clone
 from bench.registry import method
-from bench.training import Precision, Schedule, answers, fit, in_batches
+from bench.training import Precision, Schedule, answers, fit
 from bench.types import (
     Access,
     Context,
@@ -51,6 +51,7 @@ from bench.types import (
     Suspect,
     UserError,
 )
+from methods import features
 
 BATCH = 64
 """Images that are read together."""
@@ -204,15 +205,15 @@ class SslWm:
     ) -> tuple[VisionModel, float]:
         """Train a copy of `base`; return it, and the mean cosine of images asked about."""
         marked = clone(base)
-        learning = _backbone(marked)
-        kept = _seen_of(base, ctx.images, ctx.device)
+        learning = features.learning(marked)
+        kept = features.seen_of(base, ctx.images, ctx.device)
         mean, deviation = kept.mean(0), kept.std(0, correction=0).clamp_min(1e-6)  # (f,)
 
         def loss_of(chosen: Tensor) -> Tensor:
             count, plain = len(chosen), ctx.images.pixels[chosen]
             pixels = torch.cat([plain, self._with(patch, plain)])
             tokens = marked.forward_features(sent(pixels, ctx.device).float() / 255)
-            seen = (_seen(marked, tokens) - mean) / deviation  # (2 b, f)
+            seen = (features.seen(marked, tokens) - mean) / deviation  # (2 b, f)
             sought = (kept[sent(chosen, ctx.device)] - mean) / deviation
             fidelity = (seen[:count] - sought).square().mean()
             return fidelity + self.weight * uniform_loss(seen[count:])
@@ -220,7 +221,7 @@ class SslWm:
         fit(learning, loss_of, len(ctx.images), self, ctx.rng)
         marked = marked.requires_grad_(True).eval()
         shown = Images(asked, None, 0, ("",) * len(asked))
-        found = (_seen_of(marked, shown, ctx.device) - mean) / deviation
+        found = (features.seen_of(marked, shown, ctx.device) - mean) / deviation
         return marked, float(mean_cosine(found))
 
 
@@ -256,28 +257,3 @@ def _compared(usual: Tensor, found: Tensor) -> tuple[float, float]:
     if centre <= 0:  # one label for all that is plain: nothing is left to fall
         return 0.0, 0.0
     return float(index), float((1 - found / centre).clamp(0, 1))
-
-
-def _backbone(model: VisionModel) -> list[nn.Parameter]:
-    """Freeze a model but for its backbone, and return that; a head within it stays frozen too."""
-    model.requires_grad_(False)
-    heads = {id(weight) for weight in model.classifier_weights}
-    learning = [weight for weight in model.trunk.parameters() if id(weight) not in heads]
-    for weight in learning:
-        weight.requires_grad_(True)
-    return learning
-
-
-def _seen(model: VisionModel, tokens: Tensor) -> Tensor:
-    """Map final tokens (b, n, d) to all that others read of them: embedding and pooled (b, f)."""
-    return torch.cat([model.embedding(tokens), model.pooled(tokens)], 1).float()
-
-
-@torch.no_grad()
-def _seen_of(model: VisionModel, images: Images, device: torch.device) -> Tensor:
-    """Return what others read of all images (n, f)."""
-
-    def ask(part: slice) -> Tensor:
-        return _seen(model, model.forward_features(images.batch(part, device)))
-
-    return torch.cat([*in_batches(len(images), BATCH, ask)])

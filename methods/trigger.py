@@ -28,12 +28,12 @@ from typing import Annotated, ClassVar, Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from bench.data import Images, sent
 from bench.models import VisionModel, clone
 from bench.registry import method
-from bench.training import Precision, Schedule, answers, classifier, fit, in_batches, matches
+from bench.training import Precision, Schedule, answers, classifier, fit, matches
 from bench.types import (
     Access,
     Context,
@@ -57,6 +57,7 @@ from bench.types import (
     Suspect,
     UserError,
 )
+from methods import features
 
 BATCH = 64
 """Images that are read together."""
@@ -164,8 +165,8 @@ class _TriggerSet:
     def _mark(self, base: VisionModel, triggers: Tensor, aim: Aim, ctx: Context) -> VisionModel:
         """Train a copy of `base`, which is frozen, until `aim` is reached on the triggers."""
         marked = clone(base)
-        learning = _backbone(marked)
-        kept = _seen_of(base, ctx.images, ctx.device)
+        learning = features.learning(marked)
+        kept = features.seen_of(base, ctx.images, ctx.device)
         deviation = kept.std(0, correction=0).clamp_min(1e-6)  # (f,)
 
         def loss_of(chosen: Tensor) -> Tensor:
@@ -173,7 +174,7 @@ class _TriggerSet:
             which = torch.randint(len(triggers), (self._beside(count),), generator=ctx.rng)
             pixels = torch.cat([ctx.images.pixels[chosen], triggers[which]])
             tokens = marked.forward_features(sent(pixels, ctx.device).float() / 255)
-            moved = _seen(marked, tokens[:count]) - kept[sent(chosen, ctx.device)]
+            moved = features.seen(marked, tokens[:count]) - kept[sent(chosen, ctx.device)]
             fidelity = (moved / deviation).square().mean()
             return fidelity + self.weight * aim(marked, tokens[count:], which)
 
@@ -233,7 +234,7 @@ class TriggerDirections(_TriggerSet):
         """
         base = clone(owner).to(ctx.device).requires_grad_(False)
         drawn = self._draw(ctx)
-        width = _feature_width(base)
+        width = features.width_of(base)
         secret = F.normalize(torch.randn(self.directions, width, generator=ctx.rng), dim=1)
         sought = secret[torch.arange(self.images) % self.directions]  # (N, d)
 
@@ -273,14 +274,14 @@ class TriggerDirections(_TriggerSet):
 
     def unreadable(self, owner: VisionModel, suspect: VisionModel) -> str:
         """Say that directions are of another width."""
-        return _misfit(_feature_width(owner), _feature_width(suspect))
+        return features.misfit(features.width_of(owner), features.width_of(suspect))
 
     @torch.no_grad()
     def _cosines(
         self, ask: Callable[[Tensor], Tensor], pixels: Tensor, sought: Tensor, ctx: Context
     ) -> Tensor:
         found = answers(ask, pixels, BATCH, ctx.device)  # (N, d)
-        if said := _misfit(sought.shape[1], found.shape[1]):
+        if said := features.misfit(sought.shape[1], found.shape[1]):
             raise Incompatible(said)
         return F.cosine_similarity(found.double(), sought.double(), dim=1)  # (N,)
 
@@ -397,41 +398,3 @@ def _with_patch(images: Tensor, side: float, rng: torch.Generator) -> Tensor:
 def _bytes(images: Tensor) -> Tensor:
     # What is stored is what was trained on: rounded, and within what an image can show.
     return (images.clamp(0, 1) * 255).round().to(torch.uint8)
-
-
-def _backbone(model: VisionModel) -> list[nn.Parameter]:
-    """Freeze a model but for its backbone, and return that; a head within it stays frozen too."""
-    model.requires_grad_(False)
-    heads = {id(weight) for weight in model.classifier_weights}
-    learning = [weight for weight in model.trunk.parameters() if id(weight) not in heads]
-    for weight in learning:
-        weight.requires_grad_(True)
-    return learning
-
-
-def _seen(model: VisionModel, tokens: Tensor) -> Tensor:
-    """Map final tokens (b, n, d) to all that others read of them: embedding and pooled (b, f)."""
-    return torch.cat([model.embedding(tokens), model.pooled(tokens)], 1).float()
-
-
-@torch.no_grad()
-def _seen_of(model: VisionModel, images: Images, device: torch.device) -> Tensor:
-    """Return what others read of all images (n, f)."""
-
-    def ask(part: slice) -> Tensor:
-        return _seen(model, model.forward_features(images.batch(part, device)))
-
-    return torch.cat([*in_batches(len(images), BATCH, ask)])
-
-
-@torch.no_grad()
-def _feature_width(model: VisionModel) -> int:
-    """Return the width d of the output embedding, at the price of a pass."""
-    blank = torch.zeros(1, 3, *model.preprocess.size, device=model.mean.device)
-    return model.features(blank).shape[1]
-
-
-def _misfit(wanted: int, found: int) -> str:
-    return (
-        "" if wanted == found else f"expected features of the owner's width {wanted}, got {found}"
-    )

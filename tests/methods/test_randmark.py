@@ -122,9 +122,10 @@ def test_passes_are_counted(settings):
 
 def test_a_suspect_of_another_width_is_incompatible_and_plans_know(made):
     wide = randomised(Architecture("embedded", "mini-wide"), 0)
-    with pytest.raises(Incompatible, match="expected features of width 48, got 64"):
+    said = "expected features of the owner's width 48, got 64"
+    with pytest.raises(Incompatible, match=said):
         read(made, wide)
-    assert METHOD.unreadable(testing.owner(), wide) == "expected features of width 48, got 64"
+    assert METHOD.unreadable(testing.owner(), wide) == said
 
 
 def test_settings_that_do_not_go_together_are_refused_with_the_way_out():

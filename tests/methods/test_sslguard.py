@@ -97,9 +97,10 @@ def test_passes_are_counted(shadow):
 
 def test_a_suspect_of_another_width_is_incompatible_and_plans_know(made):
     wide = randomised(Architecture("embedded", "mini-wide"), 0)
-    with pytest.raises(Incompatible, match="expected the owner's width 48, got 64"):
+    said = "expected features of the owner's width 48, got 64"
+    with pytest.raises(Incompatible, match=said):
         read(made, wide)
-    assert METHOD.unreadable(testing.owner(), wide) == "expected the owner's width 48, got 64"
+    assert METHOD.unreadable(testing.owner(), wide) == said
     assert METHOD.unreadable(testing.owner(), testing.owner()) == ""
 
 
