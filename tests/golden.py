@@ -359,7 +359,7 @@ def entry(registry: Registry, name: str) -> dict[str, object]:
     usual = registry.spec(name, {})
     count: Callable = of_method if registry is METHODS else of_attack
     # A hash over features makes bits of their last digits, which are each processor's own.
-    committed = "methods.committed_bits.commitment._commitment"
+    committed = "methods.committed_bits.coins.committed"
     with mock.patch(committed, return_value=b"these bits"):
         numbers = {
             canonical(args): _rounded(count(registry.build(name, args))) for args in CASES[name]

@@ -63,13 +63,13 @@ from bench.types import (
     Positive,
     PositiveFloat,
     Protected,
-    Rule,
     Share,
     Sizes,
     Suspect,
     UserError,
 )
-from methods.committed_bits import commitment, reading
+from methods.commitment import AGREES, BITS, NONCE, nonce, owner_digest
+from methods.committed_bits import coins, reading
 from methods.committed_bits.embedding import (
     Embedding,
     Place,
@@ -78,10 +78,6 @@ from methods.committed_bits.embedding import (
     patterns,
     shapes,
 )
-
-AGREES = Rule("bit agrees", ">=", 1)
-"""One where a bit agrees, 0 where it does not, 1/2 where nothing was read."""
-
 
 TRACED = 1 << 15
 """Users whose bits are compared with a suspect at a time."""
@@ -146,8 +142,8 @@ class CommittedBits:
         secret = {
             "triggers": triggers,
             "public": public,
-            "owner": commitment.owner_digest(owner),
-            "nonce": commitment.nonce(ctx.rng),
+            "owner": owner_digest(owner),
+            NONCE: nonce(ctx.rng),
         }
         for place, (here, there) in enumerate(zip(clean[:-1], known, strict=True)):
             white = reading.whitener(here[natural], self.rank)
@@ -164,10 +160,10 @@ class CommittedBits:
             UserError: the secret is of another owner's model, or of other settings.
 
         """
-        if not torch.equal(secret["owner"].cpu(), commitment.owner_digest(owner)):
+        if not torch.equal(secret["owner"].cpu(), owner_digest(owner)):
             raise UserError("committed_bits: expected the owner's model of the key, got another")
-        if secret[commitment.BITS].shape != (self.images, self.bits):
-            shape = "x".join(map(str, secret[commitment.BITS].shape))
+        if secret[BITS].shape != (self.images, self.bits):
+            shape = "x".join(map(str, secret[BITS].shape))
             raise UserError(f"committed_bits: expected images x bits of the key, {shape}, got "
                             f"{self.images}x{self.bits}")  # fmt: skip
         base = clone(owner).to(ctx.device).requires_grad_(False)
@@ -219,7 +215,7 @@ class CommittedBits:
 
     def redrawn(self, secret: Mapping[str, Tensor], rng: torch.Generator) -> Mapping[str, Tensor]:
         """Return the secret with another nonce, which gives other bits."""
-        return self._with_bits({**secret, "nonce": commitment.nonce(rng)})
+        return self._with_bits({**secret, NONCE: nonce(rng)})
 
     def protect_passes(self, sizes: Sizes) -> Passes:
         """Count the clean passes, the steps there and back, and the reading at the end."""
@@ -256,11 +252,11 @@ class CommittedBits:
         return ()
 
     def _with_bits(self, secret: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return commitment.with_bits(secret, (self.images, self.bits), self._rule, self.user)
+        return coins.with_bits(secret, (self.images, self.bits), self._rule, self.user)
 
     def _users_signs(self, secret: Mapping[str, Tensor], users: Iterable[int]) -> Tensor:
         """Return the bits of some users as -1 and 1, (users, N n)."""
-        bits = commitment.users_bits(secret, self.images * self.bits, self._rule, users)
+        bits = coins.of_users(secret, self.images * self.bits, self._rule, users)
         return torch.from_numpy(bits).float() * 2 - 1
 
     def _asked(self, suspect: Suspect, ctx: Context) -> reading.Ask:
@@ -293,7 +289,7 @@ class CommittedBits:
             white = reading.Whitener(secret[f"mean.{place}"], secret[f"scale.{place}"])
             sought = white(here)
             directions = secret[f"directions.{place}"]
-            sought[: self.images] += displacements(secret["bits"], directions, self.strength)
+            sought[: self.images] += displacements(secret[BITS], directions, self.strength)
             places.append(Place(white, sought))
         marked, notes = embed(
             self._embedding, base, blocks, places, clean[-1], pixels, self.images, ctx
@@ -304,11 +300,11 @@ class CommittedBits:
     def _read(self, secret: Mapping[str, Tensor], ask: reading.Ask, ctx: Context) -> Evidence:
         displaced = self._displaced(secret, ask, ctx)
         # The bits are looked at here, and nowhere before.
-        return self._agreeing(displaced, secret["bits"].cpu().double() * 2 - 1)
+        return self._agreeing(displaced, secret[BITS].cpu().double() * 2 - 1)
 
     def _displaced(self, secret: Mapping[str, Tensor], ask: reading.Ask, ctx: Context) -> Tensor:
         """Return how plainly each trigger is displaced along each direction, (N, n)."""
-        commitment.check(secret, self._rule, self.user)
+        coins.check(secret, self._rule, self.user)
         public, triggers = (
             reading.all_features(ask, secret[name], ctx.device) for name in ("public", "triggers")
         )

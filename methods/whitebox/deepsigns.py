@@ -44,6 +44,7 @@ from bench.types import (
     Suspect,
     UserError,
 )
+from methods.commitment import BITS, NONCE, nonce, owner_digest
 from methods.whitebox import bits, embedding, tensors
 from methods.whitebox.embedding import Seen
 
@@ -138,9 +139,9 @@ class DeepSigns:
                 "pixels": ctx.images.pixels[chosen],
                 "clusters": parted[chosen],
                 "place": torch.tensor([block, base.width]),
-                "owner": bits.owner_digest(owner),
-                bits.SEED: bits.nonce(ctx.rng),
-                bits.NONCE: bits.nonce(ctx.rng),
+                "owner": owner_digest(owner),
+                bits.SEED: nonce(ctx.rng),
+                NONCE: nonce(ctx.rng),
             },
             self.clusters * self.bits,
             self._rule,
@@ -167,7 +168,7 @@ class DeepSigns:
 
     def redrawn(self, secret: Mapping[str, Tensor], rng: torch.Generator) -> Mapping[str, Tensor]:
         """Return the secret with another nonce, which gives other bits and the same A."""
-        fresh = {**secret, bits.NONCE: bits.nonce(rng)}
+        fresh = {**secret, NONCE: nonce(rng)}
         return bits.with_bits(fresh, self.clusters * self.bits, self._rule)
 
     def unreadable(self, owner: VisionModel, suspect: VisionModel) -> str:
@@ -220,7 +221,7 @@ class DeepSigns:
         """Read the bits off features (n, d) of the secret images."""
         centres = _centres(features.double(), secret["clusters"], self.clusters)
         values = self._values(centres, self._projection(secret))
-        return bits.compare(values, secret[bits.BITS])
+        return bits.compare(values, secret[BITS])
 
     def _trained(
         self,
@@ -240,7 +241,7 @@ class DeepSigns:
         start = _centres(clean.features, parted, self.clusters) / unit
         centres = nn.Parameter(start.to(ctx.device))
         projection = self._projection(secret).float().to(ctx.device)
-        sought = secret[bits.BITS].to(ctx.device)
+        sought = secret[BITS].to(ctx.device)
 
         def look(model: VisionModel, images: Tensor, chosen: Tensor) -> Seen:
             stream = model.run_blocks(model.embed(images), 0, block)

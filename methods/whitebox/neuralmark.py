@@ -51,6 +51,7 @@ from bench.types import (
     Suspect,
     UserError,
 )
+from methods.commitment import BITS, NONCE, nonce, owner_digest, without
 from methods.whitebox import bits, embedding, tensors
 from methods.whitebox.tensors import Carrier
 
@@ -127,7 +128,7 @@ class NeuralMark:
         def values(model: VisionModel) -> Tensor:
             return projection @ pooled(carrier.of(model).flatten()[places], self.pooled)
 
-        sought = self._watermark(secret) ^ secret[bits.BITS]
+        sought = self._watermark(secret) ^ secret[BITS]
         how = embedding.embedding_of(self)
         marked, notes = embedding.write(how, owner, values, sought, self.weight, ctx)
         before, after = (self._read(secret, model).rate for model in (owner, marked))
@@ -147,7 +148,7 @@ class NeuralMark:
 
     def redrawn(self, secret: Mapping[str, Tensor], rng: torch.Generator) -> Mapping[str, Tensor]:
         """Return the secret with other signs of K's rows; the filter stays as it was."""
-        return bits.with_bits({**secret, bits.NONCE: bits.nonce(rng)}, self.bits, self._rule)
+        return bits.with_bits({**secret, NONCE: nonce(rng)}, self.bits, self._rule)
 
     def unreadable(self, owner: VisionModel, suspect: VisionModel) -> str:
         """Say that the suspect lacks such a tensor, or has one of another shape."""
@@ -188,10 +189,10 @@ class NeuralMark:
             UserError: hardly any watermark does.
 
         """
-        known = {PLACE: carrier.tensor(), "owner": bits.owner_digest(owner)}
+        known = {PLACE: carrier.tensor(), "owner": owner_digest(owner)}
         most = 0
         for _ in range(DRAWS):
-            secret = {**known, bits.SEED: bits.nonce(rng), bits.NONCE: bits.nonce(rng)}
+            secret = {**known, bits.SEED: nonce(rng), NONCE: nonce(rng)}
             if (found := len(self._kept(secret, carrier))) >= self.pooled:
                 return bits.with_bits(secret, self.bits, self._rule)
             most = max(most, found)
@@ -206,8 +207,7 @@ class NeuralMark:
         Departure from b = H(K): what K's rows are drawn from is hashed, not their floats, whose
         last digits are each processor's own, and not their signs, which are to be independent.
         """
-        rest = {n: value for n, value in secret.items() if n not in (bits.BITS, bits.NONCE)}
-        return bits.drawn(rest, self.bits, self._rule)
+        return bits.drawn(without(secret, BITS, NONCE), self.bits, self._rule)
 
     def _projection(self, secret: Mapping[str, Tensor]) -> Tensor:
         """Return K (T, k) before its rows are given their signs, which the bits are."""
@@ -225,7 +225,7 @@ class NeuralMark:
             weights[self._kept(secret, carrier)], self.pooled
         )
         # A row's sign turns its value over: the same as turning over what it is compared with.
-        return bits.compare(values, self._watermark(secret) ^ secret[bits.BITS].cpu())
+        return bits.compare(values, self._watermark(secret) ^ secret[BITS].cpu())
 
 
 def filtered(count: int, watermark: Tensor, rounds: int) -> Tensor:

@@ -55,6 +55,7 @@ from bench.types import (
     Sizes,
     Suspect,
 )
+from methods.commitment import BITS, NONCE, nonce, owner_digest
 from methods.whitebox import bits, embedding, projections, tensors
 from methods.whitebox.tensors import Carrier
 
@@ -121,9 +122,9 @@ class FreeUchida:
         secret = self._key(owner, carrier, ctx.rng)
         projection = self._projection(secret)
         if self.embedding == "trained":
-            marked, notes = self._trained(owner, carrier, projection, secret[bits.BITS], ctx)
+            marked, notes = self._trained(owner, carrier, projection, secret[BITS], ctx)
         else:
-            marked, notes = self._solved(owner, carrier, projection, secret[bits.BITS]), {}
+            marked, notes = self._solved(owner, carrier, projection, secret[BITS]), {}
         before, after = (self._read(secret, model).rate for model in (owner, marked))
         notes |= {"block": carrier.block, "inputs": carrier.inputs}
         return Protected(marked, secret, notes | {"bits_before": before, "bits_carried": after})
@@ -143,7 +144,7 @@ class FreeUchida:
         carrier = tensors.carrier(network, self.tensor, self.block)
         sought = torch.randint(2, (self.bits,), generator=ctx.rng, dtype=torch.uint8)
         projection = projections.forged(mean_filter(network, carrier), sought, ctx.rng)
-        return {PLACE: carrier.tensor(), PROJECTION: projection, bits.BITS: sought}
+        return {PLACE: carrier.tensor(), PROJECTION: projection, BITS: sought}
 
     def unreadable(self, owner: VisionModel, suspect: VisionModel) -> str:
         """Say that the suspect lacks such a tensor, or has one of another shape."""
@@ -167,7 +168,7 @@ class FreeUchida:
         """Draw a projection and bits; the authors' runs write ones only."""
         projection = projections.drawn(self.projection, self.bits, carrier.inputs, rng)
         sought = torch.randint(2, (self.bits,), generator=rng, dtype=torch.uint8)
-        return {PLACE: carrier.tensor(), PROJECTION: projection, bits.BITS: sought}
+        return {PLACE: carrier.tensor(), PROJECTION: projection, BITS: sought}
 
     def _projection(self, secret: Mapping[str, Tensor]) -> Tensor:
         return secret[PROJECTION].cpu().double()
@@ -177,7 +178,7 @@ class FreeUchida:
     ) -> Evidence:
         carrier = tensors.found_again(self.tensor, secret[PLACE])
         values = self._projection(secret) @ mean_filter(model, carrier)  # (T,)
-        return bits.compare(values, secret[bits.BITS], null)
+        return bits.compare(values, secret[BITS], null)
 
     def _trained(
         self,
@@ -245,7 +246,7 @@ class Uchida(FreeUchida):
 
     def redrawn(self, secret: Mapping[str, Tensor], rng: torch.Generator) -> Mapping[str, Tensor]:
         """Return the secret with another nonce, which gives other bits and the same projection."""
-        fresh = {**secret, bits.NONCE: bits.nonce(rng)}
+        fresh = {**secret, NONCE: nonce(rng)}
         return bits.with_bits(fresh, self.bits, self._rule)
 
     def forged(self, suspect: Suspect, ctx: Context) -> Mapping[str, Tensor]:
@@ -268,9 +269,9 @@ class Uchida(FreeUchida):
     def _key(self, owner: VisionModel, carrier: Carrier, rng: torch.Generator) -> dict[str, Tensor]:
         secret = {
             PLACE: carrier.tensor(),
-            "owner": bits.owner_digest(owner),
-            bits.SEED: bits.nonce(rng),
-            bits.NONCE: bits.nonce(rng),
+            "owner": owner_digest(owner),
+            bits.SEED: nonce(rng),
+            NONCE: nonce(rng),
         }
         return bits.with_bits(secret, self.bits, self._rule)
 

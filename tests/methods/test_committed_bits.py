@@ -13,7 +13,7 @@ from bench.testing import context, methods, owner, stranger
 from bench.types import ExactNull, Protected, Sizes
 from bench.verdicts.exact.coins import log10_p
 from bench.verdicts.verdict import decide_exactly
-from methods.committed_bits import CommittedBits, HiddenCommittedBits, commitment, reading
+from methods.committed_bits import CommittedBits, HiddenCommittedBits, coins, reading
 from methods.committed_bits.embedding import displacements, patterns, shapes
 
 QUICK = {
@@ -151,9 +151,9 @@ def test_a_rule_that_was_changed_is_refused(made, changed):
 
 def test_bits_follow_from_the_secret_alone_and_are_fair():
     secret = {"nonce": torch.zeros(32, dtype=torch.uint8)}
-    one = commitment.with_bits(secret, (100, 100), {"levels": 1}, 0)["bits"]
-    again = commitment.with_bits({**secret, "bits": one}, (100, 100), {"levels": 1}, 0)["bits"]
-    other = commitment.with_bits(secret, (100, 100), {"levels": 2}, 0)["bits"]
+    one = coins.with_bits(secret, (100, 100), {"levels": 1}, 0)["bits"]
+    again = coins.with_bits({**secret, "bits": one}, (100, 100), {"levels": 1}, 0)["bits"]
+    other = coins.with_bits(secret, (100, 100), {"levels": 2}, 0)["bits"]
     assert torch.equal(one, again)
     assert abs(float(one.double().mean()) - 0.5) < 0.03
     assert abs(float((one == other).double().mean()) - 0.5) < 0.03

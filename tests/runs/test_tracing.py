@@ -16,7 +16,7 @@ from bench.runs.claims import claim, tracing
 from bench.runs.claims.key import write
 from bench.runs.claims.reading import nothing_else
 from bench.testing import CPU, context, owner, stranger
-from methods.committed_bits import commitment
+from methods import commitment
 
 QUICK = {
     **{"images": 24, "bits": 16, "steps": 150, "batch": 24, "lr": 5e-3, "decoys": 64},
