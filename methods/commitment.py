@@ -1,4 +1,4 @@
-"""Commit to a secret by a hash, and draw fair coins from that, which nobody can choose.
+"""Commit to a secret by a hash, and draw coins and numbers from that, which nobody can choose.
 
 SHAKE-256 is taken for a random oracle. What it gives is independent of everything it commits to, so
 bits drawn from it are fair coins about any model made without them. Whoever tries secrets until
@@ -58,6 +58,22 @@ def coins(seeds: Iterable[bytes], count: int) -> np.ndarray:
     size = -(-count // 8)
     found = b"".join(hashlib.shake_256(seed).digest(size) for seed in seeds)
     return np.unpackbits(np.frombuffer(found, np.uint8).reshape(-1, size), 1)[:, :count]
+
+
+def uniform(seed: bytes, count: int) -> Tensor:
+    """Return numbers (n,) float64 in (0, 1), of 52 bits each, that follow from a seed.
+
+    No generator draws them. PyTorch's keeps 32 bits of a seed, few enough to try them all, and may
+    give other numbers in another version.
+    """
+    words = np.frombuffer(hashlib.shake_256(seed).digest(8 * count), "<u8") >> np.uint64(12)
+    return torch.from_numpy((words + 0.5) * 2.0**-52)
+
+
+def normal(seed: bytes, rows: int, columns: int) -> Tensor:
+    """Return numbers (rows, columns) float64 from N(0, 1) that follow from a seed."""
+    found: Tensor = torch.special.ndtri(uniform(seed, rows * columns))
+    return found.view(rows, columns)
 
 
 def check(secret: Mapping[str, Tensor], drawn: Tensor, who: str) -> None:

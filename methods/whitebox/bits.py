@@ -1,8 +1,7 @@
-"""Draw bits and projections from a commitment to the rest of a secret, and compare bits at last."""
+"""Draw bits from a commitment to the rest of a secret, and compare them at last."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 
 import torch
@@ -40,14 +39,13 @@ def check(secret: Mapping[str, Tensor], rule: Json, who: str) -> None:
     commitment.check(secret, drawn(rest, len(secret[BITS]), rule), who)
 
 
-def generator(secret: Mapping[str, Tensor], rule: Json) -> torch.Generator:
-    """Return what a secret's projection is drawn with; neither bits nor nonce have a part in it.
+def projecting(secret: Mapping[str, Tensor], rule: Json) -> bytes:
+    """Return the seed of a secret's projection; neither bits nor nonce have a part in it.
 
     The projection itself is never hashed: its last digits are each processor's own.
     """
     rest = commitment.without(secret, BITS, NONCE)
-    found = hashlib.sha256(commitment.committed(rest, rule)).digest()
-    return torch.Generator().manual_seed(int.from_bytes(found[:8], "big") >> 1)
+    return b"projection" + commitment.committed(rest, rule)
 
 
 def compare(values: Tensor, bits: Tensor, null: ExactNull | None = COINS) -> Evidence:

@@ -44,7 +44,7 @@ from bench.types import (
     Suspect,
     UserError,
 )
-from methods.commitment import BITS, NONCE, nonce, owner_digest
+from methods.commitment import BITS, NONCE, nonce, normal, owner_digest
 from methods.whitebox import bits, embedding, tensors
 from methods.whitebox.embedding import Seen
 
@@ -59,7 +59,7 @@ class Clean(NamedTuple):
     tokens: Tensor  # (m, n, d)
 
 
-@method("deepsigns", version=1)
+@method("deepsigns", version=2)
 @dataclass(frozen=True)
 class DeepSigns:
     """Write bits into the mean activations of clusters of secret images.
@@ -194,7 +194,7 @@ class DeepSigns:
         """What decides how bits are read, and who claims them: the commitment binds it."""
         return {
             "name": "deepsigns",
-            "version": 1,
+            "version": 2,
             "clusters": self.clusters,
             "bits": self.bits,
             "centred": self.centred,
@@ -208,9 +208,8 @@ class DeepSigns:
 
     def _projection(self, secret: Mapping[str, Tensor]) -> Tensor:
         """Return A (d, bits), from N(0, 1)."""
-        rng = bits.generator(secret, self._rule)
         width = int(secret["place"][1])
-        return torch.randn(width, self.bits, generator=rng, dtype=torch.float64)
+        return normal(bits.projecting(secret, self._rule), width, self.bits)
 
     def _values(self, centres: Tensor, projection: Tensor) -> Tensor:
         """Project centres (k, d) to what bits are read off, (k bits,)."""

@@ -51,7 +51,7 @@ from bench.types import (
     Suspect,
     UserError,
 )
-from methods.commitment import BITS, NONCE, nonce, owner_digest, without
+from methods.commitment import BITS, NONCE, nonce, normal, owner_digest, without
 from methods.whitebox import bits, embedding, tensors
 from methods.whitebox.tensors import Carrier
 
@@ -64,7 +64,7 @@ RIDGE = 100.0
 """The penalty, beside one example each, with which a forged K is fitted."""
 
 
-@method("neuralmark", version=1)
+@method("neuralmark", version=2)
 @dataclass(frozen=True)
 class NeuralMark:
     """Write bits into weights that a hash of the key selects.
@@ -171,7 +171,7 @@ class NeuralMark:
         """What decides how bits are read, and who claims them: the commitment binds it."""
         return {
             "name": "neuralmark",
-            "version": 1,
+            "version": 2,
             "tensor": self.tensor,
             "bits": self.bits,
             "rounds": self.rounds,
@@ -211,8 +211,7 @@ class NeuralMark:
 
     def _projection(self, secret: Mapping[str, Tensor]) -> Tensor:
         """Return K (T, k) before its rows are given their signs, which the bits are."""
-        rng = bits.generator(secret, self._rule)
-        return torch.randn(self.bits, self.pooled, generator=rng, dtype=torch.float64)
+        return normal(bits.projecting(secret, self._rule), self.bits, self.pooled)
 
     def _kept(self, secret: Mapping[str, Tensor], carrier: Carrier) -> Tensor:
         """Return the places of the weights that the watermark lets through."""

@@ -7,25 +7,27 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from methods.commitment import normal, uniform
+
 Kind = Literal["random", "direct", "diff"]
 
 
-def drawn(kind: Kind, bits: int, inputs: int, rng: torch.Generator) -> Tensor:
-    """Draw X (T, M), section 3.3 of the paper, in float64.
+def drawn(kind: Kind, bits: int, inputs: int, seed: bytes) -> Tensor:
+    """Return the X (T, M) that follows from a seed, section 3.3 of the paper, in float64.
 
     * "direct": each row is 1 at one place.
     * "diff": each row is 1 at one place and -1 at another.
     * "random": every entry is from N(0, 1).
     """
     if kind == "random":
-        return torch.randn(bits, inputs, generator=rng, dtype=torch.float64)
+        return normal(seed, bits, inputs)
     found = torch.zeros(bits, inputs, dtype=torch.float64)
-    places = _places(bits, inputs, rng)
+    places = _places(bits, inputs, seed)
     found.scatter_(1, places[:, None], 1.0)
     if kind == "diff":
         # Departure from the authors' code, which draws both places alike: a row whose places are
         # equal would hold one entry.
-        apart = torch.randint(1, inputs, (bits,), generator=rng)
+        apart = 1 + (uniform(seed + b"apart", bits) * (inputs - 1)).long()
         found.scatter_(1, (places + apart)[:, None] % inputs, -1.0)
     return found
 
@@ -42,14 +44,14 @@ def closed_form(projection: Tensor, vector: Tensor, bits: Tensor, margin: float)
     return change
 
 
-def forged(vector: Tensor, bits: Tensor, rng: torch.Generator) -> Tensor:
+def forged(vector: Tensor, bits: Tensor, seed: bytes) -> Tensor:
     """Return a projection (T, M) by which `vector` (M,) reads as `bits` (T,).
 
     Every row of a drawn one is reflected where its value has the wrong sign, along `vector` alone.
     Each row by itself is distributed as an honest one whose bit was read right. So nothing in X
     shows that it was made after the model.
     """
-    honest = drawn("random", len(bits), len(vector), rng)
+    honest = drawn("random", len(bits), len(vector), seed)
     along = vector.double() / vector.double().norm()  # (M,)
     value = honest @ along  # (T,)
     wanted = value.abs() * (2 * bits.double() - 1)
@@ -57,7 +59,8 @@ def forged(vector: Tensor, bits: Tensor, rng: torch.Generator) -> Tensor:
     return made
 
 
-def _places(count: int, inputs: int, rng: torch.Generator) -> Tensor:
-    """Draw places (T,), each once before any twice: two bits at one place are one bit."""
+def _places(count: int, inputs: int, seed: bytes) -> Tensor:
+    """Return places (T,), each once before any twice: two bits at one place are one bit."""
     rounds = -(-count // inputs)
-    return torch.cat([torch.randperm(inputs, generator=rng) for _ in range(rounds)])[:count]
+    order = uniform(seed, rounds * inputs).view(rounds, inputs).argsort(dim=1, stable=True)
+    return order.flatten()[:count]

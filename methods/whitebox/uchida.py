@@ -62,7 +62,7 @@ from methods.whitebox.tensors import Carrier
 PLACE, PROJECTION = "place", "projection"
 
 
-@method("uchida.free", version=1)
+@method("uchida.free", version=2)
 @dataclass(frozen=True)
 class FreeUchida:
     """Write bits into the mean of a layer's filters; the key is any projection and any bits.
@@ -143,7 +143,7 @@ class FreeUchida:
         network = suspect.network
         carrier = tensors.carrier(network, self.tensor, self.block)
         sought = torch.randint(2, (self.bits,), generator=ctx.rng, dtype=torch.uint8)
-        projection = projections.forged(mean_filter(network, carrier), sought, ctx.rng)
+        projection = projections.forged(mean_filter(network, carrier), sought, _seed(ctx.rng))
         return {PLACE: carrier.tensor(), PROJECTION: projection, BITS: sought}
 
     def unreadable(self, owner: VisionModel, suspect: VisionModel) -> str:
@@ -166,7 +166,7 @@ class FreeUchida:
 
     def _key(self, owner: VisionModel, carrier: Carrier, rng: torch.Generator) -> dict[str, Tensor]:
         """Draw a projection and bits; the authors' runs write ones only."""
-        projection = projections.drawn(self.projection, self.bits, carrier.inputs, rng)
+        projection = projections.drawn(self.projection, self.bits, carrier.inputs, _seed(rng))
         sought = torch.randint(2, (self.bits,), generator=rng, dtype=torch.uint8)
         return {PLACE: carrier.tensor(), PROJECTION: projection, BITS: sought}
 
@@ -209,7 +209,7 @@ class FreeUchida:
         return marked
 
 
-@method("uchida", version=1)
+@method("uchida", version=2)
 @dataclass(frozen=True)
 class Uchida(FreeUchida):
     """Write bits into the mean of a layer's filters; projection and bits follow from a commitment.
@@ -259,7 +259,7 @@ class Uchida(FreeUchida):
         """What decides how bits are read, and who claims them: the commitment binds it."""
         return {
             "name": "uchida",
-            "version": 1,
+            "version": 2,
             "tensor": self.tensor,
             "projection": self.projection,
             "bits": self.bits,
@@ -277,8 +277,8 @@ class Uchida(FreeUchida):
 
     def _projection(self, secret: Mapping[str, Tensor]) -> Tensor:
         inputs = int(secret[PLACE][2])
-        rng = bits.generator(secret, self._rule)
-        return projections.drawn(self.projection, self.bits, inputs, rng)
+        seed = bits.projecting(secret, self._rule)
+        return projections.drawn(self.projection, self.bits, inputs, seed)
 
 
 def mean_filter(model: VisionModel, carrier: Carrier) -> Tensor:
@@ -289,3 +289,8 @@ def mean_filter(model: VisionModel, carrier: Carrier) -> Tensor:
 
     """
     return carrier.of(model, whole=False).detach().cpu().double().flatten(1).mean(0)
+
+
+def _seed(rng: torch.Generator) -> bytes:
+    """Draw what a projection follows from that nothing commits to."""
+    return bytes(nonce(rng).tolist())

@@ -3,6 +3,7 @@ import math
 
 import pytest
 import torch
+from scipy import stats
 
 from bench.models import Architecture, View, build, clone, randomised
 from bench.models.meter import measuring
@@ -25,6 +26,8 @@ from methods.whitebox import (
     tensors,
 )
 from methods.whitebox.uchida import mean_filter
+
+LOG10 = math.log(10)
 
 BRIEF = {"steps": 150, "batch": 4, "lr": 3e-3}
 
@@ -62,11 +65,13 @@ def sizes():
 
 
 @pytest.mark.parametrize("name", MARKS)
-def test_the_released_model_carries_every_bit_and_is_owned_without_innocents(made, name):
+def test_the_released_model_carries_its_bits_and_is_owned_without_innocents(made, name):
     evidence = read(MARKS[name], made[name].secret, made[name].model)
-    assert evidence.rate == 1.0
+    count, right = len(evidence.statistic), sum(evidence.statistic)
+    # Four clusters cannot carry bits that are alike in all, and some keys have such.
+    assert evidence.rate == 1.0 or (name == "centred" and evidence.rate > 0.8)
     assert evidence.null == ExactNull(1)
-    assert log10_p(evidence) == pytest.approx(-len(evidence.statistic) * math.log10(2))
+    assert log10_p(evidence) == pytest.approx(stats.binom.logsf(right - 1, count, 0.5) / LOG10)
     assert decide_exactly(evidence, 1e-3).outcome == "owned"
 
 
@@ -107,14 +112,13 @@ def test_the_closed_form_writes_every_bit_into_every_tensor(kind, tensor):
 
 
 def test_projections_are_as_the_paper_has_them():
-    rng = torch.Generator().manual_seed(0)
-    direct, diff = (projections.drawn(kind, 60, 24, rng) for kind in ("direct", "diff"))
+    direct, diff = (projections.drawn(kind, 60, 24, b"a seed") for kind in ("direct", "diff"))
     assert torch.equal(direct.sum(1), torch.ones(60).double())
     assert torch.equal(direct.abs().sum(1), torch.ones(60).double())
     assert torch.equal(diff.sum(1), torch.zeros(60).double())
     assert torch.equal(diff.abs().sum(1), 2 * torch.ones(60).double())
     assert direct.sum(0).min() >= 2  # every place once before any twice
-    normal = projections.drawn("random", 200, 200, rng)
+    normal = projections.drawn("random", 200, 200, b"a seed")
     assert abs(float(normal.mean())) < 0.02
     assert abs(float(normal.std()) - 1) < 0.02
 
@@ -200,9 +204,9 @@ def test_with_a_commitment_a_forger_can_only_draw_again():
 def test_hashing_a_forged_projection_as_neuralmark_does_leaves_chance():
     vector = mean_filter(stranger(0), tensors.carrier(stranger(0), "fc1", "auto"))
     rng, right = torch.Generator().manual_seed(0), []
-    for _ in range(20):
+    for number in range(20):
         sought = torch.randint(2, (64,), generator=rng, dtype=torch.uint8)
-        forged = projections.forged(vector, sought, rng)
+        forged = projections.forged(vector, sought, bytes([number]))
         assert bits.compare(forged @ vector, sought).rate == 1.0
         right.append(bits.compare(forged @ vector, hashed(forged, 64)).rate)
     assert abs(sum(right) / 20 - 0.5) < 0.05
@@ -260,7 +264,7 @@ def test_a_filter_that_leaves_too_little_is_refused():
 def test_centres_are_read_in_a_stream_that_was_shifted_and_scaled(made):
     secret, model = made["centred"].secret, made["centred"].model
     moved = mapped(model, torch.eye(48, dtype=torch.float64), scale=3.0, shift=5.0)
-    assert read(CENTRED, secret, moved).rate == 1.0
+    assert read(CENTRED, secret, moved).agreement == read(CENTRED, secret, model).agreement
     rng = torch.Generator().manual_seed(0)
     assert log10_p(read(CENTRED, secret, mapped(model, permutation(48, 1.0, rng)))) > -3
 
@@ -314,6 +318,37 @@ def test_redrawn_bits_are_others_and_all_else_stays(made, name):
     assert log10_p(read(method, drawn, made[name].model)) > -3
     if name != "centred":
         assert torch.equal(method._projection(secret), method._projection(drawn))
+
+
+@pytest.mark.parametrize("known", [4, 8])
+@pytest.mark.parametrize("name", ["solved", "direct", "diff", "hashed", "centred"])
+def test_seeds_that_agree_in_their_first_and_last_bytes_give_other_projections(
+    made, name, known, monkeypatch
+):
+    """A generator takes 32 bits of a seed, and a seed that is searched is no secret."""
+    method = MARKS.get(name) or dataclasses.replace(SOLVED, projection=name)
+    secret = made[name if name in MARKS else "solved"].secret
+    ends = bytes(range(known))
+    found = list[torch.Tensor]()
+    for middle in (b"one", b"two"):
+        monkeypatch.setattr(bits, "projecting", lambda *_, middle=middle: ends + middle + ends)
+        found.append(method._projection(secret))
+    assert found[0].shape == found[1].shape
+    assert not torch.equal(*found)
+    if name in MARKS:
+        assert not bool((found[0] == found[1]).any())
+
+
+@pytest.mark.parametrize("name", ["solved", "hashed", "centred"])
+def test_a_projection_follows_from_all_that_is_committed_to_but_nonce_and_bits(made, name):
+    method, secret = MARKS[name], made[name].secret
+    before = bits.projecting(secret, method._rule)
+    assert len(before) >= 32
+    for part in secret:
+        value = secret[part].clone()
+        value.view(torch.uint8).view(-1)[-1] ^= 1
+        changed = bits.projecting({**secret, part: value}, method._rule)
+        assert (changed == before) == (part in ("nonce", "bits"))
 
 
 def test_weights_that_are_not_finite_are_incompatible(made):
