@@ -144,12 +144,14 @@ class Backdate:
         """Return what the method keeps of the innocent.
 
         Raises:
-            Incompatible: a judge will fit a head anew, and no model has that head.
+            Incompatible: the head that a judge hears stands in no model that could be protected.
 
         """
         _suspect(case)
         if case.innocent is None:
-            raise Incompatible("expected answers by a head there is, got one that is fitted anew")
+            raise Incompatible(
+                "expected answers by a head of ours, got one that is fitted anew or a library's own"
+            )
         return case.method.protect(case.innocent, ctx)
 
     def unsuited(self, method: Method) -> str:

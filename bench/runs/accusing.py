@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from bench.data.images import Images
+from bench.models.heads import Head
+from bench.models.surgery import with_head
 from bench.models.suspect import View
 from bench.models.vision import VisionModel, clone
 from bench.models.weights import secret_digest
-from bench.records.nouns import Incompatible, Readout
+from bench.records.nouns import Readout
 from bench.runs.made import Made
 from bench.training.readout import head_for
 from bench.types import Accuser, Case, Context, Method, Protected, Suspect
@@ -68,23 +70,16 @@ class Looked:
     def _grafted(self, model: VisionModel) -> VisionModel | None:
         """Give the accuser's head to an innocent; None where no model answers as the judge hears.
 
-        A head that a judge fits anew stands in no model.
+        A head that a judge fits anew stands in no model, and a library's own in none but its own.
+        The innocent may be of another shape: whether the head fits it was seen before.
         """
-        if self.how != "graft":
+        asked = self.own.architecture.head
+        if self.how != "graft" or self.own.head is None or not isinstance(asked, Head):
             return None
-        whole = clone(self.own)
-        if whole.head is None or not _alike(whole, model):
-            raise Incompatible(
-                f"expected an innocent of the shape of {whole.architecture.name} to put a head "
-                f"on, got {model.architecture.name}"
-            )
-        whole.trunk.load_state_dict(model.trunk.state_dict())
-        return whole
-
-
-def _alike(one: VisionModel, other: VisionModel) -> bool:
-    mine, theirs = one.architecture, other.architecture
-    return dataclasses.replace(mine, head=theirs.head) == theirs
+        whole = with_head(model, asked, torch.Generator())
+        assert whole.head is not None, "it was given one"
+        whole.head.load_state_dict(self.own.head.state_dict())
+        return whole.eval()
 
 
 def _scores(

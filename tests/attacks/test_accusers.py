@@ -11,7 +11,7 @@ from attacks.accusers.dispute import Disclosed, Overmark
 from attacks.accusers.posthoc import Backdate, Forge, Search
 from attacks.accusers.transfer import Transfer
 from bench import testing
-from bench.models import View, clone, measuring
+from bench.models import Architecture, View, clone, measuring, randomised
 from bench.models.weights import secret_digest, weights_digest
 from bench.records.nouns import Access, Evidence, ExactNull, Incompatible, Rule
 from bench.registry import ACCUSERS, METHODS
@@ -204,6 +204,27 @@ def test_a_backdated_fingerprint_is_the_innocents_own():
     assert AKH.extract(made.secret, looked(AKH, another, "graft").suspect, ctx).rate < 1.0
     assert Backdate().unsuited(AKH) == ""
     assert Backdate().unsuited(Projection()).startswith("a mark has to be put in")
+
+
+def test_an_innocent_of_another_shape_is_accused_where_the_head_fits_it():
+    deeper = randomised(Architecture("embedded", "mini-deep"), 0)
+    given, ctx = looked(AKH, deeper, "graft"), testing.context(0, "owner")
+    images = ctx.images.batch(slice(16), CPU)
+    with torch.no_grad():
+        said = given.innocent.logits(images).argmax(1)
+    assert torch.equal(said, given.suspect.labels(images))  # he asks what the judge will hear
+    made = Backdate().accuse(given, ctx)
+    assert AKH.extract(made.secret, given.suspect, ctx).rate == 1.0
+    assert deeper.head is None
+
+
+def test_of_another_width_one_line_says_what_the_head_fits():
+    wide = randomised(Architecture("embedded", "mini-wide"), 0)
+    with pytest.raises(Incompatible, match=r"^the owner's head fits width 48, got 64$"):
+        looked(AKH, wide, "graft")
+    method = METHODS.build("uchida.free", {"bits": 8})
+    made = Forge().accuse(looked(method, wide), testing.context(0, "owner"))
+    assert read(method, made, wide).rate == 1.0  # a projection of the innocent's own width
 
 
 def test_no_model_has_a_head_that_a_judge_fits_anew():
