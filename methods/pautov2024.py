@@ -22,7 +22,7 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from bench.data import Images
+from bench.data import Images, sent
 from bench.models import Ideal, VisionModel, aside, clone, measuring
 from bench.registry import method
 from bench.training import answers, classifier, head_accuracy, in_batches, matches
@@ -210,10 +210,10 @@ class Neighbours:
 
     def proxy(self, seed: int) -> VisionModel:
         """Return the proxy of this seed; it lasts until the next one is asked for."""
-        rng = torch.Generator(self._model.mean.device).manual_seed(seed)
+        rng = torch.Generator().manual_seed(seed)  # on the CPU: any device has the same proxies
         squares = list[Tensor]()
         for moved, own in zip(self._copy.parameters(), self._model.parameters(), strict=True):
-            noise = torch.randn(own.shape, generator=rng, device=own.device, dtype=own.dtype)
+            noise = sent(torch.randn(own.shape, generator=rng, dtype=own.dtype), own.device)
             noise *= self._settings.sigma
             if self._settings.sigma_unit == "std of the weight":
                 noise *= own.std(correction=0)

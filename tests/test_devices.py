@@ -21,9 +21,6 @@ from bench.training import activations, probe, readout
 from bench.training.activations import activation_profile
 from bench.types import Protected
 
-SKIPPED = {"pautov2024": "its proxies are drawn by a generator of the device, which needs a GPU"}
-"""Plug-ins that the device cannot take, and why."""
-
 
 @pytest.fixture
 def device():
@@ -69,22 +66,16 @@ def attacked(attack, device):
     return attack.run(victim, context(attack, device, 3, "thief"))
 
 
-def settled(name):
-    if name in SKIPPED:
-        pytest.skip(SKIPPED[name])
-    return golden.CASES[name][0]
-
-
 @pytest.mark.parametrize("name", golden.built_in(METHODS))
 def test_a_method_protects_and_reads_on_a_device(device, name):
-    made, (now, later) = protected(METHODS.build(name, settled(name)), device)
+    made, (now, later) = protected(METHODS.build(name, golden.CASES[name][0]), device)
     assert {value.device.type for value in made.model.state_dict().values()} == {"cuda"}
     assert now.rate == later.rate
 
 
 @pytest.mark.parametrize("name", golden.built_in(ATTACKS))
 def test_an_attack_keeps_to_the_device_of_its_victim(device, name):
-    made = attacked(ATTACKS.build(name, settled(name)), device)
+    made = attacked(ATTACKS.build(name, golden.CASES[name][0]), device)
     assert {value.device.type for value in made.state_dict().values()} == {"cuda"}
     images = testing.context().images.batch(slice(0, 2), device)
     assert made.eval()(images).device == device
