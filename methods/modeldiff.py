@@ -120,10 +120,9 @@ class _DecisionDistances:
         )
         found, own = cosine_distances(*both), secret["distances"]
         if self.compared == "pairs":
-            apart = (spread(found) - spread(own)).abs()  # (n,)
-            rule = Rule("distance apart", "<=", 1 - self.threshold)
-            agreement = tuple((1 - apart).tolist())
-            return Evidence(agreement, tuple(apart.tolist()), rule, "pair", chance=None)
+            apart = float((spread(found) - spread(own)).abs().mean())
+            rule = Rule("mean distance apart", "<=", 1 - self.threshold)
+            return Evidence((1 - apart,), (apart,), rule, "model", chance=None)
         alike = similarity(found, own, self.centred)
         rule = Rule("DDV similarity", ">=", self.threshold)
         return Evidence((min(1.0, max(0.0, alike)),), (alike,), rule, "model", chance=None)
@@ -148,7 +147,7 @@ class _DecisionDistances:
         raise NotImplementedError
 
 
-@method("modeldiff", version=1)
+@method("modeldiff", version=2)
 @dataclass(frozen=True)
 class ModelDiff(_DecisionDistances):
     """Compare how far class scores move between images and their perturbed partners.
@@ -157,9 +156,9 @@ class ModelDiff(_DecisionDistances):
     * `radius`, `step`, `steps`: how far a pixel in [0, 1] may move, how far in one step, and how
       many steps. The code has 0.06, 0.01 and 50, the paper 0.1, QuRD plain PGD of 0.03.
     * `push`: how many times the gap between the mean answer and a seed's is its partner's goal.
-    * `compared`: "vectors", as in the paper: one query is the whole suspect, its agreement the
-      similarity of the DDVs. Of "pairs" each is a query, its agreement 1 less what the distances,
-      brought to [0, 1] in each model, are apart.
+    * `compared`: one query is the whole suspect. Its agreement is the similarity of the DDVs
+      ("vectors", as in the paper), or 1 less what the distances of a pair, brought to [0, 1] in
+      each model, are apart in the mean ("pairs").
     * `centred`: take the mean distance off before the cosine of "vectors"; the paper does not.
     * `threshold`: the similarity from which a model counts as derived; ours.
     * `batch`: images in one pass. Memory and time depend on it, results do not.
@@ -177,7 +176,7 @@ class ModelDiff(_DecisionDistances):
         return model.logits
 
 
-@method("modeldiff.features", version=1)
+@method("modeldiff.features", version=2)
 @dataclass(frozen=True)
 class FeatureDiff(_DecisionDistances):
     """Compare how far an encoder's features move between images and their perturbed partners.
@@ -188,9 +187,9 @@ class FeatureDiff(_DecisionDistances):
     * `radius`, `step`, `steps`: how far a pixel in [0, 1] may move, how far in one step, and how
       many steps. The code has 0.06, 0.01 and 50, the paper 0.1, QuRD plain PGD of 0.03.
     * `push`: how many times the gap between the mean answer and a seed's is its partner's goal.
-    * `compared`: "vectors", as in the paper: one query is the whole suspect, its agreement the
-      similarity of the DDVs. Of "pairs" each is a query, its agreement 1 less what the distances,
-      brought to [0, 1] in each model, are apart.
+    * `compared`: one query is the whole suspect. Its agreement is the similarity of the DDVs
+      ("vectors", as in the paper), or 1 less what the distances of a pair, brought to [0, 1] in
+      each model, are apart in the mean ("pairs").
     * `centred`: take the mean distance off before the cosine of "vectors"; the paper does not.
     * `threshold`: the similarity from which a model counts as derived; ours.
     * `batch`: images in one pass. Memory and time depend on it, results do not.
