@@ -46,7 +46,7 @@ from bench.types import (
 )
 from methods.commitment import BITS, NONCE, nonce, normal, owner_digest
 from methods.whitebox import bits, embedding, tensors
-from methods.whitebox.embedding import Seen
+from methods.whitebox.embedding import CleanTokens, Seen
 
 READ_BATCH = 128
 
@@ -54,9 +54,9 @@ READ_BATCH = 128
 class Clean(NamedTuple):
     """What the clean owner makes of all its images."""
 
+    tokens: CleanTokens
     features: Tensor  # (m, d) mean patches before the block
     embeddings: Tensor  # (m, d')
-    tokens: Tensor  # (m, n, d)
 
 
 @method("deepsigns", version=2)
@@ -260,15 +260,13 @@ class DeepSigns:
 def _clean(base: VisionModel, block: int, ctx: Context) -> Clean:
     """Send all the owner's images through it, once."""
 
-    def some(part: slice) -> Clean:
-        stream = base.run_blocks(base.embed(ctx.images.batch(part, ctx.device)), 0, block)
+    def ask(images: Tensor) -> list[Tensor]:
+        stream = base.run_blocks(base.embed(images), 0, block)
         tokens = base.finish(base.run_blocks(stream, block))
-        found = Clean(_mean_patch(base, stream), base.embedding(tokens), tokens)
-        return Clean(*(each.cpu() for each in found))
+        return [tokens, _mean_patch(base, stream), base.embedding(tokens)]
 
-    with torch.no_grad():
-        parts = [*in_batches(len(ctx.images), embedding.CLEAN_BATCH, some)]
-    return Clean(*map(torch.cat, zip(*parts, strict=True)))
+    tokens, (features, embeddings) = embedding.look_once(base, ask, ctx)
+    return Clean(tokens, features, embeddings)
 
 
 def _features(model: VisionModel, block: int, pixels: Tensor, ctx: Context) -> Tensor:

@@ -16,10 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.data import sent
+from bench.data import Images, sent
 from bench.models import VisionModel, clone
 from bench.training import MicroBatches, Schedule, in_batches, schedule
 from bench.types import Context, Json, Passes, Sizes
+
+KEPT_BYTES = 8 * 2**30
+"""The clean owner's tokens are kept up to this size, and asked for step by step beyond it."""
 
 CLEAN_BATCH = 64
 """Images the clean owner is asked about at a time; no answer depends on it."""
@@ -37,6 +40,23 @@ class Embedding:
     weight_decay: float
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class CleanTokens:
+    """The clean owner's final tokens of its images: kept, or asked for again where too many."""
+
+    base: VisionModel
+    images: Images
+    deviation: Tensor  # (d,) of every channel
+    kept: Tensor | None  # (m, n, d) on the CPU
+
+    def __call__(self, chosen: Tensor, device: torch.device) -> Tensor:
+        """Return the tokens (b, n, d) of the images numbered `chosen` (b,), on the device."""
+        if self.kept is not None:
+            return sent(self.kept[chosen], device)
+        with torch.no_grad():
+            return self.base.forward_features(self.images.batch(chosen, device))
+
+
 class Seen(NamedTuple):
     """What the copy makes of some images."""
 
@@ -48,28 +68,71 @@ Look = Callable[[VisionModel, Tensor, Tensor], Seen]
 """Sends images (b, 3, h, w) of the numbers (b,) through a model, and says what bits ask of it."""
 
 
-def clean_tokens(base: VisionModel, ctx: Context) -> Tensor:
-    """Return the clean owner's final tokens of all its images, (m, n, d) on the CPU."""
+Ask = Callable[[Tensor], Sequence[Tensor]]
+"""Maps images (b, 3, h, w) to final tokens (b, n, d), and to whatever else is wanted of each."""
 
-    def some(part: slice) -> Tensor:
-        return base.forward_features(ctx.images.batch(part, ctx.device)).cpu()
 
-    with torch.no_grad():
-        return torch.cat([*in_batches(len(ctx.images), CLEAN_BATCH, some)])
+@torch.no_grad()
+def look_once(base: VisionModel, ask: Ask, ctx: Context) -> tuple[CleanTokens, list[Tensor]]:
+    """Send all the owner's images through it once; return its tokens, and the rest on the CPU."""
+
+    def some(part: slice) -> list[Tensor]:
+        return [found.cpu() for found in ask(ctx.images.batch(part, ctx.device))]
+
+    count, done = len(ctx.images), 0
+    kept: Tensor | None = None
+    scatter, others = Scatter(), list[list[Tensor]]()
+    for tokens, *rest in in_batches(count, CLEAN_BATCH, some):
+        if not done and fits(count, *tokens.shape[1:]):
+            # Written in place: joining the batches would hold all of them twice.
+            kept = tokens.new_empty(count, *tokens.shape[1:])
+        if kept is not None:
+            kept[done : done + len(tokens)] = tokens
+        scatter = scatter.joined(tokens.flatten(0, 1).double())
+        others.append(rest)
+        done += len(tokens)
+    clean = CleanTokens(base, ctx.images, scatter.deviation.float(), kept)
+    return clean, [torch.cat(parts) for parts in zip(*others, strict=True)]
+
+
+class Scatter(NamedTuple):
+    """How many rows were seen, their mean (d,), and the sum of squared distances from it (d,)."""
+
+    rows: int = 0
+    mean: Tensor = torch.zeros(())
+    squares: Tensor = torch.zeros(())
+
+    def joined(self, values: Tensor) -> Scatter:
+        """Return that of these rows and of `values` (n, d): Chan, Golub, LeVeque, 1983."""
+        rows, apart = self.rows + len(values), values.mean(0) - self.mean
+        mean = self.mean + apart * len(values) / rows
+        within = (values - values.mean(0)).square().sum(0)
+        between = apart.square() * self.rows * len(values) / rows
+        return Scatter(rows, mean, self.squares + within + between)
+
+    @property
+    def deviation(self) -> Tensor:
+        """Return the standard deviation of every column, (d,)."""
+        return (self.squares / (self.rows - 1)).sqrt()
+
+
+def fits(images: int, tokens: int, width: int) -> bool:
+    """Say whether the tokens of so many images are kept."""
+    return 4 * images * tokens * width <= KEPT_BYTES
 
 
 def embed(
     how: Embedding,
     base: VisionModel,
     look: Look,
-    clean: Tensor,
+    clean: CleanTokens,
     ctx: Context,
     beside: Sequence[dict[str, Any]] = (),
 ) -> tuple[VisionModel, dict[str, Json]]:
     """Train the backbone of a copy of `base`; the notes say where both losses came to.
 
-    `clean` are the owner's tokens (m, n, d), and `beside` groups of other parameters that learn.
-    Tokens count by their squared distance from these, in variances of each channel.
+    `beside` are groups of other parameters that learn. Tokens count by their squared distance from
+    the `clean` ones, in variances of each channel.
 
     Raises:
         FloatingPointError: the loss is not finite.
@@ -82,8 +145,8 @@ def embed(
         [{"params": weights, "lr": how.lr}, *beside], weight_decay=how.weight_decay, fused=True
     )
     peaks = [float(group["lr"]) for group in optimiser.param_groups]
-    order = _order(len(clean), how.steps * how.batch, ctx.rng).view(how.steps, how.batch)
-    deviation = clean.flatten(0, 1).std(0).clamp_min(1e-6).to(ctx.device)  # (d,)
+    order = _order(len(ctx.images), how.steps * how.batch, ctx.rng).view(how.steps, how.batch)
+    deviation = clean.deviation.clamp_min(1e-6).to(ctx.device)  # (d,)
     losses = torch.zeros(how.steps, 2, device=ctx.device)
     micro, warmup = MicroBatches(how.batch), round(how.warmup * how.steps)
 
@@ -95,7 +158,7 @@ def embed(
         def loss_of(part: slice, chosen: Tensor = chosen) -> tuple[Tensor, Tensor]:
             some = chosen[part]
             seen = look(marked, ctx.images.batch(some, ctx.device), some)
-            moved = (seen.tokens - sent(clean[some], ctx.device)) / deviation
+            moved = (seen.tokens - clean(some, ctx.device)) / deviation
             task = moved.square().mean()
             parts = torch.stack([task.detach(), seen.regulariser.detach()])
             return task + seen.regulariser, parts
@@ -125,7 +188,8 @@ def write(
     def look(model: VisionModel, images: Tensor, _: Tensor) -> Seen:
         return Seen(model.forward_features(images), weight * bit_loss(values(model), sought))
 
-    return embed(how, base, look, clean_tokens(base, ctx), ctx)
+    clean, _ = look_once(base, lambda images: [base.forward_features(images)], ctx)
+    return embed(how, base, look, clean, ctx)
 
 
 def bit_loss(values: Tensor, bits: Tensor) -> Tensor:
@@ -143,9 +207,13 @@ def embedding_of(settings: Any) -> Embedding:
 
 
 def embedding_passes(how: Embedding, sizes: Sizes) -> Passes:
-    """Count the clean passes, and the steps there and back."""
+    """Count the clean passes, and the steps there and back.
+
+    Where clean tokens are too many to keep, every step asks for them again.
+    """
     steps = how.steps * how.batch
-    return Passes(sizes.images + steps, steps)
+    again = 0 if fits(sizes.images, sizes.tokens, sizes.width) else steps
+    return Passes(sizes.images + steps + again, steps)
 
 
 def _order(count: int, wanted: int, rng: torch.Generator) -> Tensor:

@@ -21,6 +21,7 @@ from methods.whitebox import (
     Uchida,
     bits,
     deepsigns,
+    embedding,
     neuralmark,
     projections,
     tensors,
@@ -378,6 +379,32 @@ def test_passes_are_counted(made, name):
         read(MARKS[name], made[name].secret, owner())
     assert meter.forward_passes == pytest.approx(method.extract_passes(sizes()).forward)
     assert (name == "centred") == bool(meter.forward_passes)
+
+
+@pytest.mark.parametrize("name", ["trained", "centred"])
+def test_tokens_that_are_too_many_to_keep_are_asked_for_again(name, monkeypatch):
+    method, ctx = few(MARKS[name]), context(0, "owner")
+    kept = method.protect(owner(), ctx)
+    monkeypatch.setattr(embedding, "KEPT_BYTES", 0)
+    ctx = context(0, "owner")
+    with measuring(ctx.device) as meter:
+        again = method.protect(owner(), ctx)
+    assert meter.forward_passes == pytest.approx(method.protect_passes(sizes()).forward)
+    for one, other in zip(kept.model.parameters(), again.model.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+    base = owner()
+    clean, _ = embedding.look_once(base, lambda images: [base.forward_features(images)], ctx)
+    assert clean.kept is None
+
+
+def test_deviations_are_those_of_all_tokens_however_they_are_batched():
+    rng = torch.Generator().manual_seed(0)
+    values = 1000 + torch.randn(100, 5, generator=rng, dtype=torch.float64)
+    found = embedding.Scatter()
+    for part in values.split(37):
+        found = found.joined(part)
+    torch.testing.assert_close(found.deviation, values.std(0))
+    torch.testing.assert_close(found.mean, values.mean(0))
 
 
 def test_the_owner_stays_as_it_is():
