@@ -156,9 +156,9 @@ class ModelDiff(_DecisionDistances):
     * `radius`, `step`, `steps`: how far a pixel in [0, 1] may move, how far in one step, and how
       many steps. The code has 0.06, 0.01 and 50, the paper 0.1, QuRD plain PGD of 0.03.
     * `push`: how many times the gap between the mean answer and a seed's is its partner's goal.
-    * `compared`: one query is the whole suspect. Its agreement is the similarity of the DDVs
-      ("vectors", as in the paper), or 1 less what the distances of a pair, brought to [0, 1] in
-      each model, are apart in the mean ("pairs").
+    * `compared`: one query is the whole suspect. Of "vectors", as in the paper, its agreement is
+      the similarity of the DDVs. Of "pairs" it is 1 less the mean gap between distances, which
+      are brought to [0, 1] in each model.
     * `centred`: take the mean distance off before the cosine of "vectors"; the paper does not.
     * `threshold`: the similarity from which a model counts as derived; ours.
     * `batch`: images in one pass. Memory and time depend on it, results do not.
@@ -187,9 +187,9 @@ class FeatureDiff(_DecisionDistances):
     * `radius`, `step`, `steps`: how far a pixel in [0, 1] may move, how far in one step, and how
       many steps. The code has 0.06, 0.01 and 50, the paper 0.1, QuRD plain PGD of 0.03.
     * `push`: how many times the gap between the mean answer and a seed's is its partner's goal.
-    * `compared`: one query is the whole suspect. Its agreement is the similarity of the DDVs
-      ("vectors", as in the paper), or 1 less what the distances of a pair, brought to [0, 1] in
-      each model, are apart in the mean ("pairs").
+    * `compared`: one query is the whole suspect. Of "vectors", as in the paper, its agreement is
+      the similarity of the DDVs. Of "pairs" it is 1 less the mean gap between distances, which
+      are brought to [0, 1] in each model.
     * `centred`: take the mean distance off before the cosine of "vectors"; the paper does not.
     * `threshold`: the similarity from which a model counts as derived; ours.
     * `batch`: images in one pass. Memory and time depend on it, results do not.
