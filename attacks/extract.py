@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from attacks.distill import DistilFeatures, asked_about, classifier_of, student_of, taught
-from attacks.matching import Comparison, answers
+from attacks.matching import answers
 from bench import training
 from bench.data import sent
 from bench.models import Head, VisionModel
@@ -33,9 +33,44 @@ from bench.types import (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class _Preset:
+    """What a paper's attack is: `distill.features` under settings of its own."""
+
+    offers: ClassVar[Access] = Access.ENCODER
+    derived: ClassVar[bool] = True
+    random: ClassVar[bool] = True
+    change: ClassVar[Change] = "extraction"
+
+    def looks_at(self, images: int) -> int:
+        """Count the images that the victim is asked about."""
+        return self._in_words().looks_at(images)
+
+    def victim_queries(self, images: int) -> int:
+        """Count the victim's answers, of every view one."""
+        return self._in_words().victim_queries(images)
+
+    def passes(self, sizes: Sizes) -> Passes:
+        """Count the victim's answers, and every epoch of the student there and back."""
+        return self._in_words().passes(sizes)
+
+    def run(self, victim: VisionModel, ctx: Context) -> VisionModel:
+        """Return the student, which has no head; notes say the last epoch's loss."""
+        made = self._in_words().run(victim, ctx)
+        made.notes["queries"] = self.victim_queries(len(ctx.images))
+        return made
+
+    def _in_words(self) -> DistilFeatures:
+        """Return the same attack in the words of `distill.features`."""
+        raise NotImplementedError
+
+    def _settings(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+
 @attack("distill.stolen_encoder")
 @dataclass(frozen=True, slots=True)
-class StolenEncoder:
+class StolenEncoder(_Preset):
     """Match the direction of the victim's embedding, from each image and from a crop of it.
 
     The victim is asked once for each image: the student's crops have the same target.
@@ -67,31 +102,17 @@ class StolenEncoder:
     weight_decay: NotNegative = 5e-4
     precision: training.Precision = "float32"
 
-    offers: ClassVar[Access] = Access.ENCODER
-    derived: ClassVar[bool] = True
-    random: ClassVar[bool] = True
-    change: ClassVar[Change] = "extraction"
-
-    def looks_at(self, images: int) -> int:
-        """Count the images that the victim is asked about."""
-        return _plain(self).looks_at(images)
-
-    def victim_queries(self, images: int) -> int:
-        """Count the victim's answers, one an image."""
-        return _plain(self).victim_queries(images)
-
-    def passes(self, sizes: Sizes) -> Passes:
-        """Count the victim's answers, and every epoch of the student, twice there and back."""
-        return _plain(self).passes(sizes)
-
-    def run(self, victim: VisionModel, ctx: Context) -> VisionModel:
-        """Return the student, which has no head; notes say the last epoch's loss."""
-        return _counted(self, victim, ctx)
+    def _in_words(self) -> DistilFeatures:
+        own = self._settings()
+        weight = own.pop("weight")
+        return DistilFeatures(
+            loss="cosine", augment="beside", augment_weight=weight, warmup=0.0, **own
+        )
 
 
 @attack("distill.cont_steal")
 @dataclass(frozen=True, slots=True)
-class ContSteal:
+class ContSteal(_Preset):
     """Have a student's crops find the victim's crops of the same image among those of a batch.
 
     Source: Z. Sha, X. He, N. Yu, M. Backes, Y. Zhang, "Can't steal? Cont-Steal! Contrastive
@@ -123,31 +144,13 @@ class ContSteal:
     weight_decay: NotNegative = 0.0
     precision: training.Precision = "float32"
 
-    offers: ClassVar[Access] = Access.ENCODER
-    derived: ClassVar[bool] = True
-    random: ClassVar[bool] = True
-    change: ClassVar[Change] = "extraction"
-
-    def looks_at(self, images: int) -> int:
-        """Count the images that the victim is asked about."""
-        return _plain(self).looks_at(images)
-
-    def victim_queries(self, images: int) -> int:
-        """Count the victim's answers, of every view one."""
-        return _plain(self).victim_queries(images)
-
-    def passes(self, sizes: Sizes) -> Passes:
-        """Count the victim's answers, and every epoch of the student there and back."""
-        return _plain(self).passes(sizes)
-
-    def run(self, victim: VisionModel, ctx: Context) -> VisionModel:
-        """Return the student, which has no head; notes say the last epoch's loss."""
-        return _counted(self, victim, ctx)
+    def _in_words(self) -> DistilFeatures:
+        return DistilFeatures(loss="infonce", augment="student", warmup=0.0, **self._settings())
 
 
 @attack("distill.rda")
 @dataclass(frozen=True, slots=True)
-class Rda:
+class Rda(_Preset):
     """Have a student's crops find the victim's prototype of their image, and lie as close to it.
 
     A prototype is the mean direction of the victim's embeddings of a few crops, asked for once.
@@ -181,44 +184,8 @@ class Rda:
     weight_decay: NotNegative = 0.0
     precision: training.Precision = "float32"
 
-    offers: ClassVar[Access] = Access.ENCODER
-    derived: ClassVar[bool] = True
-    random: ClassVar[bool] = True
-    change: ClassVar[Change] = "extraction"
-
-    def looks_at(self, images: int) -> int:
-        """Count the images that the victim is asked about."""
-        return _plain(self).looks_at(images)
-
-    def victim_queries(self, images: int) -> int:
-        """Count the victim's answers, of every view one."""
-        return _plain(self).victim_queries(images)
-
-    def passes(self, sizes: Sizes) -> Passes:
-        """Count the victim's answers, and every epoch of the student there and back."""
-        return _plain(self).passes(sizes)
-
-    def run(self, victim: VisionModel, ctx: Context) -> VisionModel:
-        """Return the student, which has no head; notes say the last epoch's loss."""
-        return _counted(self, victim, ctx)
-
-
-def _plain(preset: StolenEncoder | ContSteal | Rda) -> DistilFeatures:
-    """Return what a paper's attack is in the words of `distill.features`."""
-    own = {field.name: getattr(preset, field.name) for field in dataclasses.fields(preset)}
-    if isinstance(preset, StolenEncoder):
-        own["augment_weight"] = own.pop("weight")
-        return DistilFeatures(loss="cosine", augment="beside", warmup=0.0, **own)
-    loss: Comparison = "infonce" if isinstance(preset, ContSteal) else "relational"
-    return DistilFeatures(loss=loss, augment="student", warmup=0.0, **own)
-
-
-def _counted(
-    preset: StolenEncoder | ContSteal | Rda, victim: VisionModel, ctx: Context
-) -> VisionModel:
-    made = _plain(preset).run(victim, ctx)
-    made.notes["queries"] = preset.victim_queries(len(ctx.images))
-    return made
+    def _in_words(self) -> DistilFeatures:
+        return DistilFeatures(loss="relational", augment="student", warmup=0.0, **self._settings())
 
 
 @attack("distill.labels")

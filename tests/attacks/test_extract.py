@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from attacks.distill import DistilFeatures, DistilLogits
-from attacks.extract import ContSteal, DistilLabels, Rda, StolenEncoder, _plain
+from attacks.extract import ContSteal, DistilLabels, Rda, StolenEncoder
 from attacks.matching import compare
 from bench.models import Architecture, Head, VisionModel
 from bench.records.nouns import Incompatible, UserError
@@ -91,7 +91,7 @@ def test_one_query_cannot_pay_for_five_views():
     ],
 )
 def test_a_published_attack_has_its_papers_settings(preset, said):
-    plain = _plain(preset)
+    plain = preset._in_words()
     assert {name: getattr(plain, name) for name in said} == said
     assert plain.warmup == 0.0
 
