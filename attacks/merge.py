@@ -16,12 +16,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from attacks.apart import count_apart, held_apart
 from bench import training
 from bench.data import Images, sent
 from bench.models import Head, VisionModel, clone, with_head
@@ -40,9 +41,6 @@ from bench.types import (
     Sizes,
     UserError,
 )
-
-HELD_BACK = 4
-"""A greedy soup is judged on one image in so many, which no finetune is trained on."""
 
 PARALLEL = 1e-6
 """Below this angle, in rad, an arc is a straight line."""
@@ -66,43 +64,11 @@ class Weights:
         return torch.cat([self.victim[None], self.others]) - self.base
 
 
-class Finetuning(Protocol):
-    """How the thief makes his finetunes."""
-
-    @property
-    def epochs(self) -> int:
-        """Passes over his images."""
-
-    @property
-    def finetune_lr(self) -> float:
-        """AdamW's learning rate."""
-
-    @property
-    def batch(self) -> int:
-        """Images of one step."""
-
-    @property
-    def precision(self) -> training.Precision:
-        """Of the passes."""
-
-
-@attack("merge.arithmetic")
 @dataclass(frozen=True, slots=True)
-class TaskArithmetic:
-    """Add the task vectors of the victim and of the thief's finetunes to the public model.
-
-    Source: G. Ilharco et al., "Editing models with task arithmetic", arXiv:2212.04089, section 2.
-
-    * `data`: the data set whose labelled images the thief finetunes on; none: the probe's.
-    * `others`: how many finetunes of his own are merged with the victim.
-    * `alpha`: what the sum of all task vectors is scaled by; the paper chooses it on held-out
-      images, mostly 0.3 to 0.5.
-    * `epochs`, `finetune_lr`, `batch`, `precision`: of the thief's finetunes, all layers, AdamW.
-    """
+class _Merging:
+    """What all of them share: the thief finetunes the public model, and merges by a rule."""
 
     data: str | None = None
-    others: Positive = 2
-    alpha: PositiveFloat = 0.3
     epochs: Positive = 10
     finetune_lr: NotNegative = 1e-4
     batch: Positive = 32
@@ -116,151 +82,150 @@ class TaskArithmetic:
 
     def passes(self, sizes: Sizes) -> Passes:
         """Count every epoch of every finetune there and back."""
-        return _passes(self, self.others, sizes.images)
+        seen = self._finetunes * self.epochs * sizes.images
+        return Passes(seen, seen)
 
     def run(self, victim: VisionModel, ctx: Context) -> VisionModel:
         """Return the merged model; notes say the finetunes' last loss."""
-        return _run(self, self.others, victim, ctx, lambda w: added(w.base, w.updates, self.alpha))
+        return _run(self, victim, ctx, ctx.images, lambda weights: self._merge(weights, ctx.rng))
+
+    @property
+    def _finetunes(self) -> int:
+        """Count the thief's finetunes."""
+        raise NotImplementedError
+
+    def _merge(self, weights: Weights, rng: torch.Generator) -> Tensor:
+        """Return the merged backbone (p,)."""
+        raise NotImplementedError
+
+
+@attack("merge.arithmetic")
+@dataclass(frozen=True, slots=True)
+class TaskArithmetic(_Merging):
+    """Add the task vectors of the victim and of the thief's finetunes to the public model.
+
+    Source: G. Ilharco et al., "Editing models with task arithmetic", arXiv:2212.04089, section 2.
+
+    * `data`: the data set whose labelled images the thief finetunes on; none: the probe's.
+    * `epochs`, `finetune_lr`, `batch`, `precision`: of the thief's finetunes, all layers, AdamW.
+    * `others`: how many finetunes of his own are merged with the victim.
+    * `alpha`: what the sum of all task vectors is scaled by; the paper chooses it on held-out
+      images, mostly 0.3 to 0.5.
+    """
+
+    others: Positive = 2
+    alpha: PositiveFloat = 0.3
+
+    @property
+    def _finetunes(self) -> int:
+        return self.others
+
+    def _merge(self, weights: Weights, rng: torch.Generator) -> Tensor:
+        return added(weights.base, weights.updates, self.alpha)
 
 
 @attack("merge.ties")
 @dataclass(frozen=True, slots=True)
-class Ties:
+class Ties(_Merging):
     """Trim task vectors, elect a sign for each weight, and average those that agree with it.
 
     Source: P. Yadav et al., "TIES-Merging: resolving interference when merging models",
     arXiv:2306.01708, algorithm 1.
 
     * `data`: the data set whose labelled images the thief finetunes on; none: the probe's.
+    * `epochs`, `finetune_lr`, `batch`, `precision`: of the thief's finetunes, all layers, AdamW.
     * `others`: how many finetunes of his own are merged with the victim.
     * `keep`: the share of each task vector, the largest in magnitude, that is not set to 0.
     * `alpha`: what the merged task vector is scaled by, the paper's lambda.
-    * `epochs`, `finetune_lr`, `batch`, `precision`: of the thief's finetunes, all layers, AdamW.
     """
 
-    data: str | None = None
     others: Positive = 2
     keep: PositiveShare = 0.2
     alpha: PositiveFloat = 1.0
-    epochs: Positive = 10
-    finetune_lr: NotNegative = 1e-4
-    batch: Positive = 32
-    precision: training.Precision = "float32"
 
-    offers: ClassVar[Access] = Access.ALL
-    derived: ClassVar[bool] = True
-    random: ClassVar[bool] = True
-    change: ClassVar[Change] = "merging"
-    uses_base: ClassVar[bool] = True
+    @property
+    def _finetunes(self) -> int:
+        return self.others
 
-    def passes(self, sizes: Sizes) -> Passes:
-        """Count every epoch of every finetune there and back."""
-        return _passes(self, self.others, sizes.images)
-
-    def run(self, victim: VisionModel, ctx: Context) -> VisionModel:
-        """Return the merged model; notes say the finetunes' last loss."""
-
-        def rule(weights: Weights) -> Tensor:
-            return weights.base + self.alpha * agreed(trimmed(weights.updates, self.keep))
-
-        return _run(self, self.others, victim, ctx, rule)
+    def _merge(self, weights: Weights, rng: torch.Generator) -> Tensor:
+        return weights.base + self.alpha * agreed(trimmed(weights.updates, self.keep))
 
 
 @attack("merge.dare")
 @dataclass(frozen=True, slots=True)
-class Dare:
+class Dare(_Merging):
     """Drop most entries of each task vector at random, scale up what is left, and merge.
 
     Source: L. Yu et al., "Language models are Super Mario: absorbing abilities from homologous
     models as a free lunch", arXiv:2311.03099, section 3.
 
     * `data`: the data set whose labelled images the thief finetunes on; none: the probe's.
+    * `epochs`, `finetune_lr`, `batch`, `precision`: of the thief's finetunes, all layers, AdamW.
     * `others`: how many finetunes of his own are merged with the victim.
     * `drop`: the share of the entries that is set to 0; the rest is divided by 1 - `drop`.
     * `rule`: whether task vectors are then added, or merged by the signs of TIES.
     * `keep`: the share that TIES keeps of each, and no part of "arithmetic".
     * `alpha`: what the sum, or the merged task vector, is scaled by.
-    * `epochs`, `finetune_lr`, `batch`, `precision`: of the thief's finetunes, all layers, AdamW.
     """
 
-    data: str | None = None
     others: Positive = 2
     drop: OpenShare = 0.9
     rule: Literal["arithmetic", "ties"] = "arithmetic"
     keep: PositiveShare = 1.0
     alpha: PositiveFloat = 0.3
-    epochs: Positive = 10
-    finetune_lr: NotNegative = 1e-4
-    batch: Positive = 32
-    precision: training.Precision = "float32"
 
-    offers: ClassVar[Access] = Access.ALL
-    derived: ClassVar[bool] = True
-    random: ClassVar[bool] = True
-    change: ClassVar[Change] = "merging"
-    uses_base: ClassVar[bool] = True
+    @property
+    def _finetunes(self) -> int:
+        return self.others
 
-    def passes(self, sizes: Sizes) -> Passes:
-        """Count every epoch of every finetune there and back."""
-        return _passes(self, self.others, sizes.images)
-
-    def run(self, victim: VisionModel, ctx: Context) -> VisionModel:
-        """Return the merged model; notes say the finetunes' last loss."""
-
-        def rule(weights: Weights) -> Tensor:
-            left = thinned(weights.updates, self.drop, ctx.rng)
-            if self.rule == "ties":
-                return weights.base + self.alpha * agreed(trimmed(left, self.keep))
-            return added(weights.base, left, self.alpha)
-
-        return _run(self, self.others, victim, ctx, rule)
+    def _merge(self, weights: Weights, rng: torch.Generator) -> Tensor:
+        left = thinned(weights.updates, self.drop, rng)
+        if self.rule == "ties":
+            return weights.base + self.alpha * agreed(trimmed(left, self.keep))
+        return added(weights.base, left, self.alpha)
 
 
-@attack("merge.soup")
+@attack("merge.soup", version=2)
 @dataclass(frozen=True, slots=True)
-class Soup:
+class Soup(_Merging):
     """Average the weights of the victim and of the thief's finetunes of the same public model.
 
     Source: M. Wortsman et al., "Model soups: averaging weights of multiple fine-tuned models
     improves accuracy without increasing inference time", arXiv:2203.05482, section 2.
 
     * `data`: the data set whose labelled images the thief finetunes on; none: the probe's.
+    * `epochs`, `finetune_lr`, `batch`, `precision`: of the thief's finetunes, all layers, AdamW.
     * `others`: how many finetunes of his own there are to choose from.
     * `rule`: "uniform" takes them all. "greedy" takes the most accurate first, and leaves out each
-      with which the soup would be less accurate, on a quarter of the images that is held back.
-      Departure: the soup starts with the victim, whatever its accuracy, or nothing were stolen.
-      Accuracy is that of a linear probe, for the soup has no head of the thief's.
-    * `epochs`, `finetune_lr`, `batch`, `precision`: of the thief's finetunes, all layers, AdamW.
+      with which the soup would be less accurate, on images of a quarter of the sources, which no
+      finetune is trained on. Departure: the soup starts with the victim, whatever its accuracy, or
+      nothing were stolen. Accuracy is that of a linear probe, for the soup has no head of the
+      thief's.
     """
 
-    data: str | None = None
     others: Positive = 2
     rule: Literal["uniform", "greedy"] = "uniform"
-    epochs: Positive = 10
-    finetune_lr: NotNegative = 1e-4
-    batch: Positive = 32
-    precision: training.Precision = "float32"
 
-    offers: ClassVar[Access] = Access.ALL
-    derived: ClassVar[bool] = True
-    random: ClassVar[bool] = True
-    change: ClassVar[Change] = "merging"
-    uses_base: ClassVar[bool] = True
+    @property
+    def _finetunes(self) -> int:
+        return self.others
+
+    def _merge(self, weights: Weights, rng: torch.Generator) -> Tensor:
+        return averaged(weights.victim, *weights.others)
 
     def passes(self, sizes: Sizes) -> Passes:
         """Count every epoch of every finetune there and back, and a greedy soup's probes."""
+        held = count_apart(sizes.images) if self.rule == "greedy" else 0
+        seen = self.others * self.epochs * (sizes.images - held)
         if self.rule == "uniform":
-            return _passes(self, self.others, sizes.images)
-        held = sizes.images // HELD_BACK
-        made = _passes(self, self.others, sizes.images - held)
-        looked = (1 + 2 * self.others) * sizes.images
-        return Passes(made.forward + looked, made.backward)
+            return Passes(seen, seen)
+        return Passes(seen + (1 + 2 * self.others) * sizes.images, seen, bound="about")
 
     def run(self, victim: VisionModel, ctx: Context) -> VisionModel:
         """Return the soup; notes say the finetunes' last loss, and how many a greedy one took."""
         if self.rule == "uniform":
-            return _run(self, self.others, victim, ctx, lambda w: averaged(w.victim, *w.others))
-        images, held = _held_back(ctx.images)
+            return _Merging.run(self, victim, ctx)
+        images, held = held_apart(ctx.images, "merge.soup")
         made, taken = clone(victim).to(ctx.device), list[Tensor]()
 
         def accuracy(*mixed: Tensor) -> float:
@@ -277,54 +242,38 @@ class Soup:
                     taken.append(other)
             return averaged(*taken)
 
-        soup = _run(self, self.others, victim, ctx, rule, images)
+        soup = _run(self, victim, ctx, images, rule)
         soup.notes = {**soup.notes, "finetunes_taken": len(taken) - 1}
         return soup
 
 
 @attack("merge.slerp")
 @dataclass(frozen=True, slots=True)
-class Slerp:
+class Slerp(_Merging):
     """Go from a finetune of the thief's towards the victim along an arc, not a straight line.
 
     Source: K. Shoemake, "Animating rotation with quaternion curves", SIGGRAPH 1985, section 3.3,
     https://doi.org/10.1145/325165.325242; on weights in common tools for merging.
 
     * `data`: the data set whose labelled images the thief finetunes on; none: the probe's.
+    * `epochs`, `finetune_lr`, `batch`, `precision`: of the thief's finetune, all layers, AdamW.
     * `share`: how far along the arc: at 1 it would be the victim.
     * `per`: whether each tensor has an arc of its own, or the model as one vector.
-    * `epochs`, `finetune_lr`, `batch`, `precision`: of the thief's finetune, all layers, AdamW.
     """
 
-    data: str | None = None
     share: OpenShare = 0.5
     per: Literal["tensor", "model"] = "tensor"
-    epochs: Positive = 10
-    finetune_lr: NotNegative = 1e-4
-    batch: Positive = 32
-    precision: training.Precision = "float32"
 
-    offers: ClassVar[Access] = Access.ALL
-    derived: ClassVar[bool] = True
-    random: ClassVar[bool] = True
-    change: ClassVar[Change] = "merging"
-    uses_base: ClassVar[bool] = True
+    @property
+    def _finetunes(self) -> int:
+        return 1
 
-    def passes(self, sizes: Sizes) -> Passes:
-        """Count every epoch of the finetune there and back."""
-        return _passes(self, 1, sizes.images)
-
-    def run(self, victim: VisionModel, ctx: Context) -> VisionModel:
-        """Return the merged model; notes say the finetune's last loss."""
-
-        def rule(weights: Weights) -> Tensor:
-            ends = weights.others[0], weights.victim
-            if self.per == "model":
-                return arc(*ends, self.share)
-            parts = zip(*(torch.split(end, list(weights.sizes)) for end in ends), strict=True)
-            return torch.cat([arc(start, stop, self.share) for start, stop in parts])
-
-        return _run(self, 1, victim, ctx, rule)
+    def _merge(self, weights: Weights, rng: torch.Generator) -> Tensor:
+        ends = weights.others[0], weights.victim
+        if self.per == "model":
+            return arc(*ends, self.share)
+        parts = zip(*(torch.split(end, list(weights.sizes)) for end in ends), strict=True)
+        return torch.cat([arc(start, stop, self.share) for start, stop in parts])
 
 
 def added(base: Tensor, updates: Tensor, alpha: float) -> Tensor:
@@ -387,18 +336,12 @@ def arc(start: Tensor, stop: Tensor, share: float) -> Tensor:
     return ((one * ends[0] + other * ends[1]) / angle.sin()).to(start)
 
 
-def _passes(settings: Finetuning, count: int, images: int) -> Passes:
-    seen = count * settings.epochs * images
-    return Passes(seen, seen)
-
-
 def _run(
-    settings: Finetuning,
-    count: int,
+    settings: _Merging,
     victim: VisionModel,
     ctx: Context,
+    images: Images,
     rule: Callable[[Weights], Tensor],
-    images: Images | None = None,
 ) -> VisionModel:
     """Make the finetunes, and return the victim with the backbone that the rule makes of all."""
     if ctx.base is None:
@@ -406,12 +349,11 @@ def _run(
             "merge: expected the public model, got none; hand it over as `base` in the attack's "
             "context"
         )
-    images = ctx.images if images is None else images
     made = clone(victim).to(ctx.device)
     base, target = _floats(ctx.base), _floats(made)
     _refuse_another_shape(target, base)
     finetunes, losses = list[Tensor](), list[float]()
-    for _ in range(count):
+    for _ in range(settings._finetunes):
         model, loss = _finetuned(settings, ctx.base, images, ctx)
         finetunes.append(_vector(_floats(model)))
         losses.append(loss)
@@ -419,12 +361,12 @@ def _run(
     weights = Weights(_vector(base), _vector(target), torch.stack(finetunes), sizes)
     with torch.no_grad():
         _write(made, rule(weights))
-    made.notes = {"final_loss": sum(losses) / count, "finetunes": count}
+    made.notes = {"final_loss": sum(losses) / len(losses), "finetunes": len(losses)}
     return made
 
 
 def _finetuned(
-    settings: Finetuning, base: VisionModel, images: Images, ctx: Context
+    settings: _Merging, base: VisionModel, images: Images, ctx: Context
 ) -> tuple[VisionModel, float]:
     """Finetune a copy of the base on the thief's labels; return it and its last epoch's loss."""
     labels = images.labels
@@ -444,17 +386,6 @@ def _finetuned(
     )
     fit = training.fit(model.parameters(), loss_of, len(images), how, ctx.rng)
     return model, fit.losses[-1]
-
-
-def _held_back(images: Images) -> tuple[Images, Images]:
-    """Split the thief's images: those to train on, and one in `HELD_BACK`."""
-    held = range(HELD_BACK - 1, len(images), HELD_BACK)
-    if not held:
-        raise UserError(
-            f"merge.soup: greedy: expected {HELD_BACK} images or more, got {len(images)}; choose "
-            "`rule: uniform`"
-        )
-    return images.subset([i for i in range(len(images)) if i not in held]), images.subset(held)
 
 
 def _floats(model: VisionModel) -> dict[str, Tensor]:

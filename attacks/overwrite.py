@@ -6,7 +6,8 @@ S. Satoh, "Embedding watermarks into deep neural networks", arXiv:1701.04082, se
 
 The mark is put in as an owner would, with the thief's images. What the method keeps of its owner's
 features it keeps of the victim's: the victim is its own teacher. The thief can then claim what he
-stole, so what he needs to do so, his secret, is kept with the copy.
+stole, so what he needs to do so, his secret, is kept with the copy. Some of his images are held
+apart, for methods that ask for such.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from bench.data import Images
+from attacks.apart import count_apart, held_apart
 from bench.models import VisionModel, clone
 from bench.registry import Marking, attack, marking
 from bench.types import (
@@ -30,11 +31,7 @@ from bench.types import (
     Passes,
     Positive,
     Sizes,
-    UserError,
 )
-
-HELD_OUT = 4
-"""The thief holds out one source of images in so many, for methods that ask for such."""
 
 
 def _usual() -> Mapping[str, Json]:
@@ -69,7 +66,7 @@ class Overwrite:
         method = marking(self.method)
         if not isinstance(method, CountsProtecting):
             return Passes(bound="at least")
-        held = sizes.images // HELD_OUT  # if all images are of different sources
+        held = count_apart(sizes.images)
         one = method.protect_passes(
             dataclasses.replace(sizes, images=sizes.images - held, held_out=held)
         )
@@ -87,7 +84,7 @@ class Overwrite:
             UserError: the method cannot mark such a victim, or has no images to do it with.
 
         """
-        method, (images, held_out) = marking(self.method), _split(ctx.images)
+        method, (images, held_out) = marking(self.method), held_apart(ctx.images, "overwrite")
         ctx = dataclasses.replace(ctx, images=images, held_out=held_out, stranger=None)
         made, secrets, notes = victim, dict[str, Tensor](), dict[str, Json]()
         for time in range(1, self.times + 1):
@@ -97,17 +94,3 @@ class Overwrite:
         made = clone(made)
         made.notes, made.secret = {**notes, "times": self.times}, secrets
         return made
-
-
-def _split(images: Images) -> tuple[Images, Images]:
-    """Hold some of the thief's images out; no source is on both sides."""
-    held = set(sorted(set(images.sources))[HELD_OUT - 1 :: HELD_OUT])
-    if not held:
-        raise UserError(
-            f"overwrite: expected images of {HELD_OUT} sources or more, got {len(images)} images "
-            f"of {len(set(images.sources))}; give `data` a larger data set"
-        )
-    sides: tuple[list[int], list[int]] = [], []
-    for i, source in enumerate(images.sources):
-        sides[source in held].append(i)
-    return images.subset(sides[0]), images.subset(sides[1])

@@ -20,6 +20,7 @@ from attacks.merge import (
     thinned,
     trimmed,
 )
+from bench import training
 from bench.models import Architecture, Head, build, randomised
 from bench.models.meter import measuring
 from bench.models.surgery import with_head
@@ -167,6 +168,32 @@ def test_a_greedy_soup_leaves_out_what_makes_it_worse():
     assert all(torch.equal(v, weights(owner())[n]) for n, v in weights(worthless).items())
     kin = merged(Soup(others=1, rule="greedy", finetune_lr=0.0, **SHORT), owner(), owner())
     assert kin.notes["finetunes_taken"] == 1
+
+
+def test_a_greedy_soup_is_judged_on_sources_that_no_finetune_has_seen(monkeypatch):
+    ctx = context()
+    shared = tuple(f"photograph {i // 4}" for i in range(len(ctx.images)))  # of each four images
+    images = dataclasses.replace(ctx.images, sources=shared)
+    seen, judge = [], training.probe_accuracy
+
+    def spy(model, learnt, held, device):
+        seen.append((set(learnt.sources), set(held.sources)))
+        return judge(model, learnt, held, device)
+
+    monkeypatch.setattr(training, "probe_accuracy", spy)
+    ctx = dataclasses.replace(ctx, images=images, base=owner())
+    Soup(others=1, rule="greedy", **SHORT).run(owner(), ctx)
+    assert seen
+    for learnt, held in seen:
+        assert not learnt & held
+        assert (len(learnt), len(held)) == (12, 4)
+
+
+def test_too_few_sources_for_a_greedy_soup_are_told_in_one_line():
+    ctx = context()
+    few = dataclasses.replace(ctx, images=ctx.images.subset([0, 1]), base=owner())
+    with pytest.raises(UserError, match=r"^merge\.soup: expected images of 4 sources [^\n]*$"):
+        Soup(rule="greedy", **SHORT).run(owner(), few)
 
 
 @pytest.mark.parametrize(
