@@ -7,7 +7,8 @@ adversarial examples in deep neural networks", arXiv:1704.01155 (blur, bit depth
 
 The maps are part of the copy: who asks for labels, scores or features is answered through them, and
 so is the bench where it measures what the copy is worth. Who sees the weights sees through them.
-Serving comes last in a chain: what trains on trains on the weights.
+Serving comes last in a chain: what trains on trains on the weights. A bound is measured on clean
+images as the maps before it leave them, for so they reach it.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from bench.models import SegmentationHead, Served, VisionModel, clone
-from bench.models.serving import bound_for, suspicion
+from bench.models.serving import bound_for, changed, impossible, suspicion, told
 from bench.registry import attack
 from bench.training import in_batches
 from bench.types import (
@@ -49,9 +50,36 @@ Quality = Annotated[int, Field(ge=1, le=100)]
 Bits = Annotated[int, Field(ge=1, le=8)]
 
 
+@dataclass(frozen=True, slots=True)
+class _Serving:
+    """What all of them share: the weights stay, and no image is looked at beforehand."""
+
+    offers: ClassVar[Access] = Access.ALL
+    derived: ClassVar[bool] = True
+    random: ClassVar[bool] = False
+    change: ClassVar[Change] = "serving"
+
+    def passes(self, sizes: Sizes) -> Passes:
+        """Count none."""
+        return Passes()
+
+    def run(self, victim: VisionModel, ctx: Context) -> VisionModel:
+        """Return the same weights, served so.
+
+        Raises:
+            Incompatible: the victim does not answer so, or is served by what must come later.
+
+        """
+        return served(victim, self._map(victim, ctx))
+
+    def _map(self, victim: VisionModel, ctx: Context) -> Served:
+        """Return what is done to questions or answers."""
+        raise NotImplementedError
+
+
 @attack("serve.jpeg")
 @dataclass(frozen=True, slots=True)
-class Jpeg:
+class Jpeg(_Serving):
     """Compress every query as JPEG before the model sees it.
 
     * `quality`: JPEG's, 1 to 100.
@@ -59,23 +87,13 @@ class Jpeg:
 
     quality: Quality = 75
 
-    offers: ClassVar[Access] = Access.ALL
-    derived: ClassVar[bool] = True
-    random: ClassVar[bool] = False
-    change: ClassVar[Change] = "serving"
-
-    def passes(self, sizes: Sizes) -> Passes:
-        """Count none: no image is looked at before the model is asked."""
-        return Passes()
-
-    def run(self, victim: VisionModel, ctx: Context) -> VisionModel:
-        """Return the same weights, served so."""
-        return served(victim, Served("jpeg", self.quality))
+    def _map(self, victim: VisionModel, ctx: Context) -> Served:
+        return Served("jpeg", self.quality)
 
 
 @attack("serve.resize")
 @dataclass(frozen=True, slots=True)
-class Resize:
+class Resize(_Serving):
     """Shrink every query and bring it back to its size.
 
     * `share`: of the sides that is left in between.
@@ -83,23 +101,13 @@ class Resize:
 
     share: OpenShare = 0.75
 
-    offers: ClassVar[Access] = Access.ALL
-    derived: ClassVar[bool] = True
-    random: ClassVar[bool] = False
-    change: ClassVar[Change] = "serving"
-
-    def passes(self, sizes: Sizes) -> Passes:
-        """Count none: no image is looked at before the model is asked."""
-        return Passes()
-
-    def run(self, victim: VisionModel, ctx: Context) -> VisionModel:
-        """Return the same weights, served so."""
-        return served(victim, Served("resize", self.share))
+    def _map(self, victim: VisionModel, ctx: Context) -> Served:
+        return Served("resize", self.share)
 
 
 @attack("serve.blur")
 @dataclass(frozen=True, slots=True)
-class Blur:
+class Blur(_Serving):
     """Blur every query.
 
     * `sd`: the deviation of the Gaussian, in pixels of the query.
@@ -107,23 +115,13 @@ class Blur:
 
     sd: PositiveFloat = 1.0
 
-    offers: ClassVar[Access] = Access.ALL
-    derived: ClassVar[bool] = True
-    random: ClassVar[bool] = False
-    change: ClassVar[Change] = "serving"
-
-    def passes(self, sizes: Sizes) -> Passes:
-        """Count none: no image is looked at before the model is asked."""
-        return Passes()
-
-    def run(self, victim: VisionModel, ctx: Context) -> VisionModel:
-        """Return the same weights, served so."""
-        return served(victim, Served("blur", self.sd))
+    def _map(self, victim: VisionModel, ctx: Context) -> Served:
+        return Served("blur", self.sd)
 
 
 @attack("serve.noise")
 @dataclass(frozen=True, slots=True)
-class Noise:
+class Noise(_Serving):
     """Add Gaussian noise to every query, to an equal one the same.
 
     * `sd`: its deviation, of pixels in [0, 1].
@@ -131,23 +129,15 @@ class Noise:
 
     sd: PositiveFloat = 0.03
 
-    offers: ClassVar[Access] = Access.ALL
-    derived: ClassVar[bool] = True
     random: ClassVar[bool] = True
-    change: ClassVar[Change] = "serving"
 
-    def passes(self, sizes: Sizes) -> Passes:
-        """Count none: no image is looked at before the model is asked."""
-        return Passes()
-
-    def run(self, victim: VisionModel, ctx: Context) -> VisionModel:
-        """Return the same weights, served so."""
-        return served(victim, Served("noise", self.sd, seed=_seed(ctx)))
+    def _map(self, victim: VisionModel, ctx: Context) -> Served:
+        return Served("noise", self.sd, seed=_seed(ctx))
 
 
 @attack("serve.bits")
 @dataclass(frozen=True, slots=True)
-class BitDepth:
+class BitDepth(_Serving):
     """Round the colours of every query to fewer levels.
 
     * `bits`: of each colour that are left.
@@ -155,42 +145,22 @@ class BitDepth:
 
     bits: Bits = 5
 
-    offers: ClassVar[Access] = Access.ALL
-    derived: ClassVar[bool] = True
-    random: ClassVar[bool] = False
-    change: ClassVar[Change] = "serving"
-
-    def passes(self, sizes: Sizes) -> Passes:
-        """Count none: no image is looked at before the model is asked."""
-        return Passes()
-
-    def run(self, victim: VisionModel, ctx: Context) -> VisionModel:
-        """Return the same weights, served so."""
-        return served(victim, Served("bits", self.bits))
+    def _map(self, victim: VisionModel, ctx: Context) -> Served:
+        return Served("bits", self.bits)
 
 
 @attack("serve.flip")
 @dataclass(frozen=True, slots=True)
-class Flip:
+class Flip(_Serving):
     """Mirror every query, left and right."""
 
-    offers: ClassVar[Access] = Access.ALL
-    derived: ClassVar[bool] = True
-    random: ClassVar[bool] = False
-    change: ClassVar[Change] = "serving"
-
-    def passes(self, sizes: Sizes) -> Passes:
-        """Count none: no image is looked at before the model is asked."""
-        return Passes()
-
-    def run(self, victim: VisionModel, ctx: Context) -> VisionModel:
-        """Return the same weights, served so."""
-        return served(victim, Served("flip"))
+    def _map(self, victim: VisionModel, ctx: Context) -> Served:
+        return Served("flip")
 
 
 @attack("serve.round")
 @dataclass(frozen=True, slots=True)
-class Round:
+class Round(_Serving):
     """Round features, or class scores, before they are sent.
 
     * `decimals`: that are left.
@@ -198,23 +168,13 @@ class Round:
 
     decimals: Count = 1
 
-    offers: ClassVar[Access] = Access.ALL
-    derived: ClassVar[bool] = True
-    random: ClassVar[bool] = False
-    change: ClassVar[Change] = "serving"
-
-    def passes(self, sizes: Sizes) -> Passes:
-        """Count none: no image is looked at before the model is asked."""
-        return Passes()
-
-    def run(self, victim: VisionModel, ctx: Context) -> VisionModel:
-        """Return the same weights, served so."""
-        return served(victim, Served("round", self.decimals))
+    def _map(self, victim: VisionModel, ctx: Context) -> Served:
+        return Served("round", self.decimals)
 
 
 @attack("serve.perturb")
 @dataclass(frozen=True, slots=True)
-class Perturb:
+class Perturb(_Serving):
     """Add Gaussian noise to every answer, to that of an equal query the same.
 
     * `sd`: its deviation, in deviations of the answer's own numbers.
@@ -222,23 +182,15 @@ class Perturb:
 
     sd: PositiveFloat = 0.1
 
-    offers: ClassVar[Access] = Access.ALL
-    derived: ClassVar[bool] = True
     random: ClassVar[bool] = True
-    change: ClassVar[Change] = "serving"
 
-    def passes(self, sizes: Sizes) -> Passes:
-        """Count none: no image is looked at before the model is asked."""
-        return Passes()
-
-    def run(self, victim: VisionModel, ctx: Context) -> VisionModel:
-        """Return the same weights, served so."""
-        return served(victim, Served("perturb", self.sd, seed=_seed(ctx)))
+    def _map(self, victim: VisionModel, ctx: Context) -> Served:
+        return Served("perturb", self.sd, seed=_seed(ctx))
 
 
 @attack("serve.topk")
 @dataclass(frozen=True, slots=True)
-class TopK:
+class TopK(_Serving):
     """Tell the highest class scores alone, or the features that are largest in magnitude.
 
     The other scores are told as low as the lowest, the other features as 0.
@@ -248,23 +200,13 @@ class TopK:
 
     count: Positive = 1
 
-    offers: ClassVar[Access] = Access.ALL
-    derived: ClassVar[bool] = True
-    random: ClassVar[bool] = False
-    change: ClassVar[Change] = "serving"
-
-    def passes(self, sizes: Sizes) -> Passes:
-        """Count none: no image is looked at before the model is asked."""
-        return Passes()
-
-    def run(self, victim: VisionModel, ctx: Context) -> VisionModel:
-        """Return the same weights, served so."""
-        return served(victim, Served("topk", self.count))
+    def _map(self, victim: VisionModel, ctx: Context) -> Served:
+        return Served("topk", self.count)
 
 
 @attack("serve.temperature")
 @dataclass(frozen=True, slots=True)
-class Temperature:
+class Temperature(_Serving):
     """Divide class scores by a temperature; features are told as they are.
 
     * `temperature`: above 1 answers are less sure.
@@ -272,30 +214,16 @@ class Temperature:
 
     temperature: PositiveFloat = 4.0
 
-    offers: ClassVar[Access] = Access.ALL
-    derived: ClassVar[bool] = True
-    random: ClassVar[bool] = False
-    change: ClassVar[Change] = "serving"
     uses_head: ClassVar[bool] = True
 
-    def passes(self, sizes: Sizes) -> Passes:
-        """Count none: no image is looked at before the model is asked."""
-        return Passes()
-
-    def run(self, victim: VisionModel, ctx: Context) -> VisionModel:
-        """Return the same weights, served so.
-
-        Raises:
-            Incompatible: the victim tells no classes apart.
-
-        """
+    def _map(self, victim: VisionModel, ctx: Context) -> Served:
         _refuse_no_classes("serve.temperature", victim)
-        return served(victim, Served("temperature", self.temperature))
+        return Served("temperature", self.temperature)
 
 
-@attack("serve.labelflip")
+@attack("serve.labelflip", version=2)
 @dataclass(frozen=True, slots=True)
-class LabelFlip:
+class LabelFlip(_Serving):
     """Swap the two highest class scores of some queries on which the model is least sure.
 
     Source: T. Orekondy, B. Schiele, M. Fritz, "Prediction poisoning: towards defenses against DNN
@@ -310,34 +238,29 @@ class LabelFlip:
     share: PositiveShare = 0.3
     unsure: PositiveShare = 0.3
 
-    offers: ClassVar[Access] = Access.ALL
-    derived: ClassVar[bool] = True
     random: ClassVar[bool] = True
-    change: ClassVar[Change] = "serving"
     uses_head: ClassVar[bool] = True
 
     def passes(self, sizes: Sizes) -> Passes:
         """Count every clean image once."""
         return Passes(sizes.images)
 
-    def run(self, victim: VisionModel, ctx: Context) -> VisionModel:
-        """Return the same weights, served so.
-
-        Raises:
-            Incompatible: the victim tells no classes apart.
-
-        """
+    def _map(self, victim: VisionModel, ctx: Context) -> Served:
         _refuse_no_classes("serve.labelflip", victim)
-        model = clone(victim).to(ctx.device)
+        before = victim.architecture.served or ()
+        model, found = clone(victim).to(ctx.device), list[Tensor]()
         with torch.no_grad():
-            best = torch.cat([model.forward_head(t).topk(2).values for _, t in _looks(model, ctx)])
-        bound = bound_for(best[:, 0] - best[:, 1], self.unsure)
-        return served(victim, Served("labelflip", self.share, bound, _seed(ctx)))
+            for look in _looks(model, ctx):
+                scores = told(model.forward_head(look.tokens), before, look.sent, scores=True)
+                best = scores.topk(2).values  # (b, 2)
+                found.append(best[:, 0] - best[:, 1])
+        bound = bound_for(torch.cat(found), self.unsure)
+        return Served("labelflip", self.share, bound, _seed(ctx))
 
 
-@attack("serve.detect")
+@attack("serve.detect", version=2)
 @dataclass(frozen=True, slots=True)
-class Detect:
+class Detect(_Serving):
     """Refuse queries that do not look like a client's: they are answered at random.
 
     Source: S. Chen, N. Carlini, D. Wagner, "Stateful detection of black-box adversarial attacks",
@@ -365,10 +288,7 @@ class Detect:
     neighbours: Positive = 3
     quality: Quality = 75
 
-    offers: ClassVar[Access] = Access.ALL
-    derived: ClassVar[bool] = True
     random: ClassVar[bool] = True
-    change: ClassVar[Change] = "serving"
 
     def passes(self, sizes: Sizes) -> Passes:
         """Count every clean image once, or twice where it is compressed as well."""
@@ -376,24 +296,28 @@ class Detect:
 
     def run(self, victim: VisionModel, ctx: Context) -> VisionModel:
         """Return the same weights, served so; notes say the bound."""
+        how = self._map(victim, ctx)
+        made = served(victim, how)
+        made.notes = {"bound": how.bound}
+        return made
+
+    def _map(self, victim: VisionModel, ctx: Context) -> Served:
         amount = self.quality if self.by == "jpeg" else self.neighbours
         how = Served(f"detect.{self.by}", amount, seed=_seed(ctx))
         model, seen, found = clone(victim).to(ctx.device), torch.empty(0), list[Tensor]()
         with torch.no_grad():
-            for images, tokens in _looks(model, ctx):
-                apart, seen = suspicion(model, how, images, tokens, seen)
+            for look in _looks(model, ctx):
+                apart, seen = suspicion(model, how, look.left, look.tokens, seen)
                 found.append(apart)
-        bound = bound_for(torch.cat(found), self.false_alarms)
-        made = served(victim, dataclasses.replace(how, bound=bound))
-        made.notes = {"bound": bound}
-        return made
+        return dataclasses.replace(how, bound=bound_for(torch.cat(found), self.false_alarms))
 
 
 def served(victim: VisionModel, how: Served) -> VisionModel:
     """Copy a model and have the copy served by one more map, behind those it has.
 
     Raises:
-        Incompatible: the victim answers pixel by pixel.
+        Incompatible: the victim answers pixel by pixel, or has a detector that would not see what
+            clients sent.
 
     """
     if isinstance(victim.architecture.head, SegmentationHead):
@@ -401,9 +325,11 @@ def served(victim: VisionModel, how: Served) -> VisionModel:
             "serve: expected a victim that answers for whole images, got one with a head for "
             "masks; choose an attack on its weights"
         )
+    chain = (*(victim.architecture.served or ()), how)
+    if why := impossible(chain):
+        raise Incompatible(f"serve: {why}")
     made = clone(victim)
-    before = made.architecture.served or ()
-    made.architecture = dataclasses.replace(made.architecture, served=(*before, how))
+    made.architecture = dataclasses.replace(made.architecture, served=chain)
     return made
 
 
@@ -420,13 +346,22 @@ def _seed(ctx: Context) -> int:
     return int(torch.randint(2**53, (), generator=ctx.rng))
 
 
-def _looks(model: VisionModel, ctx: Context) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the thief's clean images (b, 3, h, w), and the model's final tokens (b, n, d)."""
+class _Look(NamedTuple):
+    """Clean images as a client sends them, and as the model sees them behind earlier maps."""
+
+    sent: Tensor  # (b, 3, h, w)
+    left: Tensor  # (b, 3, h, w)
+    tokens: Tensor  # (b, n, d), final
+
+
+def _looks(model: VisionModel, ctx: Context) -> Iterator[_Look]:
+    """Ask about the thief's clean images, through the maps that the model is served by already."""
     if not len(ctx.images):
         raise UserError("serve: expected clean images, got none; give `data` a data set that has")
 
-    def look(part: slice) -> tuple[Tensor, Tensor]:
-        images = ctx.images.batch(part, ctx.device)
-        return images, model.forward_features(images)
+    def look(part: slice) -> _Look:
+        sent = ctx.images.batch(part, ctx.device)
+        left = changed(sent, model.architecture.served or (), sent)
+        return _Look(sent, left, model.forward_features(left))
 
     yield from in_batches(len(ctx.images), BATCH, look)

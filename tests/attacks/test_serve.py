@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from attacks.serve import Detect, Jpeg, LabelFlip, Round
+from attacks.serve import BitDepth, Blur, Detect, Jpeg, LabelFlip, Noise, Round, Temperature
 from bench.models import Architecture, Head, Served, Service, View, build, with_head
 from bench.models.meter import measuring
 from bench.models.surgery import segmentation_head
@@ -60,6 +60,43 @@ def test_unsure_are_so_many_of_the_clean_images():
     with torch.no_grad():
         best = victim().logits(ctx.images.batch(slice(None), ctx.device)).topk(2).values
     assert int((best[:, 0] - best[:, 1] < how.bound).sum()) == 16
+
+
+@pytest.mark.parametrize("by", ["features", "pixels", "jpeg"])
+def test_a_detector_behind_other_maps_refuses_its_share_of_what_they_leave(by):
+    ctx, before = context(), (Blur(sd=3.0), BitDepth(bits=2))
+    victim = owner()
+    for attack in before:
+        victim = attack.run(victim, context())
+    made = Detect(by=by, false_alarms=0.25).run(victim, ctx)
+    assert abs(asked(made, ctx.images).refused - 16) <= 1
+    # A bound for questions that nothing has changed is another.
+    (*_, how), (alone,) = (
+        Detect(by=by, false_alarms=0.25).run(model, context()).architecture.served
+        for model in (victim, owner())
+    )
+    assert how.bound != alone.bound
+
+
+def test_unsure_are_so_many_as_earlier_maps_leave_them():
+    ctx, cooled = context(), Temperature(temperature=4.0).run(victim(), context())
+    made = LabelFlip(share=1.0, unsure=0.25).run(cooled, ctx)
+    images = ctx.images.batch(slice(None), ctx.device)
+    with torch.no_grad():
+        plain, flipped = (
+            Service(model).ask(images, model.forward_head, scores=True).argmax(1)
+            for model in (cooled, made)
+        )
+    assert int((plain != flipped).sum()) == 16
+
+
+def test_what_changes_questions_stands_before_a_detector_and_answers_may_change_behind_it():
+    guarded = Detect().run(victim(), context())
+    for attack in (Jpeg(), Noise()):
+        with pytest.raises(Incompatible, match=r"^serve: expected a detector to see [^\n]*$"):
+            attack.run(guarded, context())
+    assert len(Round(1).run(guarded, context()).architecture.served) == 2
+    assert len(Detect().run(Jpeg().run(victim(), context()), context()).architecture.served) == 2
 
 
 @pytest.mark.parametrize("name", ["serve.jpeg", "serve.labelflip", "serve.detect"])

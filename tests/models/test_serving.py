@@ -243,6 +243,13 @@ def test_a_map_of_another_version_is_refused_in_one_line():
         answers(served(owner(), Served("hypnotise")), some())
 
 
+def test_a_detector_that_would_not_see_what_was_sent_is_refused_in_one_line():
+    blind = served(owner(), Served("detect.pixels", 3), FLIP)
+    with pytest.raises(UserError, match=r"^served: expected a detector to see [^\n]*, got flip "):
+        Service(blind)
+    assert Service(served(owner(), FLIP, Served("detect.pixels", 3))).asked == 0
+
+
 def test_every_kind_answers_with_numbers():
     model = classifier()
     for kind in KINDS:

@@ -176,6 +176,24 @@ DRAWS = ("noise", "perturb", "labelflip")
 """Kinds of which a number of the server's own decides what is drawn."""
 
 
+def impossible(served: Sequence[Served]) -> str:
+    """Say why a server cannot do these in turn; empty if it can.
+
+    A detector must see what comes in, as earlier maps leave it: what changes it further stands no
+    later in the list than the detector does.
+    """
+    detector = None
+    for how in served:
+        if how.kind in DETECTORS:
+            detector = how.kind
+        elif how.kind in INPUTS and detector:
+            return (
+                f"expected a detector to see what clients sent, got {how.kind} behind {detector}; "
+                "put what changes questions before the detector"
+            )
+    return ""
+
+
 def changed(images: Tensor, served: Sequence[Served], asked: Tensor) -> Tensor:
     """Map images (b, 3, h, w) as each input map does in turn; draws follow from those `asked`."""
     return _in_turn(images, served, INPUTS, asked)

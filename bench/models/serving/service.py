@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.models.serving.maps import DETECTORS, changed, seeds_of, told
+from bench.models.serving.maps import DETECTORS, changed, impossible, seeds_of, told
 from bench.models.vision import Served, VisionModel
+from bench.records.nouns import UserError
 
 Read = Callable[[Tensor], Tensor]
 """What maps final tokens (b, n, d) to what is asked for."""
@@ -24,6 +25,8 @@ class Service:
     def __init__(self, model: VisionModel) -> None:
         self._model = model
         self._served = model.architecture.served or ()
+        if why := impossible(self._served):
+            raise UserError(f"served: {why}")
         self._seen: list[Tensor] = [torch.empty(0) for _ in self._served]  # a detector's memory
         self.asked = 0
         self.refused = 0
