@@ -336,7 +336,11 @@ class _Builder:
         if accuser.accuses == "owner":
             parents.append(honest)
             given.append("victim")
-        asked = {"accuser": spec.json(), **recipe, **_answered(cell.method), "given": given}
+        answered = _answered(cell.method)
+        asked = {"accuser": spec.json(), **recipe, **answered, "given": given}
+        read = {name: value for name, value in how.items() if name not in answered}
+        if accuser.post_hoc and read:  # what he makes may be chosen by what a judge will read
+            asked["reading"] = read
         return self._add("accuse", asked, tuple(parents), how)
 
     def _loaded_before(self, model: Spec) -> str:

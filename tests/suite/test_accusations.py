@@ -7,20 +7,24 @@ from typing import ClassVar
 
 import pytest
 from made import suite
+from stand_ins import Method
 
-from bench.records.nouns import UserError
-from bench.registry import ACCUSERS
+from bench.records.nouns import Access, Readout, UserError
+from bench.registry import ACCUSERS, METHODS
 from bench.suite import plan, reader
 from bench.suite.sources import code_of
+from bench.types import Reading
 
 pytestmark = pytest.mark.usefixtures("stand_ins", "accusers")
 
-SUITE = suite(
-    methods=["{name: activemark, steps: 2, batch: 4, images: 4}"],
-    attacks=["{name: control.identity}"],
-    seeds="[0, 1]",
-    innocents="{strangers: 5, twin_seeds: 1, pretraining_steps: 1}",
-)
+PARTS = {
+    "methods": ["{name: activemark, steps: 2, batch: 4, images: 4}"],
+    "attacks": ["{name: control.identity}"],
+    "seeds": "[0, 1]",
+    "innocents": "{strangers: 5, twin_seeds: 1, pretraining_steps: 1}",
+}
+
+SUITE = suite(**PARTS)
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,20 @@ class Helpless(Forger):
 def accusers(monkeypatch):
     for name, cls in {"forger": Forger, "blind": Blind, "thief": Thief, "no": Helpless}.items():
         monkeypatch.setitem(ACCUSERS._plugins, name, (cls, 1))
+
+
+@dataclass(frozen=True)
+class Thresholded(Method):
+    needs: ClassVar = Access.LABELS
+    marks: ClassVar = False
+
+    threshold: Reading[float] = 0.5
+    readout: Readout = "native"
+
+
+@pytest.fixture
+def thresholded(stand_ins, monkeypatch):
+    monkeypatch.setitem(METHODS._plugins, "thresholded", (Thresholded, 1))
 
 
 @pytest.fixture
@@ -141,6 +159,29 @@ def test_a_thief_gets_the_victims_copy_and_key_and_both_models_are_read_with_bot
 def test_who_can_do_nothing_with_a_method_says_so_once(make):
     asked = forged(make("no", text=SUITE.replace("[0, 1]", "[0]")))
     assert [q.skip for q in asked] == ["ActiveMark is beyond him"]
+
+
+@pytest.mark.usefixtures("thresholded")
+def test_only_a_claim_after_the_fact_is_another_where_suspects_are_read_otherwise(make):
+    def stages(accuser, threshold):
+        methods = [f"{{name: thresholded, threshold: {threshold}}}"]
+        owners = ["{embedded: mini, classifier: {data: digits}}"]
+        made = make(accuser, text=suite(**PARTS | {"methods": methods, "owners": owners}))
+        found = {q.protect for q in made.questions if not q.skip and q.cell.accuser is None}
+        return found, {key: made.stages[key] for q in forged(made) if (key := q.protect)}
+
+    for accuser, moves in (("forger", True), ("blind", False)):
+        (honest, one), (again, other) = (stages(accuser, value) for value in (0.5, 0.6))
+        assert one
+        assert honest == again
+        assert (one.keys().isdisjoint(other), one.keys() == other.keys()) == (moves, not moves)
+    read = [stage.recipe.get("reading") for stage in stages("forger", 0.6)[1].values()]
+    assert read == [{"threshold": 0.6}] * len(read)  # `readout` stands beside it
+
+
+def test_a_claim_after_the_fact_with_a_method_of_one_reading_keeps_its_key(make):
+    made = make("forger")
+    assert all("reading" not in made.stages[q.protect].recipe for q in forged(made))
 
 
 def test_suspects_of_a_forged_claim_are_read_as_they_are(make):
