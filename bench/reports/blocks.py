@@ -163,6 +163,11 @@ class Block:
         """Return its first cell: all are of one owner and one method."""
         return self.results[0].cell
 
+    @property
+    def key(self) -> tuple[str, str]:
+        """Tell it from all others by owner and method, whole: their names may be alike."""
+        return self.cell.owner.text, self.cell.method.text
+
     @cached_property
     def records(self) -> list[Record]:
         """Return every record there is."""
@@ -240,11 +245,12 @@ def grouped(outline: Outline, records: Mapping[str, Record]) -> tuple[list[Block
     told = {record.key: record for record in with_digests(records.values())}
     groups: dict[tuple[str, str], list[CellResult]] = {}
     for key, cell in asked:
-        group = (owners(cell.owner), methods(cell.method))
-        groups.setdefault(group, []).append(CellResult(key, cell, told.get(key)))
+        result = CellResult(key, cell, told.get(key))
+        groups.setdefault((cell.owner.text, cell.method.text), []).append(result)
     blocks = [
-        Block(owner, method, results, _rows(results, steps))
-        for (owner, method), results in groups.items()
+        Block(owners(one.cell.owner), methods(one.cell.method), results, _rows(results, steps))
+        for results in groups.values()
+        for one in results[:1]  # all are of one owner and one method
     ]
     return blocks, [*owners.legend, *methods.legend, *steps.legend]
 

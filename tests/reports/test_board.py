@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 from commands import bench
-from made import UNTOUCHED, cell, matches, outline, record, stranger
+from made import UNTOUCHED, cell, lost, matches, outline, record, stranger
 
 from bench.records import ledger
 from bench.records.nouns import Cost, Fidelity, Spec, StepFacts
@@ -87,6 +87,37 @@ def test_a_row_says_what_the_worst_attack_and_all_usable_copies_came_to(tmp_path
     assert first.seen == "labels"
 
 
+def test_what_nobody_can_decide_or_read_is_a_claim_lost_as_what_is_not_owned(tmp_path):
+    records = study(keys=1, methods=1)
+    pruned = [one for one in records if one.cell.attack[-1] == PRUNE[0]]
+    strangers = [one for one in pruned if one.cell.lineage == "stranger"]
+    few = [one for one in records if one not in strangers]
+    assert standings(tmp_path / "all", records)["print"].evasion == {0: 0.0}
+    undecided = standings(tmp_path / "few", few)["print"]
+    assert (undecided.evasion, undecided.copies, undecided.undecided) == ({0: 0.5}, 2, 1)
+    unread = [lost(one, "incompatible", "no") if one in pruned else one for one in records]
+    gone = standings(tmp_path / "gone", unread)["print"]
+    assert (gone.evasion, gone.copies, gone.undecided) == ({0: 0.5}, 2, 0)
+
+
+def test_methods_of_one_name_and_other_settings_are_rows_of_their_own(tmp_path):
+    # Numbered for being long, the second `print` is called what another method is called.
+    methods = [Spec("print #2"), *(Spec("print", {"note": letter * 99}) for letter in "ab")]
+    records = [
+        dataclasses.replace(
+            one,
+            key=f"{number} {one.key}",
+            cell=dataclasses.replace(one.cell, method=method),
+        )
+        for number, method in enumerate(methods)
+        for one in study(keys=1, methods=1, forged=(0.0, *[16.0] * 19) if number == 0 else ())
+    ]
+    entry, *_ = entries.read(folder(tmp_path, records))
+    assert [one.method for one in entry.standings] == ["print #2", "print #1", "print #2"]
+    assert [one.settings for one in entry.standings] == [method.text for method in methods]
+    assert [one.forgery == "not tried" for one in entry.standings] == [False, True, True]
+
+
 def test_what_nobody_forged_is_not_tried_and_forged_evidence_is_counted(tmp_path):
     assert standings(tmp_path / "a", study())["print number=0"].forgery == "not tried"
     forged = standings(tmp_path / "b", study(1, 2, forged=(0.0, *[16.0] * 19)))
@@ -155,7 +186,7 @@ def test_a_method_whose_budgets_are_undecided_is_not_ranked(tmp_path):
     assert all(one.open for one in entry.standings)
     text = site.board([entry])
     assert "Not ranked, for budgets are undecided: 2 methods." in text
-    assert "undecided 4<" in text  # of all four copies, instead of an evasion of 0
+    assert "1.000 of 4, 4 undecided<" in text  # of all four copies no claim is left
 
 
 @pytest.fixture(scope="module")

@@ -47,7 +47,7 @@ class Standing:
     access: str
     seen: str  # the most that it must see
     score: Mapping[int, float]  # share of the price grid in which the claim stands, by method seed
-    evasion: Mapping[int, float]  # share of usable attacked copies whose claim is lost, by seed
+    evasion: Mapping[int, float]  # share of usable attacked copies with no claim left, by seed
     copies: int  # attacked and usable
     undecided: int  # of these
     open: float | None  # share of the price grid that is undecided, mean over keys
@@ -99,7 +99,7 @@ def read(folder: Path) -> tuple[Entry, Outline, Mapping[str, Record]]:
     whole = digest(files)
     blocks, _ = grouped(outline, records)
     bills = Bills.of(outline, records.values())
-    forged = {(one.owner, one.method): one for one in both(outline, records)}
+    forged = {one.key: one for one in both(outline, records)}
     entry = Entry(
         name=outline.name,
         title=outline.heading,
@@ -111,10 +111,7 @@ def read(folder: Path) -> tuple[Entry, Outline, Mapping[str, Record]]:
         versions=_versions(outline, records),
         cells=_states(outline, records),
         checked=dict(sorted(checked.items())),
-        standings=[
-            _standing(outline, block, bills, forged.get((block.owner, block.method)))
-            for block in blocks
-        ],
+        standings=[_standing(outline, block, bills, forged.get(block.key)) for block in blocks],
     )
     return entry, outline, records
 
@@ -155,7 +152,7 @@ def _standing(outline: Outline, block: Block, bills: Bills, forged: Both | None)
     seeds = _seeds(block)
     lost: dict[str, list[bool]] = {}
     for copy in attacked:
-        lost.setdefault(copy.key, []).append(STATE_OF[copy.outcome] == "lost")
+        lost.setdefault(copy.key, []).append(STATE_OF[copy.outcome] != "stands")
     scores = dict(zip(claims.keys, claims.scores("stands"), strict=True))
     fidelity = {r.cell.method_seed: r.fidelity for r in block.records if r.fidelity}
     embeds = {r.cell.method_seed: r.costs["protect"] for r in block.records if "protect" in r.costs}

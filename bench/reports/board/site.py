@@ -192,9 +192,7 @@ def _line(number: int, entry: Entry, standing: Standing, rank: float | None, let
     times = (standing.embed_seconds, standing.extract_seconds)
     level = "; ".join(f"{kind} {text}" for kind, text in standing.level.items())
     undecided = f", {standing.undecided} undecided" if standing.undecided else ""
-    evasion = f"{mean_text([*standing.evasion.values()])} of {standing.copies}{undecided}"
-    if standing.undecided == standing.copies:
-        evasion = f"undecided {standing.copies}" if standing.copies else NOTHING
+    lost = f"{mean_text([*standing.evasion.values()])} of {standing.copies}{undecided}"
     opened = f", undecided {standing.open:.3f}" if standing.open else ""
     return Line(
         number=number,
@@ -209,7 +207,7 @@ def _line(number: int, entry: Entry, standing: Standing, rank: float | None, let
         keys=len(standing.score),
         numbers=(
             (f"{mean_text([*standing.score.values()])}{opened}", to("prices")),
-            (evasion, to("answers")),
+            (lost if standing.copies else NOTHING, to("answers")),
             (standing.forgery, to("answers")),
             (f"{cosine}{price}", to("methods")),
             (level or NOTHING, to("methods")),

@@ -33,6 +33,7 @@ class Both:
     None where nothing was tried.
     """
 
+    key: tuple[str, str]  # of its block
     owner: str
     method: str
     evasion: float | None
@@ -98,6 +99,7 @@ def _both(block: Block, stands: Sequence[bool], claims: Sequence[Claim], alpha: 
                 kept.setdefault(claim.accuser, []).append(held)
     forger = max(lost, key=lambda name: fmean(lost[name]), default="")
     return Both(
+        key=block.key,
         owner=block.owner,
         method=block.method,
         evasion=1 - fmean(stands) if stands else None,
