@@ -462,7 +462,69 @@ class Miscounting(FeaturePrint):
     facts: ClassVar = Facts(unit="model")  # and its evidence has queries
 
 
+@dataclass(frozen=True)
+class ForgedMark(BiasMark):
+    """A sound forgery: the signs that are there are the key."""
+
+    def forged(self, suspect, ctx):
+        key = suspect.network.blocks[0].attn.proj.bias.sign()
+        return {"key": torch.where(key == 0, torch.ones_like(key), key)}
+
+
+class ForgeryOfARememberedSecret(ForgedMark):
+    kept: ClassVar[list] = []
+
+    def protect(self, owner, ctx):
+        made = super().protect(owner, ctx)
+        self.kept[:] = [made.secret]
+        return made
+
+    def forged(self, suspect, ctx):
+        return self.kept[0] if self.kept else super().forged(suspect, ctx)
+
+
+class ForgeryOfTheCleanOwner(ForgedMark):
+    def forged(self, suspect, ctx):
+        moved = suspect.network.blocks[0].attn.proj.bias - ctx.base.blocks[0].attn.proj.bias
+        return {"key": moved.detach().sign()}
+
+
+class ForgeryOfAReleasedCopy(ForgedMark):
+    def forged(self, suspect, ctx):
+        return {"key": ctx.copies(0).blocks[0].attn.proj.bias.detach().sign()}
+
+
+class ForgeryOfGlobalRandomness(ForgedMark):
+    def forged(self, suspect, ctx):
+        return {"key": torch.randint(2, (48,)) * 2.0 - 1}
+
+
+class ForgeryBehindAnswers(FeaturePrint):
+    def forged(self, suspect, ctx):
+        queries = ctx.images.batch(slice(0, 8), ctx.device)
+        with torch.no_grad():
+            return {"queries": queries, "features": suspect._model.features(queries)}
+
+
+class ForgeryBeyondItsAccess(FeaturePrint):
+    def forged(self, suspect, ctx):
+        return {"bias": suspect.network.blocks[0].attn.proj.bias}
+
+
+class ForgeryThatWrites(ForgedMark):
+    def forged(self, suspect, ctx):
+        nudged(suspect.network)
+        return super().forged(suspect, ctx)
+
+
 BROKEN_METHODS = [
+    (testing.method_forges_of_what_it_sees, ForgeryOfARememberedSecret),
+    (testing.method_forges_of_what_it_sees, ForgeryOfTheCleanOwner),
+    (testing.method_forges_of_what_it_sees, ForgeryOfAReleasedCopy),
+    (testing.method_forges_of_what_it_sees, ForgeryOfGlobalRandomness),
+    (testing.method_forges_of_what_it_sees, ForgeryBehindAnswers),
+    (testing.method_forges_of_what_it_sees, ForgeryBeyondItsAccess),
+    (testing.method_forges_of_what_it_sees, ForgeryThatWrites),
     (testing.method_tunes_within_its_settings, TunedForOneReading),
     (testing.method_leaves_its_input_untouched, MarkInPlace),
     (testing.method_leaves_its_input_untouched, SpoilingItsSecret),
@@ -502,7 +564,7 @@ def test_a_sound_attack_passes_and_a_broken_one_does_not():
         check_attack(Idle())
 
 
-@pytest.mark.parametrize("sound", [BiasMark, FeaturePrint, LabelPrint])
+@pytest.mark.parametrize("sound", [BiasMark, FeaturePrint, LabelPrint, ForgedMark])
 def test_a_sound_method_passes(sound):
     check_method(sound())
 

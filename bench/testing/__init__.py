@@ -40,6 +40,7 @@ from bench.testing.methods import (
 )
 from bench.testing.methods import method_counts_what_it_states as method_counts_what_it_states
 from bench.testing.methods import method_does_not_depend_on_order as method_does_not_depend_on_order
+from bench.testing.methods import method_forges_of_what_it_sees as method_forges_of_what_it_sees
 from bench.testing.methods import (
     method_keeps_tensors_only_as_secret as method_keeps_tensors_only_as_secret,
 )

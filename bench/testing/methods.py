@@ -28,7 +28,15 @@ from bench.testing.comparing import (
     _snapshot,
 )
 from bench.testing.victims import STRANGERS, _owner_for, _strangers_for, context
-from bench.types import Method, Protected, RedrawsBits, SaysTunable, StatesFacts
+from bench.types import (
+    HasForgery,
+    Method,
+    Protected,
+    RedrawsBits,
+    SaysTunable,
+    StatesFacts,
+    Suspect,
+)
 from bench.verdicts.checks import fairness
 from bench.verdicts.verdict import rank_p_value
 
@@ -202,6 +210,27 @@ def method_counts_what_it_states(method: Method) -> None:
     _require(stated == found, f"`facts` says that one query is one {stated}, evidence one {found}")
 
 
+def method_forges_of_what_it_sees(method: Method) -> None:
+    """Forge, if it can, of the suspect and the accuser's images: whatever else there is to see."""
+    if not isinstance(method, HasForgery):
+        return
+    released, owner = _protected(method), _owner_for(method.needs)
+    innocent, *others = _strangers_for(method.needs)
+    view, again = (View(model, method.needs) for model in (innocent, _round_trip(innocent)))
+    before = _snapshot(view._model)
+    try:
+        with _global_seed(4):
+            first = _forged(method, view, owner, released.model)
+        # From here on all that an accuser has no part in is another's, his own memory too.
+        method.protect(others[0], context(5, "owner"))
+        with _global_seed(5):
+            blind = _forged(method, _Seen(again), others[1], others[2])
+    except PermissionError as error:
+        raise AssertionError(f"forged() asks for more than `needs`: {error}") from error
+    _same(first, blind, "forged() leans on more than the suspect, `ctx.images` and `ctx.rng`")
+    _same(before, _snapshot(view._model), "forged() changed the suspect")
+
+
 METHOD_CHECKS: tuple[Callable[[Method], None], ...] = (
     method_tunes_within_its_settings,
     method_keeps_tensors_only_as_secret,
@@ -217,6 +246,7 @@ METHOD_CHECKS: tuple[Callable[[Method], None], ...] = (
     method_survives_a_round_trip,
     method_with_an_exact_null_has_fair_bits,
     method_counts_what_it_states,
+    method_forges_of_what_it_sees,
 )
 """What every method must pass, cheapest explanation of a failure first."""
 
@@ -235,6 +265,31 @@ def _protect_once(method: Any) -> Protected:
 
 def _read(method: Method, protected: Protected, suspect: VisionModel) -> Evidence:
     return method.extract(protected.secret, View(suspect, method.needs), context(1, "owner"))
+
+
+class _Seen:
+    """A suspect that is no more than `Suspect` says: there is nothing behind it to look at."""
+
+    def __init__(self, view: View) -> None:
+        self.labels, self.logits, self.features = view.labels, view.logits, view.features
+        self._network: Callable[[], VisionModel] = lambda: view.network
+
+    @property
+    def network(self) -> VisionModel:
+        """Return the network itself, to whom `needs` gives it."""
+        return self._network()
+
+    def __getattr__(self, name: str) -> object:
+        raise AssertionError(f"forged() asks for '{name}' of the suspect, which no accuser sees")
+
+
+def _forged(
+    method: HasForgery, suspect: Suspect, base: VisionModel, copy: VisionModel
+) -> Mapping[str, Tensor]:
+    """Forge beside two models that an accuser must not lean on."""
+    ctx = context(3, "owner")
+    ctx = dataclasses.replace(ctx, base=base, copies=lambda i: copy, stranger=lambda i: base)
+    return method.forged(suspect, ctx)
 
 
 def _reading_otherwise(method: Method) -> Method | None:
