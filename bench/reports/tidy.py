@@ -27,7 +27,8 @@ from bench.records.nouns import (
     Utility,
     canonical,
 )
-from bench.reports.blocks import Block, CellResult, grouped
+from bench.reports.blocks import Block, CellResult, grouped, labelled
+from bench.reports.price.accusers import claims_of
 from bench.reports.price.prices import Bills
 from bench.verdicts.innocents import core, verdict_on
 from bench.verdicts.verdict import Verdict
@@ -42,7 +43,8 @@ STAGES = ("protect", "attack", "extract")
 """Whose costs have columns."""
 
 COLUMNS: Mapping[str, type[str] | type[int] | type[float] | type[bool]] = {
-    **dict.fromkeys(("key", "suite", "owner", "method"), str),
+    **dict.fromkeys(("key", "suite", "kind", "owner", "method", "accuser"), str),
+    **dict.fromkeys(("accused",), int),
     **dict.fromkeys(("attack", "suspect", "status", "reason", "change"), str),
     **dict.fromkeys(("exact", "marks"), bool),
     **dict.fromkeys(("method_seed", "attack_seed", "other_seed"), int),
@@ -61,20 +63,54 @@ COLUMNS: Mapping[str, type[str] | type[int] | type[float] | type[bool]] = {
     },
     **dict.fromkeys(("device", "suspect_digest", "owner_digest"), str),
     **dict.fromkeys(("owner_settings", "method_settings", "attack_settings"), str),
+    **dict.fromkeys(("accuser_settings",), str),
 }
 """Every column with its type, in order. Where nothing is known a value is missing, never 0.
 
-`owner`, `method` and `attack` are called as in tables; their settings stand last, whole, as JSON.
-`rate` to `chance` are of one suspect, `p` and `verdict` of copies of the released model. Costs are
-in seconds and in passes of one image through the whole depth; `peak_mb` in megabytes.
+`owner`, `method`, `attack` and `accuser` are called as in tables; their settings stand last, whole,
+as JSON. `kind` is of the key that a suspect is read with: the owner's is "honest", an accuser's is
+"forged", and in a "dispute" the owner's is read on the model that an accuser shows as his. `rate`
+to `chance` are of one suspect, `p` and `verdict` of copies of the released model and of whoever an
+accuser accuses. Costs are in seconds and in passes of one image through the whole depth; `peak_mb`
+in megabytes.
 """
 
 
 def rows(outline: Outline, records: Mapping[str, Record]) -> list[Row]:
-    """Return a row for every cell that was asked, in the order of tables."""
+    """Return a row for every cell that was asked, in the order of tables; forged claims last."""
     blocks, _ = grouped(outline, records)
     bills = Bills.of(outline, records.values())
-    return [row for block in blocks for row in _of_block(outline, block, bills)]
+    honest = [row for block in blocks for row in _of_block(outline, block, bills)]
+    return [*honest, *_accused(outline, records)]
+
+
+def _accused(outline: Outline, records: Mapping[str, Record]) -> Iterator[Row]:
+    """Yield a row for every cell of an accuser's, named and judged as in the tables on them."""
+    cells = [(key, cell) for key, cell in outline.cells if cell.accuser is not None]
+    owners, methods = labelled(c.owner for _, c in cells), labelled(c.method for _, c in cells)
+    accusers = labelled(cell.accuser for _, cell in cells if cell.accuser is not None)
+    verdicts = {
+        accused.key: claim.verdict(accused, outline.alpha)
+        for claim in claims_of(outline, records)
+        for accused in claim.readings
+    }
+    for key, cell in cells:
+        assert cell.accuser is not None
+        result = CellResult(key, cell, records.get(key))
+        yield dict.fromkeys(COLUMNS) | {
+            "key": key,
+            "suite": outline.name,
+            "kind": "forged" if cell.other_seed is None else "dispute",
+            "owner": owners(cell.owner),
+            "method": methods(cell.method),
+            "accuser": accusers(cell.accuser),
+            "accused": cell.accused,
+            "suspect": "shown as his" if cell.base == "accuser" else POPULATIONS[cell.lineage],
+            "accuser_settings": cell.accuser.text,
+            **_asked(cell),
+            **_answered(result),
+            **_judged(verdicts.get(key)),
+        }
 
 
 def _of_block(outline: Outline, block: Block, bills: Bills) -> Iterator[Row]:
@@ -97,6 +133,7 @@ def _of_block(outline: Outline, block: Block, bills: Bills) -> Iterator[Row]:
         yield found | {
             "key": result.key,
             "suite": outline.name,
+            "kind": "honest",
             "owner": block.owner,
             "method": block.method,
             "attack": attacks.get(result.key),

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 from commands import bench
-from made import MARK, UNTOUCHED, cell, lost, outline, record, stranger
+from made import MARK, PRINT, UNTOUCHED, cell, lost, matches, outline, record, stranger
 
 from bench.records import ledger
 from bench.records.nouns import Cost, Fidelity, Spec, StepFacts
@@ -120,3 +120,45 @@ def test_a_file_of_another_suffix_is_refused(home, tmp_path):
     said = bench("report", home, "--cells", tmp_path / "cells.xlsx")
     assert said.status == 2
     assert "expected a file named .csv or .json or .parquet" in said.err
+
+
+FORGE, THIEF = Spec("forge"), Spec("overmark", {"times": 2})
+
+
+def forged(asked, agreement):
+    name = " ".join(step.text for step in asked.attack)
+    return record(asked, evidence=matches(*[agreement] * 10), suspect_digest=name)
+
+
+def test_what_accusers_forge_is_last_with_kinds_of_its_own_and_the_accused_is_judged():
+    accused = [
+        forged(cell(PRINT, "owner", stranger(i), accuser=FORGE, accused=1), float(i == 1))
+        for i in range(20)
+    ]
+    disputed = [
+        forged(cell(PRINT, "released", UNTOUCHED, accuser=THIEF), 1.0),
+        record(cell(PRINT, "accuser", UNTOUCHED, accuser=THIEF)),
+        record(cell(PRINT, "accuser", UNTOUCHED, accuser=THIEF, other_seed=0)),
+    ]
+    hole = cell(PRINT, "owner", stranger(20), accuser=FORGE, accused=2)
+    asked = outline([*accused, *disputed, *study(), hole])
+    rows = tidy.rows(asked, {one.key: one for one in [*accused, *disputed, *study()]})
+    assert sorted(row["key"] for row in rows) == sorted(key for key, _ in asked.cells)
+    for row in rows:
+        assert [*row] == [*tidy.COLUMNS]
+        for name, kind in tidy.COLUMNS.items():
+            assert row[name] is None or type(row[name]) is kind, name
+    kinds = [row["kind"] for row in rows]
+    assert kinds == ["honest"] * 5 + ["forged"] * 22 + ["dispute", "forged"]
+    by_key = {row["key"]: row for row in rows}
+    told = [by_key[one.key] for one in accused]
+    assert {(row["accuser"], row["accused"], row["suspect"]) for row in told} == {
+        ("forge", 1, "stranger")
+    }
+    assert [row["verdict"] for row in told] == [None, "owned", *[None] * 18]
+    assert [by_key[one.key]["suspect"] for one in disputed] == [
+        *("marked", "shown as his", "shown as his"),
+    ]
+    assert by_key[disputed[0].key]["verdict"] is not None
+    assert by_key[disputed[1].key]["accuser_settings"] == THIEF.text
+    assert rows[-1]["status"] == "hole"
