@@ -27,8 +27,8 @@ from bench.records.nouns import (
     Utility,
     canonical,
 )
-from bench.reports.blocks import Block, CellResult, grouped, labelled
-from bench.reports.price.accusers import claims_of
+from bench.reports.blocks import Block, CellResult, grouped
+from bench.reports.price.accusers import Forged, forged, kind_of, suspect_of
 from bench.reports.price.prices import Bills
 from bench.verdicts.innocents import core, verdict_on
 from bench.verdicts.verdict import Verdict
@@ -81,35 +81,26 @@ def rows(outline: Outline, records: Mapping[str, Record]) -> list[Row]:
     blocks, _ = grouped(outline, records)
     bills = Bills.of(outline, records.values())
     honest = [row for block in blocks for row in _of_block(outline, block, bills)]
-    return [*honest, *_accused(outline, records)]
+    accused = [row for one in forged(outline, records) for row in _of_accuser(outline, one)]
+    return [*honest, *accused]
 
 
-def _accused(outline: Outline, records: Mapping[str, Record]) -> Iterator[Row]:
-    """Yield a row for every cell of an accuser's, named and judged as in the tables on them."""
-    cells = [(key, cell) for key, cell in outline.cells if cell.accuser is not None]
-    owners, methods = labelled(c.owner for _, c in cells), labelled(c.method for _, c in cells)
-    accusers = labelled(cell.accuser for _, cell in cells if cell.accuser is not None)
-    verdicts = {
-        accused.key: claim.verdict(accused, outline.alpha)
-        for claim in claims_of(outline, records)
-        for accused in claim.readings
-    }
-    for key, cell in cells:
-        assert cell.accuser is not None
-        result = CellResult(key, cell, records.get(key))
+def _of_accuser(outline: Outline, found: Forged) -> Iterator[Row]:
+    for result in found.results:
+        assert result.cell.accuser is not None
         yield dict.fromkeys(COLUMNS) | {
-            "key": key,
+            "key": result.key,
             "suite": outline.name,
-            "kind": "forged" if cell.other_seed is None else "dispute",
-            "owner": owners(cell.owner),
-            "method": methods(cell.method),
-            "accuser": accusers(cell.accuser),
-            "accused": cell.accused,
-            "suspect": "shown as his" if cell.base == "accuser" else POPULATIONS[cell.lineage],
-            "accuser_settings": cell.accuser.text,
-            **_asked(cell),
+            "kind": kind_of(result.cell),
+            "owner": found.owner,
+            "method": found.method,
+            "accuser": found.accuser,
+            "accused": result.cell.accused,
+            "suspect": suspect_of(result.cell),
+            "accuser_settings": result.cell.accuser.text,
+            **_asked(result.cell),
             **_answered(result),
-            **_judged(verdicts.get(key)),
+            **_judged(found.verdicts.get(result.key)),
         }
 
 
@@ -133,7 +124,7 @@ def _of_block(outline: Outline, block: Block, bills: Bills) -> Iterator[Row]:
         yield found | {
             "key": result.key,
             "suite": outline.name,
-            "kind": "honest",
+            "kind": kind_of(result.cell),
             "owner": block.owner,
             "method": block.method,
             "attack": attacks.get(result.key),

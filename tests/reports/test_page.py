@@ -278,3 +278,33 @@ def test_thousands_of_cells_cost_little_each():
         written([*answers(), *(answer(lone(i), 14.0) for i in range(20, n))]) for n in (520, 1520)
     )
     assert (len(many) - len(few)) / 1000 < 1000  # bytes: a row, and what no other record says
+
+
+def test_cells_of_accusers_are_listed_by_themselves_with_their_records_and_verdicts():
+    forge = Spec("forge", {"draws": 3})
+    accused = [
+        answer(
+            cell(PRINT, "owner", stranger(i), accuser=forge, accused=1),
+            0.0 if i == 1 else 20.0,
+            suspect_digest=f"stranger {i}",
+        )
+        for i in range(20)
+    ]
+    shown = answer(
+        cell(PRINT, "accuser", UNTOUCHED, accuser=forge, lineage="released", other_seed=0)
+    )
+    honest = answers()
+    plain, text = written(honest), written([*honest, *accused, shown])
+    for one in (*honest, *accused, shown):
+        assert record_of(text, one.key)[0] == ("key", one.key)
+    told = record_of(text, accused[0].key)
+    assert ("claim", "forged, made up with innocent 1 in hand") in told
+    assert dict(told)["accuser"].startswith("forge")
+    assert ("claim", "dispute") in record_of(text, shown.key)
+    groups = [a["data-name"] for a, _ in Elements(text).of("details") if "data-name" in a]
+    before = [a["data-name"] for a, _ in Elements(plain).of("details") if "data-name" in a]
+    assert groups == [*before, "mini adv_tra forged forge"]
+    rows = text.partition("mini, adv_tra, forged by forge: all cells")[2]
+    assert rows.count("<td>shown as his</td>") == 1
+    assert rows.count("<td>owned") == 1
+    assert f"<dd>{len(honest) + 21}</dd>" in text  # cells asked

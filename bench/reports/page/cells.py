@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from statistics import fmean
 from typing import NamedTuple
@@ -20,8 +20,9 @@ from bench.records.nouns import (
     unpacked,
 )
 from bench.records.table import NOTHING
-from bench.reports.blocks import Block, CellResult
+from bench.reports.blocks import CellResult
 from bench.reports.notes import largest_p
+from bench.reports.price.accusers import kind_of
 from bench.verdicts.intervals import wilson
 from bench.verdicts.verdict import Verdict
 
@@ -64,14 +65,10 @@ def state_of(result: CellResult) -> str:
     return result.record.status if result.record else "hole"
 
 
-def details(blocks: Sequence[Block]) -> dict[str, Json]:
+def details(results: Iterable[CellResult]) -> dict[str, Json]:
     """Return every line there is to say of any cell, and for every cell the numbers of its own."""
     lines: dict[Line, int] = {}
-    cells = [
-        [lines.setdefault(line, len(lines)) for line in _lines(result)]
-        for block in blocks
-        for result in block.results
-    ]
+    cells = [[lines.setdefault(line, len(lines)) for line in _lines(result)] for result in results]
     return {"lines": list(lines), "cells": cells}
 
 
@@ -110,6 +107,10 @@ def _lines(result: CellResult) -> Iterator[Line]:
     yield Line("method", _spec(cell.method))
     if cell.other_model:
         yield Line("other model", _spec(cell.other_model))
+    if cell.accuser:
+        yield Line("accuser", _spec(cell.accuser))
+        after = "" if cell.accused is None else f", made up with innocent {cell.accused} in hand"
+        yield Line("claim", kind_of(cell) + after)
     other = "" if cell.other_seed is None else f", of the other key {cell.other_seed}"
     yield Line("seeds", f"method {cell.method_seed}, attack {cell.attack_seed}{other}")
     if record:

@@ -21,6 +21,7 @@ from bench.reports.blocks import Block, CellResult, grouped, judged
 from bench.reports.notes import counts_text, distinct
 from bench.reports.page import answers, budgets, charts
 from bench.reports.page.cells import STATES, CellRow, Line, cell_row, details, pairs, state_of
+from bench.reports.price.accusers import Forged, forged, suspect_of
 from bench.reports.price.marks import price
 from bench.verdicts.innocents import Innocents, verdict_on
 
@@ -39,6 +40,17 @@ class Card:
     curves: Sequence[tuple[str, str]]
     histogram: str
     statistic: str
+    cells: Sequence[CellRow]
+
+
+@dataclass(frozen=True)
+class Accused:
+    """The cells of one accuser with one method."""
+
+    owner: str
+    method: str
+    accuser: str
+    states: Sequence[tuple[str, str, int]]
     cells: Sequence[CellRow]
 
 
@@ -63,11 +75,14 @@ def html(
     import jinja2
 
     blocks, _ = grouped(outline, records)
-    starts = itertools.accumulate((len(block.results) for block in blocks), initial=0)
-    cards = [_card(b, outline.alpha, start) for b, start in zip(blocks, starts, strict=False)]
+    claims = forged(outline, records)
+    groups = [*(block.results for block in blocks), *(claim.results for claim in claims)]
+    results = [*itertools.chain.from_iterable(groups)]
+    starts = itertools.accumulate(map(len, groups), initial=0)
+    cards = [_card(block, outline.alpha, next(starts)) for block in blocks]
+    accused = [_accused(claim, next(starts)) for claim in claims]
     maps, holes = answers.maps(outline, records, blocks), _holes(blocks)
     said = {*outline.reductions, *outline.warnings}  # once, in the overview
-    honest = tuple((key, cell) for key, cell in outline.cells if cell.accuser is None)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("bench.reports"),
         autoescape=True,
@@ -79,7 +94,7 @@ def html(
     templates = resources.files("bench.reports").joinpath("templates")
     script = "".join(templates.joinpath(name).read_text("utf-8") for name in SCRIPTS)
     return environment.get_template("report.html").render(
-        outline=replace(outline, cells=honest),  # forged claims stand in tables alone
+        outline=outline,
         title=outline.heading,
         maps=maps,
         choices=answers.choices(maps),
@@ -87,12 +102,13 @@ def html(
         compute=budgets.compute_columns(),
         charts=charts.charts(outline, records, blocks),
         cards=cards,
-        totals=_states(result for block in blocks for result in block.results),
+        accused=accused,
+        totals=_states(results),
         environments=_environments(records, outline),
         asked=_extent(blocks),
         tables=[_table_view(table, holes, said) for table in made],
         pictures=[(p.table, p.caption, base64.b64encode(p.svg).decode()) for p in pictures],
-        details=details(blocks),
+        details=details(results),
         states=STATES,
         script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
@@ -147,6 +163,19 @@ def _card(block: Block, alpha: float, first: int) -> Card:
         statistic=_unit(block),
         cells=rows,
     )
+
+
+def _accused(claim: Forged, first: int) -> Accused:
+    """List an accuser's cells, of which the first has this number on the page."""
+    rows = [
+        cell_row(number, result, NOTHING, claim.verdicts.get(result.key))
+        for number, result in enumerate(claim.results, start=first)
+    ]
+    cells = [
+        replace(row, suspect=suspect_of(result.cell))
+        for row, result in zip(rows, claim.results, strict=True)
+    ]
+    return Accused(claim.owner, claim.method, claim.accuser, _states(claim.results), cells)
 
 
 def _unit(block: Block) -> str:

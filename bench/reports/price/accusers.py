@@ -12,7 +12,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean
 
-from bench.records.nouns import Evidence, Outline, Record, StoppedBy, evidence_of
+from bench.records.nouns import (
+    POPULATIONS,
+    Cell,
+    Evidence,
+    Outline,
+    Record,
+    StoppedBy,
+    evidence_of,
+)
 from bench.records.table import NOTHING, Table
 from bench.reports.blocks import CellResult, labelled
 from bench.reports.notes import distinct
@@ -126,6 +134,48 @@ def claims_of(outline: Outline, records: Mapping[str, Record]) -> list[Claim]:
         if cell.other_seed is None:
             claim.append(CellResult(key, cell, told.get(key)))
     return [Claim(*names, results) for names, results in found.items()]
+
+
+@dataclass(frozen=True)
+class Forged:
+    """Every cell of one accuser with one method, and the verdicts on whom he accuses, by key."""
+
+    owner: str
+    method: str
+    accuser: str
+    results: Sequence[CellResult]
+    verdicts: Mapping[str, Verdict]
+
+
+def forged(outline: Outline, records: Mapping[str, Record]) -> list[Forged]:
+    """List all cells of accusers by owner, method and accuser, in the outline's order."""
+    cells = [(key, cell) for key, cell in outline.cells if cell.accuser is not None]
+    owners = labelled(cell.owner for _, cell in cells)
+    methods = labelled(cell.method for _, cell in cells)
+    accusers = labelled(cell.accuser for _, cell in cells if cell.accuser is not None)
+    verdicts = {
+        accused.key: claim.verdict(accused, outline.alpha)
+        for claim in claims_of(outline, records)
+        for accused in claim.readings
+    }
+    found: dict[tuple[str, str, str], list[CellResult]] = {}
+    for key, cell in cells:
+        assert cell.accuser is not None
+        names = owners(cell.owner), methods(cell.method), accusers(cell.accuser)
+        found.setdefault(names, []).append(CellResult(key, cell, records.get(key)))
+    return [Forged(*names, results, verdicts) for names, results in found.items()]
+
+
+def kind_of(cell: Cell) -> str:
+    """Say whose key a suspect is read with: a dispute's is the owner's, on what a thief shows."""
+    if cell.accuser is None:
+        return "honest"
+    return "forged" if cell.other_seed is None else "dispute"
+
+
+def suspect_of(cell: Cell) -> str:
+    """Say what an accuser's suspect is, as tables call it, or that he shows it as his own."""
+    return "shown as his" if cell.base == "accuser" else POPULATIONS[cell.lineage]
 
 
 def tables(outline: Outline, records: Mapping[str, Record]) -> tuple[Table, ...]:
