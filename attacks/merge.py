@@ -78,6 +78,7 @@ class _Merging:
     derived: ClassVar[bool] = True
     random: ClassVar[bool] = True
     change: ClassVar[Change] = "merging"
+    labelled: ClassVar[bool] = True
     uses_base: ClassVar[bool] = True
 
     def passes(self, sizes: Sizes) -> Passes:
