@@ -23,6 +23,7 @@ from bench.records.table import (
 
 if TYPE_CHECKING:
     from bench.records.ledger import Results
+    from bench.reports.audit import Recount
 
 
 PAGE = "html"
@@ -33,6 +34,13 @@ WHOLE = {
     **dict.fromkeys(("reference", "price", "frontier", "calibration", "equal_price"), False),
 }
 """What is asked of a report when all there are numbers for goes on a page."""
+
+BY_FLAG = {
+    "frontier": "price-of-removal.csv",
+    "calibration": "level-and-power.csv",
+    "equal_price": "at-equal-price.csv",
+}
+"""What a flag of `report` leaves beside the records, for those that need not be there."""
 
 WORSE, UNMEASURED = 3, 4
 """Of `compare` and `verify-results`: something is worse or wrong; nothing was there to tell by."""
@@ -208,20 +216,50 @@ def compare_results(arguments: argparse.Namespace) -> int:
 
 
 def _verify_results_arguments(command: argparse.ArgumentParser) -> None:
+    command.epilog = (
+        "Exit status: 0 all that could be checked holds, 2 something to put right, 3 something "
+        "does not hold, 4 nothing could be checked, or not all evidence and it is required."
+    )
     command.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
+    command.add_argument(
+        "--evidence",
+        choices=("if-there", "required"),
+        default="if-there",
+        help="required: exit 4 unless all evidence was held to the store it came from; if-there "
+        "(default): where there is no store, verdicts and tables are recounted from the records",
+    )
 
 
 def verify_results(arguments: argparse.Namespace) -> int:
-    """Print every record that does not hold; 3 if there is one, 4 if nothing could be verified."""
+    """Print every record and row of a table that does not hold; 3 if there is one."""
     from bench.reports import audit
 
     checked = [row for folder in arguments.folders for row in audit.verify(folder)]
-    for line in audit.lines(checked):
+    unread = any(row.outcome == "does not hold" and not row.key for row in checked)
+    recounts = [] if unread else [*map(_recount, arguments.folders)]
+    for line in audit.lines(checked, recounts):
         print(line)
     outcomes = {row.outcome for row in checked}
-    if "does not hold" in outcomes:
+    if "does not hold" in outcomes or any(found.wrong for found in recounts):
         return WORSE
-    return OK if "holds" in outcomes else UNMEASURED
+    unheld = any(row.why in (audit.NO_STORE, audit.NO_STAGES) for row in checked)
+    if arguments.evidence == "required" and (unheld or "holds" not in outcomes):
+        return UNMEASURED
+    return OK if "holds" in outcomes or any(found.tables for found in recounts) else UNMEASURED
+
+
+def _recount(folder: Path) -> Recount:
+    """Print the tables of a folder again, and those asked for by a flag where they lie there."""
+    from bench.reports import audit
+
+    if not (folder / "suite.json").is_file():
+        return audit.recount(folder, ())
+    results, flags = bench.read(folder), {"price": True}
+    flags |= {flag: True for flag, file in BY_FLAG.items() if (folder / file).is_file()}
+    made = [*bench.report(results)]
+    for flag in flags:
+        made += [one for one in bench.report(results, **{flag: True}) if one not in made]
+    return audit.recount(folder, made)
 
 
 def _leaderboard_arguments(command: argparse.ArgumentParser) -> None:
@@ -267,7 +305,7 @@ COMPARE = Command(
 )
 VERIFY_RESULTS = Command(
     "verify-results",
-    "check records against outline and store",
+    "check records against outline and store, and tables against records",
     _verify_results_arguments,
     verify_results,
 )

@@ -255,16 +255,20 @@ def write_tables(
     """Write every table as Markdown and CSV, every picture as SVG, each file whole; say where."""
     paths = []
     for table in made:
-        stem = table.name.lower().replace(" ", "-")
-        for form in (MARKDOWN, CSV):
-            path = folder / f"{stem}.{form.suffix}"
-            write_atomically(path, form.write(table).encode())
+        for path, text in beside(folder, table).items():
+            write_atomically(path, text.encode())
             paths.append(path)
     for picture in pictures:
         path = folder / f"{picture.name}.svg"
         write_atomically(path, picture.svg)
         paths.append(path)
     return tuple(paths)
+
+
+def beside(folder: Path, table: Table) -> dict[Path, str]:
+    """Return the text of every file that a table becomes in a folder, by its path."""
+    stem = table.name.lower().replace(" ", "-")
+    return {folder / f"{stem}.{form.suffix}": form.write(table) for form in (MARKDOWN, CSV)}
 
 
 def _heading(head: Sequence[str]) -> str:

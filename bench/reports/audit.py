@@ -3,7 +3,9 @@
 A record names its cell and, by its key, the stages that answered it. Where the store lies beside
 the results, the stages are found again by that key and must say what the record says of evidence,
 weights, utility and fidelity; costs and notes are not compared, which a stage that was made again
-may give anew. Without a store little can be checked, and what was not is counted, not called good.
+may give anew. Without a store a record is held to the outline and to its own numbers, and printed
+tables to the records: verdicts and p-values are recounted. What was not checked is counted, and not
+called good.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Literal
 
@@ -27,13 +30,23 @@ from bench.records.nouns import (
     UserError,
     Utility,
     canonical,
+    how_many,
+    unpacked,
 )
 from bench.records.store import Artefact, Store
+from bench.records.table import NOTHING, Table, beside
 from bench.suite.graph import Question, Stage
+from bench.verdicts.bounds import contradicts
 
 Outcome = Literal["holds", "does not hold", "not verified"]
 
-NO_STORE = "rows could not be verified: no store beside the results"
+NO_STORE = (
+    "rows contradict neither outline nor themselves; not held to what was read: no store beside "
+    "the results"
+)
+
+SINGLE = 1e-6
+"""How far a share in single precision may lie from the count it is of."""
 
 NO_STAGES = "rows could not be verified: the store has no stages that give its key"
 
@@ -51,6 +64,20 @@ class Checked:
     key: str
     outcome: Outcome
     why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Recount:
+    """What came of printing a folder's tables again: what follows from its records, what does not.
+
+    `rows`, `verdicts` and `p_values` count what the tables beside the records say and these give.
+    """
+
+    tables: int
+    rows: int
+    verdicts: int
+    p_values: int
+    wrong: tuple[Checked, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,9 +293,30 @@ def _checked(record: Record, asked: Cell | None, index: _StoreIndex | None) -> t
         if empty.key != record.key:
             return "does not hold", "its key is not that of its cell and reason"
         return "holds", ""
-    if record.evidence is None:
-        return "not verified", NOT_STORED
-    return _against(record, index) if index else ("not verified", NO_STORE)
+    held: tuple[Outcome, str] = ("not verified", NOT_STORED)
+    if record.evidence is not None:
+        held = _against(record, index) if index else ("not verified", NO_STORE)
+    wrong = "" if held[0] == "does not hold" else next(_within(record), "")
+    return ("does not hold", wrong) if wrong else held
+
+
+def _within(record: Record) -> Iterator[str]:
+    """Yield what a record says otherwise than it says itself, of bits and of images."""
+    if record.evidence is not None and contradicts(record.evidence):
+        yield "its bit errors are not those of its agreement"
+    found = list[tuple[str, float, str, int]]()
+    if u := record.utility:
+        found.append(("utility", u.value, u.right, u.n))
+    if f := record.fidelity:
+        images = f.probe_images
+        found += [
+            ("owner's probe accuracy", f.owner_probe_accuracy, f.owner_probe_right, images),
+            ("released probe accuracy", f.released_probe_accuracy, f.released_probe_right, images),
+        ]
+    for name, share, right, n in found:
+        # Older records do not say which; shares were taken in single precision.
+        if right and n and abs(sum(unpacked(right, n)) / n - share) > SINGLE:
+            yield f"its {name} is not the share of the {how_many(n, 'image')} it got right"
 
 
 def _against(record: Record, index: _StoreIndex) -> tuple[Outcome, str]:
@@ -292,12 +340,53 @@ def _named(record: Record, answers: Iterable[_Stages]) -> _Stages | None:
     return next((stages for stages in answers if stages.key(record.cell) == record.key), None)
 
 
-def lines(checked: Sequence[Checked]) -> Iterator[str]:
-    """Yield a line for every row that does not hold, then what came of all."""
+def recount(folder: Path, made: Iterable[Table]) -> Recount:
+    """Hold the tables that lie beside records, as values and as text, to those made of them now."""
+    tables = rows = verdicts = p_values = 0
+    wrong = list[Checked]()
+    for table in made:
+        there = {path: text for path, text in beside(folder, table).items() if path.is_file()}
+        found = [row for path, text in there.items() for row in _otherwise(path, text)]
+        wrong += found
+        if there and not found:
+            tables, rows = tables + 1, rows + len(table.rows)
+            verdicts += _filled(table, "verdict")
+            p_values += _filled(table, "p")
+    return Recount(tables, rows, verdicts, p_values, tuple(wrong))
+
+
+def _otherwise(path: Path, text: str) -> Iterator[Checked]:
+    """Yield every line of a file that is not the line of a text."""
+    told = path.read_text("utf-8", errors="replace").splitlines()
+    for number, (theirs, ours) in enumerate(zip_longest(told, text.splitlines()), start=1):
+        if theirs != ours:
+            why = "it does not follow from the records; `bench report` prints what does"
+            yield Checked(f"{path}:{number}", "", "does not hold", why)
+
+
+def _filled(table: Table, column: str) -> int:
+    """Count the cells of a column in which something stands."""
+    places = [i for i, name in enumerate(table.columns) if name == column]
+    return sum(row[i] not in (NOTHING, "") for row in table.rows for i in places)
+
+
+def lines(checked: Sequence[Checked], recounts: Sequence[Recount] = ()) -> Iterator[str]:
+    """Yield a line for every row that does not hold, then what came of all, then what did not."""
     counts = Counter(row.outcome for row in checked)
-    for row in checked:
+    for row in (*checked, *(row for found in recounts for row in found.wrong)):
         if row.outcome == "does not hold":
             yield " ".join(filter(None, (f"{row.place}:", row.key, row.why)))
-    yield f"{counts['holds']} of {len(checked)} rows hold, {counts['does not hold']} do not"
+    if counts["holds"] or counts["does not hold"] or not checked:
+        yield f"{counts['holds']} of {len(checked)} rows hold, {counts['does not hold']} do not"
     reasons = Counter(row.why for row in checked if row.outcome == "not verified")
     yield from (f"{count} {why}" for why, count in sorted(reasons.items()))
+    tables, rows, verdicts, p_values = (
+        sum(getattr(found, name) for found in recounts)
+        for name in ("tables", "rows", "verdicts", "p_values")
+    )
+    if tables:
+        within = f"{how_many(verdicts, 'verdict')} and {how_many(p_values, 'p-value')} among them"
+        of = f"{how_many(rows, 'row')} of {how_many(tables, 'printed table')}"
+        yield f"{of} follow from the records, {within}"
+    elif not any(found.wrong for found in recounts):
+        yield "no verdict was recounted: no tables beside the records"

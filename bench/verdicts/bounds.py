@@ -281,6 +281,10 @@ class _Trial:
         return tuple(detected[match] for match in limits)
 
 
+ROUNDED = 1e-4
+"""How far bit errors may lie from those of a share in single precision."""
+
+
 def counts_bits(evidence: Evidence) -> bool:
     """Say whether these bounds speak of such evidence at all."""
     return (evidence.rule.statistic, evidence.rule.comparison) == ("bit errors", "<=")
@@ -289,7 +293,18 @@ def counts_bits(evidence: Evidence) -> bool:
 def _bits(evidence: Iterable[Evidence]) -> int:
     """Find the bits of a message from the share that a known number of errors left right, or 0."""
     pairs = (pair for e in evidence for pair in zip(e.agreement, e.statistic, strict=True))
-    return next((round(errors / (1 - right)) for right, errors in pairs if errors), 0)
+    # What a record says may have been tampered with: wrong bits where all are right tell nothing.
+    told = (round(errors / (1 - right)) for right, errors in pairs if errors and right < 1)
+    return next(told, 0)
+
+
+def contradicts(evidence: Evidence) -> bool:
+    """Say whether bit errors are not those of the shares of bits that they left right."""
+    if not counts_bits(evidence):
+        return False
+    bits = _bits([evidence])
+    pairs = zip(evidence.agreement, evidence.statistic, strict=True)
+    return any(abs(bits * (1 - right) - errors) > ROUNDED for right, errors in pairs)
 
 
 def bounds_table(outline: Outline, groups: Iterable[tuple[str, str, Sequence[Record]]]) -> Table:

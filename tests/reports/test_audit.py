@@ -1,14 +1,17 @@
 import dataclasses
 import json
+import re
 import shutil
 
 import pytest
 from made import PRINT, TENSORS, ArrayStore, carried_out, cell, lost, outline, record, suite
 from stand_ins import standing_in
 
+import bench
 from bench.cli import main
 from bench.records import ledger
-from bench.records.nouns import UserError
+from bench.records.nouns import UserError, Utility, packed
+from bench.records.table import write_tables
 from bench.reports import audit
 from bench.suite import plan, reader
 from bench.suite.graph import Question
@@ -60,9 +63,12 @@ def bad(home):
     return [row for row in audit.verify(home) if row.outcome == "does not hold"]
 
 
-def said(home, capsys):
+NO_TABLES = "no verdict was recounted: no tables beside the records"
+
+
+def said(home, capsys, *flags):
     capsys.readouterr()
-    status = main(["verify-results", str(home)])
+    status = main(["verify-results", str(home), *flags])
     return status, capsys.readouterr().out
 
 
@@ -74,7 +80,7 @@ def stage(home, kind):
 
 def test_every_row_of_a_run_holds(home, capsys):
     assert [row.outcome for row in audit.verify(home)] == ["holds"] * 4
-    assert said(home, capsys) == (0, "4 of 4 rows hold, 0 do not\n")
+    assert said(home, capsys) == (0, f"4 of 4 rows hold, 0 do not\n{NO_TABLES}\n")
 
 
 def evidence_with(home, **changes):
@@ -102,7 +108,7 @@ def test_a_record_that_says_otherwise_than_the_store_is_named(home, capsys, what
     record = altered(home, **changes(home))
     status, out = said(home, capsys)
     assert status == 3
-    (line, summary) = out.splitlines()
+    (line, summary, _) = out.splitlines()
     assert record.key in line
     assert ".jsonl:" in line
     assert line.endswith(f"its {what} is not the one in the store")
@@ -128,7 +134,7 @@ def test_a_key_that_its_stages_do_not_give_is_not_called_good(home, capsys):
     altered(home, key="0123456789abcdef")
     status, out = said(home, capsys)
     assert status == 0
-    assert out.splitlines() == ["3 of 4 rows hold, 0 do not", f"1 {audit.NO_STAGES}"]
+    assert out.splitlines()[:2] == ["3 of 4 rows hold, 0 do not", f"1 {audit.NO_STAGES}"]
 
 
 @pytest.mark.parametrize("kind", ["extract", "utility", "protect", "owner"])
@@ -177,16 +183,70 @@ def test_an_artefact_that_its_recipe_does_not_name_is_named(home):
 def test_what_the_store_lost_or_never_had_could_not_be_verified(home, capsys):
     store, artefact = stage(home, "extract")
     store.remove(artefact.key)
-    assert said(home, capsys) == (0, f"3 of 4 rows hold, 0 do not\n1 {audit.NO_STAGES}\n")
+    told = f"3 of 4 rows hold, 0 do not\n1 {audit.NO_STAGES}\n{NO_TABLES}\n"
+    assert said(home, capsys) == (0, told)
+    assert said(home, capsys, "--evidence", "required") == (4, told)
     shutil.rmtree(store.root)
-    assert said(home, capsys) == (4, f"0 of 4 rows hold, 0 do not\n4 {audit.NO_STORE}\n")
+    assert said(home, capsys) == (4, f"4 {audit.NO_STORE}\n{NO_TABLES}\n")
 
 
 def test_nothing_at_all_is_not_verified(tmp_path, capsys):
-    assert said(tmp_path, capsys) == (4, "0 of 0 rows hold, 0 do not\n")
+    assert said(tmp_path, capsys) == (4, f"0 of 0 rows hold, 0 do not\n{NO_TABLES}\n")
     assert main(["verify-results", str(tmp_path / "nowhere")]) == 2
     with pytest.raises(UserError, match="expected a folder of results"):
         audit.verify(tmp_path / "nowhere")
+
+
+@pytest.fixture
+def printed(home):
+    """The results with their tables, and without the store."""
+    shutil.rmtree(home.parent / ".store")
+    results = bench.read(home)
+    write_tables(home, [*bench.report(results), *bench.report(results, price=True)])
+    return home
+
+
+def test_without_a_store_verdicts_and_tables_are_recounted_from_the_records(printed, capsys):
+    status, out = said(printed, capsys)
+    (first, last) = out.splitlines()
+    assert (status, first) == (0, f"4 {audit.NO_STORE}")
+    assert re.search(r"\d\d rows of \d printed tables follow from the records, \d verdict", last)
+    assert said(printed, capsys, "--evidence", "required") == (4, out)
+
+
+def test_a_rate_that_was_changed_in_a_record_is_found_in_what_is_printed_of_it(printed, capsys):
+    altered(printed, evidence=evidence_with(printed, statistic=(0.0,) * 4))
+    status, out = said(printed, capsys)
+    assert status == 3
+    assert re.search(r"table-2\.csv:\d+: it does not follow from the records", out)
+
+
+def test_bit_errors_that_are_not_those_of_the_agreement_are_named_without_a_store(printed, capsys):
+    altered(printed, evidence=evidence_with(printed, agreement=(1.0,) * 4))
+    status, out = said(printed, capsys)
+    assert status == 3
+    assert "its bit errors are not those of its agreement" in out
+
+
+def test_a_verdict_that_was_changed_in_a_table_is_found(printed, capsys):
+    path = printed / "table-2.csv"
+    place, line = next(
+        (n, line) for n, line in enumerate(path.read_text().splitlines(), 1) if "undecided" in line
+    )
+    path.write_text(path.read_text().replace("undecided", "owned", 1))
+    status, out = said(printed, capsys)
+    assert (status, line.count("undecided") > 0) == (3, True)
+    assert out.startswith(f"{path}:{place}: it does not follow from the records")
+
+
+def test_a_share_that_is_not_that_of_its_images_is_named_without_a_store(printed, capsys):
+    right = packed([True, True, False, True])
+    altered(printed, utility=Utility("accuracy", 0.75, "digits", 4, right))
+    assert not any("utility" in row.why for row in bad(printed))
+    altered(printed, utility=Utility("accuracy", 0.95, "digits", 4, right))
+    status, out = said(printed, capsys)
+    assert status == 3
+    assert "its utility is not the share of the 4 images it got right" in out
 
 
 CELL = cell(PRINT)
@@ -196,7 +256,7 @@ SKIPPED = Question(CELL, "", False, "", "", "", "", "", None, "needs labels")
 def test_a_skipped_cell_can_be_verified_from_the_record_alone(tmp_path, capsys):
     skipped = lost(record(CELL, key=SKIPPED.key), "skipped", "needs labels")
     ledger.append(tmp_path / "tiny" / "run.jsonl", skipped)
-    assert said(tmp_path / "tiny", capsys) == (0, "1 of 1 rows hold, 0 do not\n")
+    assert said(tmp_path / "tiny", capsys) == (0, f"1 of 1 rows hold, 0 do not\n{NO_TABLES}\n")
     other = dataclasses.replace(skipped, reason="needs logits")
     ledger.append(tmp_path / "tiny" / "run.jsonl", other)
     status, out = said(tmp_path / "tiny", capsys)
