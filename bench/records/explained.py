@@ -90,6 +90,7 @@ def explained(cls: type) -> tuple[Explanation, ...]:
     return tuple(made)
 
 
+@functools.cache
 def reading(cls: type) -> dict[str, list[object]]:
     """Return the settings of a dataclass that are marked as `Reading`, with their words, if any."""
     found = adapter_of(cls).json_schema(schema_generator=_Lenient).get("properties", {})

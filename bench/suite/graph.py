@@ -9,7 +9,17 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from bench.data.manifest import Manifest, split
-from bench.records.nouns import SCHEMA, Cell, Change, Json, Readout, Spec, StepFacts, digest
+from bench.records.nouns import (
+    SCHEMA,
+    Cell,
+    Change,
+    Json,
+    Readout,
+    Spec,
+    StepFacts,
+    UserError,
+    digest,
+)
 from bench.registry import ATTACKS
 from bench.suite.grid import Suite
 from bench.suite.innocents import Recipe
@@ -39,6 +49,22 @@ READ_WITH: Mapping[Readout, str] = {
     "native": "suspect's own head",
 }
 """How tables say by what head labels were obtained."""
+
+
+MOST = 200_000
+"""Cells of a suite. Every key is held against all others, so N seeds ask for N * N and more."""
+
+
+class TooMany(UserError):
+    """A suite asks for more cells than shall be laid out; `cells` counts them up to `MOST` + 1."""
+
+    def __init__(self, suite: Suite, cells: int, most: int) -> None:
+        asked = f"more than {MOST:,}" if cells > MOST else f"{cells:,}"
+        super().__init__(
+            f"suite {suite.name}: expected at most {most:,} cells, it asks for {asked}; ask for "
+            "fewer seeds, attacks, methods or innocents, or make several suites of it"
+        )
+        self.cells = cells
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +116,7 @@ class Question:
     def key(self) -> str:
         """Name the question by the cell and every stage: other data or weights, another key."""
         stages = [self.extract, self.utility, self.fidelity]
-        cell = {k: v for k, v in dataclasses.asdict(self.cell).items() if v is not None}
-        return digest(SCHEMA, "cell", cell, stages, self.skip)
+        return digest(SCHEMA, "cell", _named(self.cell), stages, self.skip)
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -99,6 +124,13 @@ class Question:
         made = self.owner, self.protect, self.suspect, self.align
         wanted = (*made, self.extract, self.utility, self.fidelity, self.hardness)
         return tuple(key for key in wanted if key) if not self.skip else ()
+
+
+def _named(cell: Cell) -> dict[str, Json]:
+    """Return what a cell says; thousands are named in a plan, so that nothing is copied deeply."""
+    said = ((field.name, getattr(cell, field.name)) for field in dataclasses.fields(cell))
+    told = {name: v.json() if isinstance(v, Spec) else v for name, v in said if v is not None}
+    return {**told, "attack": [step.json() for step in cell.attack]}
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,7 +43,7 @@ from bench.suite.cells import (
     unsuited,
     uses_base,
 )
-from bench.suite.graph import READ_WITH, Kind, Plan, Question, Stage
+from bench.suite.graph import MOST, READ_WITH, Kind, Plan, Question, Stage, TooMany
 from bench.suite.grid import Suite
 from bench.suite.innocents import RECIPE, families, kin, recipe_digest, untouched
 from bench.suite.owners import ClassifierSettings, OwnerSettings, weights_identity
@@ -58,7 +58,7 @@ SMALL_COHORT = 2
 """The same for strangers of another shape than `mini`, of which a suite asks for few."""
 
 
-def make(suite: Suite, data_dir: Path | None, assume: bool = False) -> Plan:
+def make(suite: Suite, data_dir: Path | None, assume: bool = False, most: int = MOST) -> Plan:
     """Resolve weights and data to their digests and lay out the stages of every part.
 
     `assume` takes published data sets that are not there, and weights in files, as if they were:
@@ -66,10 +66,11 @@ def make(suite: Suite, data_dir: Path | None, assume: bool = False) -> Plan:
 
     Raises:
         UserError: a weights file or a data folder is missing.
+        TooMany: it is of more than `most` cells, which are not laid out.
 
     """
     manifests, assumed = _manifests(suite, data_dir, assume)
-    builder = _Builder(suite, manifests)
+    builder = _Builder(suite, manifests, most)
     for part in suite.parts or (suite,):
         builder.begin(part)
         for model in part.innocents.models:
@@ -170,8 +171,9 @@ def _families(models: Sequence[Spec]) -> Iterator[str]:
 class _Builder:
     """Grow the graph owner by owner; equal recipes meet in one stage."""
 
-    def __init__(self, suite: Suite, manifests: Mapping[str, Manifest]) -> None:
-        self.suite, self.manifests = suite, manifests
+    def __init__(self, suite: Suite, manifests: Mapping[str, Manifest], most: int) -> None:
+        self.suite, self.manifests, self.whole = suite, manifests, suite
+        self._most, self._counted = most, 0
         self.stages: dict[str, Stage] = {}
         self.questions: dict[str, Question] = {}
         self.owners: dict[str, OwnerSettings] = {}
@@ -203,12 +205,17 @@ class _Builder:
         peers = Peers(claimed, strangers, others, public)
         self._people = people_of(peers)
         self.warnings += unjudged(self.suite, owner.name, len(self._people))
-        for method in self.suite.methods:
-            for seed in self.suite.seeds:
-                for cell in cells(self.suite, peers, method, seed):
-                    self._ask(cell, key)
-                for cell in accusations(self.suite, peers, method, seed):
-                    self._ask(cell, key)
+        counted = itertools.islice(self._cells(peers), MOST + 1 - self._counted)
+        self._counted += sum(1 for _ in counted)
+        if self._counted > self._most:
+            raise TooMany(self.whole, self._counted, self._most)
+        for cell in self._cells(peers):
+            self._ask(cell, key)
+
+    def _cells(self, peers: Peers) -> Iterator[Cell]:
+        for method, seed in itertools.product(self.suite.methods, self.suite.seeds):
+            yield from cells(self.suite, peers, method, seed)
+            yield from accusations(self.suite, peers, method, seed)
 
     def _loaded(self, model: OwnerSettings, weights: str) -> tuple[Spec, str]:
         spec = dataclasses.replace(told := model.spec(), args={**told.args, "digest": weights})
@@ -414,8 +421,9 @@ class _Builder:
         beside: Mapping[str, Json] | None = None,
     ) -> str:
         stage = Stage(kind, recipe, parents, beside or {})
-        self.stages.setdefault(stage.key, stage)
-        return stage.key
+        key = stage.key
+        self.stages.setdefault(key, stage)
+        return key
 
 
 def _owner_recipe(owner: Spec) -> dict[str, Json]:
