@@ -54,6 +54,7 @@ from bench.types import (
     RedrawsBits,
     SaysChange,
     SaysTunable,
+    SaysUnfit,
     SaysUnreadable,
     SaysUnsuited,
     StatesFacts,
@@ -79,7 +80,8 @@ F = TypeVar("F", bound=Accuser)
 
 OPTIONAL: Mapping[str, tuple[type, ...]] = {
     "method": (
-        *(HasReadout, HasPrecision, CountsProtecting, CountsExtracting, SaysUnreadable),
+        *(HasReadout, HasPrecision, CountsProtecting, CountsExtracting),
+        *(SaysUnreadable, SaysUnfit),
         *(SaysTunable, RedrawsBits, TracesUsers, StatesFacts, HasForgery, TakesQueries),
     ),
     "attack": (

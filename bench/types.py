@@ -273,6 +273,14 @@ class SaysUnreadable(Protocol):
 
 
 @runtime_checkable
+class SaysUnfit(Protocol):
+    """A method that knows from sizes alone where it cannot protect: `bench check` asks it."""
+
+    def unfit(self, sizes: Sizes) -> str:
+        """Say why so many images, or such a model, will not do; empty where sizes do not tell."""
+
+
+@runtime_checkable
 class SaysTunable(Protocol):
     """A method that says which of its settings are tuned, and the values each may take.
 

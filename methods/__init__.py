@@ -34,6 +34,7 @@ reading of its paper, as settings.
 | `extract_passes` | `CountsExtracting` | the same of `extract`; without it `bench plan` says ? |
 | `tunable` | `SaysTunable` | says what [`bench tune`][tune] may choose from |
 | `unreadable(owner, suspect)` | `SaysUnreadable` | says from shapes why a suspect cannot be read |
+| `unfit(sizes)` | `SaysUnfit` | says why so many images, or such a model, will not do |
 | `redrawn(secret, rng)` | `RedrawsBits` | draws bits anew, for [an exact null](#an-exact-null) |
 | `copied`, `closest` | `TracesUsers` | [a copy for each user, and whose it is](#whose-copy-is-it) |
 | `facts` | `StatesFacts` | states what [lists](#what-each-answers) say and the rest does not tell |

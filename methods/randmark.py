@@ -148,11 +148,8 @@ class RandMark:
         """
         fixed = self.messages == "fixed"
         source = ctx.images if fixed else ctx.held_out  # what is trained on tests nothing
-        if len(source) < self.images:
-            raise UserError(
-                f"images: expected {self.images} images, the owner's pool has {len(source)}; ask "
-                "for fewer or give the data set more"
-            )
+        if few := self._few(len(source)):
+            raise UserError(few)
         base = clone(owner).to(ctx.device).requires_grad_(False)
         order = torch.randperm(len(source), generator=ctx.rng)[: self.images]
         asked = source.subset(order.tolist())
@@ -189,6 +186,18 @@ class RandMark:
             rule=Rule("mean bit errors", "<=", self.tau),
             unit="image",
             chance=None,  # images carry their messages: only strangers tell what others read
+        )
+
+    def unfit(self, sizes: Sizes) -> str:
+        """Say that there are too few images."""
+        return self._few(sizes.images if self.messages == "fixed" else sizes.held_out)
+
+    def _few(self, pool: int) -> str:
+        if pool >= self.images:
+            return ""
+        return (
+            f"images: expected {self.images} images, the owner's pool has {pool}; ask for fewer "
+            "or give the data set more"
         )
 
     def protect_passes(self, sizes: Sizes) -> Passes:

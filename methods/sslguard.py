@@ -128,11 +128,8 @@ class SslGuard:
             UserError: the owner has too few images.
 
         """
-        if len(ctx.images) < self.images:
-            raise UserError(
-                f"images: expected {self.images} private images, the owner's pool has "
-                f"{len(ctx.images)}; ask for fewer or give the data set more"
-            )
+        if few := self._few(len(ctx.images)):
+            raise UserError(few)
         base = clone(owner).to(ctx.device).requires_grad_(False)
         kept = features.seen_of(base, ctx.images, ctx.device)  # (n, d + 2 d')
         width = kept.shape[1] - 2 * base.num_features
@@ -168,6 +165,18 @@ class SslGuard:
             unit="image",
             # The decoder learnt to say no more than "not this" of others: strangers have to tell.
             chance=None,
+        )
+
+    def unfit(self, sizes: Sizes) -> str:
+        """Say that there are too few images."""
+        return self._few(sizes.images)
+
+    def _few(self, pool: int) -> str:
+        if pool >= self.images:
+            return ""
+        return (
+            f"images: expected {self.images} private images, the owner's pool has {pool}; ask for "
+            "fewer or give the data set more"
         )
 
     def protect_passes(self, sizes: Sizes) -> Passes:

@@ -65,6 +65,7 @@ PUBLIC = {
         "Rule",
         "SaysChange",
         "SaysTunable",
+        "SaysUnfit",
         "SaysUnreadable",
         "Shape",
         "Share",

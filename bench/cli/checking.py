@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.cli.parser import OK, USERS_MISTAKE, Command, a_suite
-from bench.records.nouns import UserError, how_many
+from bench.records.nouns import Sizes, UserError, how_many
 from bench.records.table import wide_console
 
 if TYPE_CHECKING:
@@ -19,11 +19,15 @@ if TYPE_CHECKING:
     from bench.data.manifest import Manifest
     from bench.data.settings import DataSettings
     from bench.models.vision import VisionModel
-    from bench.suite.graph import Plan
+    from bench.suite.graph import Plan, Question
+    from bench.suite.grid import Suite
     from bench.suite.owners import OwnerSettings
 
 LISTED = 12
 """Classes that are named one by one, with how many images each has."""
+
+LAID_OUT = 5_000
+"""Cells that are laid out to look at, in some seconds; a larger suite is counted and planned."""
 
 LOOKED_AT = 64
 """Files of a data set that are decoded, and the side in pixels at which."""
@@ -42,17 +46,17 @@ def check_suite(arguments: argparse.Namespace) -> int:
     """Say for every owner and data set whether it is there; exit 2 if anything is missing."""
     from bench.data import manifest
     from bench.data.settings import LOADERS
-    from bench.runs import budget, owners
-    from bench.suite import plan, reader
+    from bench.runs import owners
+    from bench.suite import reader
 
     loaded = reader.load(arguments.suite)
     console = wide_console()
     missing, said = 0, set[str]()
 
-    def line(what: str, found: str | UserError, mark: str = "ok") -> None:
+    def line(what: str, found: str | UserError, mark: str = "") -> None:
         nonlocal missing
         missing += isinstance(found, UserError)
-        mark = "missing" if isinstance(found, UserError) else mark
+        mark = mark or ("missing" if isinstance(found, UserError) else "ok")
         console.print(f"{mark:8} {what}: {found}", markup=False, highlight=False, soft_wrap=True)
 
     models = [("owner", owner) for owner in loaded.owners]
@@ -68,7 +72,7 @@ def check_suite(arguments: argparse.Namespace) -> int:
                 owners.fetch(place)
         line(f"{role} {who}", *_weights_line(model, arguments.data))
         for told in _understood(model, arguments.data):
-            line(f"{role} {who}", told, "ok" if isinstance(told, UserError) else "note")
+            line(f"{role} {who}", told, "" if isinstance(told, UserError) else "note")
     for name, settings in loaded.data.items():
         download = LOADERS.get(settings.loader).download
         if arguments.download and download is not None:
@@ -84,14 +88,35 @@ def check_suite(arguments: argparse.Namespace) -> int:
         for told in (*made.notes, *_unlike_published(made)):
             line(f"data {name}", told, "note")
             said.add(f"data {name}: {told}")
-    if not missing:
-        made_plan = plan.make(loaded, arguments.data)
-        line(f"suite {loaded.name}", how_many(len(made_plan.questions), "cell"))
-        said_of = budget.said_of(made_plan)
-        for warning in (*_other_classes(made_plan), *made_plan.warnings, *said_of):
-            if warning not in said:
-                console.print(f"note     {warning}", markup=False, highlight=False)
+    if missing:
+        return USERS_MISTAKE
+    lines, notes = _laid_out(loaded, arguments.data)
+    for each in lines:
+        line(*each)
+    for warning in (*_twice(loaded, arguments.data), *notes):
+        if warning not in said:
+            console.print(f"note     {warning}", markup=False, highlight=False)
     return USERS_MISTAKE if missing else OK
+
+
+def _laid_out(
+    loaded: Suite, data_dir: Path | None
+) -> tuple[list[tuple[str, str | UserError, str]], tuple[str, ...]]:
+    """Count a suite's cells, and look at what they ask for; return lines, and notes."""
+    from bench.runs import budget
+    from bench.suite import graph, plan
+
+    who = f"suite {loaded.name}"
+    try:
+        made = plan.make(loaded, data_dir, most=LAID_OUT)
+    except graph.TooMany as error:
+        if error.cells > graph.MOST:
+            raise
+        told = f"more than {LAID_OUT:,} cells: `bench plan` looks at each of so many"
+        return [(who, told, "")], loaded.warnings
+    wrong = [(what, UserError(why), "wrong") for what, why in _unfit(made)]
+    found = (*_unread(made), *_other_classes(made), *made.warnings, *budget.said_of(made))
+    return [(who, how_many(len(made.questions), "cell"), ""), *wrong], found
 
 
 def _weights_line(owner: OwnerSettings, data_dir: Path | None) -> tuple[str | UserError, str]:
@@ -195,6 +220,57 @@ def _unlike_published(made: Manifest) -> Iterator[str]:
     classes = len(known.classes_of(made.settings.targets))
     if (len(made.items), len(made.classes)) != (known.images, classes):
         yield f"published with {known.images} images and {classes} classes: this is another edition"
+
+
+def _unfit(made: Plan) -> Iterator[tuple[str, str]]:
+    """Yield which method cannot protect an owner with the images there are, and why."""
+    from bench.data.manifest import split
+    from bench.registry import METHODS
+    from bench.runs import budget, owners
+    from bench.types import SaysUnfit
+
+    for stage in made.stages.values():
+        if stage.kind != "protect":
+            continue
+        name = str(stage.recipe["method"]["name"])
+        method = METHODS.build(name, stage.settings)
+        if not isinstance(method, SaysUnfit):
+            continue
+        pools = split(made.manifest(stage.recipe["data"]))
+        model = owners.architecture_at(made, stage.parents[0])
+        of = budget.shape(model)
+        counts = len(pools.owner_images), len(pools.owner_held_out)
+        if why := method.unfit(Sizes(*counts, of.blocks, of.tokens, of.width)):
+            yield f"method {name} for {model.name}", why
+
+
+def _unread(made: Plan) -> Iterator[str]:
+    """Say which method can read nothing at all of what a suite asks of an owner, and why."""
+    asked: dict[tuple[str, str], list[Question]] = {}
+    for question in made.questions:
+        if question.cell.accuser is None:
+            names = question.cell.owner.text, question.cell.method.text
+            asked.setdefault(names, []).append(question)
+    for questions in asked.values():
+        first = questions[0]
+        if all(question.skip for question in questions):
+            who = f"{first.cell.owner.name}: {first.cell.method.name}"
+            yield f"{who}: nothing can be read, every cell will be skipped: {first.skip}"
+
+
+def _twice(suite: Suite, data_dir: Path | None) -> Iterator[str]:
+    """Say which owners have equal weights: what is found of one is found of the other."""
+    from bench.suite.owners import weights_identity
+
+    found: dict[object, list[str]] = {}
+    for owner in suite.owners:
+        who = owner.library, owner.name, owner.pretrained, owner.image_size, owner.classifier
+        identity = weights_identity(owner, data_dir)
+        found.setdefault((*who, owner.revision, identity), []).append(owner.weights)
+    for files in found.values():
+        if len(files) > 1:
+            same = ", ".join(files)
+            yield f"owners with weights {same}: equal weights, one model asked twice; drop one"
 
 
 def _other_classes(made: Plan) -> Iterator[str]:

@@ -59,7 +59,7 @@ class TooMany(UserError):
     """A suite asks for more cells than shall be laid out; `cells` counts them up to `MOST` + 1."""
 
     def __init__(self, suite: Suite, cells: int, most: int) -> None:
-        asked = f"more than {MOST:,}" if cells > MOST else f"{cells:,}"
+        asked, most = (f"more than {MOST:,}", MOST) if cells > MOST else (f"{cells:,}", most)
         super().__init__(
             f"suite {suite.name}: expected at most {most:,} cells, it asks for {asked}; ask for "
             "fewer seeds, attacks, methods or innocents, or make several suites of it"

@@ -256,15 +256,20 @@ def count_tokens(model: VisionModel) -> int:
     return model.embed(blank).shape[1]
 
 
+def wrong_block(block: int | Literal["auto"], depth: int) -> str:
+    """Say that nothing can be written to the output of a block, for no other follows; or empty."""
+    if block == "auto" or 0 <= block <= depth - 2:
+        return ""
+    return f"block: expected 0 to {depth - 2} in a model of {depth} blocks, got {block}"
+
+
 def find_link(
     how: Wiring, model: VisionModel, last: int, ctx: Context
 ) -> tuple[Link, Choice | None]:
     """Find where to write in the owner's model; a block that is chosen is `last` at most."""
     depth = len(model.blocks)
-    if how.block != "auto" and not 0 <= how.block <= depth - 2:
-        raise UserError(
-            f"block: expected 0 to {depth - 2} in a model of {depth} blocks, got {how.block}"
-        )
+    if wrong := wrong_block(how.block, depth):
+        raise UserError(wrong)
     choice = None
     if how.block == "auto" or how.index == "massive":
         order = torch.randperm(len(ctx.images), generator=ctx.rng)

@@ -57,6 +57,7 @@ from methods.activemark.channel import (
     count_tokens,
     find_link,
     found_again,
+    wrong_block,
 )
 from methods.activemark.embedding import CACHE_BYTES, Embedding, draw_bits, embed
 
@@ -306,6 +307,20 @@ class ActiveMark:
         ours, found = (_embedding_width(m, count_tokens(m)) for m in (owner, suspect))
         return "" if ours == found else f"expected the owner's width {ours}, got {found}"
 
+    def unfit(self, sizes: Sizes) -> str:
+        """Say that the block lies too deep, or that there are too few images for the triggers."""
+        return wrong_block(self.block, sizes.blocks) or self._few(
+            sizes.images if self.triggers == "fixed" else sizes.held_out
+        )
+
+    def _few(self, pool: int) -> str:
+        if pool >= self.images:
+            return ""
+        return (
+            f"images: expected {self.images} trigger images, the owner's pool has {pool}; ask for "
+            "fewer or give the data set more"
+        )
+
     def protect_passes(self, sizes: Sizes) -> Passes:
         """Count the steps; the block in the middle stands for one that a rule will choose."""
         block = sizes.blocks // 2 if self.block == "auto" else self.block
@@ -343,11 +358,8 @@ class ActiveMark:
         return not self.augment and size <= CACHE_BYTES
 
     def _draw(self, pool: Images, rng: torch.Generator) -> Images:
-        if len(pool) < self.images:
-            raise UserError(
-                f"images: expected {self.images} trigger images, the owner's pool has {len(pool)}; "
-                "ask for fewer or give the data set more"
-            )
+        if few := self._few(len(pool)):
+            raise UserError(few)
         order = torch.randperm(len(pool), generator=rng)
         return pool.subset(order[: self.images].tolist())
 

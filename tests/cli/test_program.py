@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 from commands import bench
-from made import suite
+from documents import ROOT
+from made import QUICK, suite
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -268,6 +269,39 @@ def test_a_check_says_line_by_line_what_is_there(folder):
     assert [line.split()[0] for line in said.out.splitlines()][:4] == ["ok"] * 4
 
 
+MARK = "name: activemark,"
+"""Where a mark's settings begin in a small suite."""
+
+
+@pytest.mark.parametrize(
+    ("edits", "status", "words"),
+    [
+        ([(MARK, f"{MARK} block: 99,")], 2, "wrong method activemark for mini: block: expected"),
+        ([("images: 4", "images: 99999")], 2, "images: expected 99999 trigger images, the owner's"),
+        ([(QUICK, "{name: ipguard}")], 0, "note mini: ipguard: nothing can be read, every cell"),
+        ([("probe: digits", f"probe: digits\nseeds: {[*range(3000)]}")], 2, "more than 200,000"),
+    ],
+)
+def test_a_check_finds_what_a_run_would_stumble_over(edits, status, words, tmp_path):
+    write(tmp_path, *edits)
+    said = bench("check", tmp_path / "suite.yaml")
+    assert (said.status, words in " ".join((said.out + said.err).split())) == (status, True)
+    assert said.err.count("\n") == (words == "more than 200,000")
+
+
+def test_a_check_lays_no_large_suite_out_and_asks_no_model_twice(tmp_path, monkeypatch):
+    shutil.copy(ROOT / "bench/data/weights/mini.safetensors", tmp_path / "a.safetensors")
+    shutil.copy(ROOT / "bench/data/weights/mini.safetensors", tmp_path / "b.safetensors")
+    owners = "\n  - ".join(f"{{embedded: mini, weights: {n}.safetensors}}" for n in "ab")
+    file = write(tmp_path, ("{embedded: mini}", owners))
+    said = bench("check", file, "--data", tmp_path)
+    assert said.status == 0
+    assert "owners with weights a.safetensors, b.safetensors: equal weights" in said.out
+    monkeypatch.setattr("bench.cli.checking.LAID_OUT", 1)
+    said = bench("check", file, "--data", tmp_path)
+    assert (said.status, "more than 1 cells: `bench plan`" in said.out) == (0, True)
+
+
 def test_a_check_names_the_path_of_what_is_missing(tmp_path):
     suite = write(
         tmp_path,
@@ -357,7 +391,7 @@ def test_a_check_looks_into_masks(extra, status, expected, tmp_path):
             (tmp_path / part).mkdir(exist_ok=True)
             Image.fromarray(pixels).save(tmp_path / part / f"{i}.png")
     masks = f"photos: {{loader: masks, path: ., classes: 2{extra}}}"
-    suite = write(tmp_path, ("photos: {max_images: 24}", masks))
+    suite = write(tmp_path, ("photos: {max_images: 24}", masks), ("images: 4", "images: 1"))
     said = bench("check", suite, "--data", tmp_path)
     assert said.status == status
     assert expected in said.out
