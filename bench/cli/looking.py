@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bench.cli import reporting
-from bench.cli.parser import OK, Command, a_device, data_root, which_weights
+from bench.cli.parser import OK, Command, a_device, data_root, threads, which_weights
 from bench.records.nouns import Access, Passes, Sizes, UserError, how_many
 from bench.records.settings import SettingError, nearest
 from bench.records.table import NOTHING, Table, markdown, print_table, wide_console, write_tables
@@ -401,6 +401,7 @@ def _profile_arguments(command: argparse.ArgumentParser) -> None:
     )
     data_root(command)
     a_device(command)
+    threads(command)
 
 
 def profile_model(arguments: argparse.Namespace) -> int:
@@ -417,7 +418,7 @@ def profile_model(arguments: argparse.Namespace) -> int:
 
     if arguments.count < 1:
         raise UserError(f"--count: expected at least 1, got {arguments.count}")
-    pin_threads(usable_cores())
+    pin_threads(arguments.threads or usable_cores())
     device = find_device(arguments.device)
     given = arguments.model, arguments.weights, arguments.pretrained
     owner = owner_of(*given, entry=arguments.entry)

@@ -8,7 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import bench
-from bench.cli.parser import OK, Command, a_device, a_model, data_root, positive, which_weights
+from bench.cli.parser import (
+    OK,
+    Command,
+    a_device,
+    a_model,
+    data_root,
+    positive,
+    threads,
+    which_weights,
+)
 from bench.models.libraries import LIBRARIES
 from bench.records.nouns import Align, Evidence, UserError, how_many
 from bench.verdicts.exact.coins import least_log10_p, log10_p, p_text
@@ -78,10 +87,12 @@ def _protect_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
     data_root(command)
     a_device(command)
+    threads(command)
 
 
 def protect_model(arguments: argparse.Namespace) -> int:
     """Protect a copy for every user, write each with its key, and say what to publish."""
+    _pin(arguments)
     given: dict[str, Any] = {
         "users": arguments.users,
         "labels": arguments.labels,
@@ -182,10 +193,20 @@ def _verify_arguments(command: argparse.ArgumentParser) -> None:
         help="the released model of each key (default: model.safetensors beside it)",
     )
     a_device(command)
+    threads(command)
+
+
+def _pin(arguments: argparse.Namespace) -> None:
+    """Work with so many threads, where a number was given."""
+    if arguments.threads is not None:
+        from bench.runs.machine import pin_threads
+
+        pin_threads(arguments.threads)
 
 
 def verify_suspect(arguments: argparse.Namespace) -> int:
     """Read a suspect and the innocents given with every key; the status is the verdict."""
+    _pin(arguments)
     found = bench.verify(
         arguments.suspect,
         arguments.key,

@@ -142,6 +142,13 @@ def a_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1 ...")
 
 
+def threads(parser: argparse.ArgumentParser) -> None:
+    """Take how many threads a command of one owner's may work with."""
+    parser.add_argument(
+        "--threads", type=positive, metavar="N", help="CPU threads (default: all cores there are)"
+    )
+
+
 def positive(text: str) -> int:
     """Read a number of at least 1."""
     number = int(text)

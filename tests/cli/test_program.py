@@ -302,6 +302,21 @@ def test_a_check_lays_no_large_suite_out_and_asks_no_model_twice(tmp_path, monke
     assert (said.status, "more than 1 cells: `bench plan`" in said.out) == (0, True)
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("protect", "mini", "--method", "nosuch", "--images", "digits", "-o", "out"),
+        ("verify", "nosuch.pth", "--key", "nosuch"),
+        ("profile", "mini", "--images", "nosuch"),
+    ],
+)
+def test_what_serves_an_owner_works_with_as_many_threads_as_it_is_given(words, monkeypatch):
+    pinned = []
+    monkeypatch.setattr("bench.runs.machine.pin_threads", pinned.append)
+    assert bench(*words, "--threads", 3).status == 2
+    assert pinned == [3]
+
+
 def test_a_check_names_the_path_of_what_is_missing(tmp_path):
     suite = write(
         tmp_path,

@@ -4,8 +4,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 from commands import bench
 from documents import ROOT
+from made import suite
 from PIL import Image
 
 from bench.cli.parser import parser
@@ -96,11 +98,23 @@ def test_the_schema_knows_every_plug_in_and_its_settings():
 
 def test_every_suite_of_ours_is_as_the_schema_has_it_and_a_misspelt_setting_is_not():
     validator = pytest.importorskip("jsonschema").Draft202012Validator(suite_schema())
-    for file in sorted((ROOT / "suites").glob("*.yaml")):
+    files = [f for f in sorted((ROOT / "suites").rglob("*.yaml")) if "\nname:" in f.read_text()]
+    assert any("accusers" in reader.plain(reader.tree(file)) for file in files)
+    for file in files:
         value = reader.plain(reader.tree(file))
         assert [error.message for error in validator.iter_errors(value)] == [], file.name
-    value["attacks"] = [{"name": "prune.l1", "amuont": 0.2}]
-    assert not validator.is_valid(value)
+    small = yaml.safe_load(suite(accusers=["{name: post_hoc.search, draws: 2}"], accused="2"))
+    small["methods"][0]["precision"] = "auto"
+    assert [error.message for error in validator.iter_errors(small)] == []
+    for wrong in (
+        {"attacks": [{"name": "prune.l1", "amuont": 0.2}]},
+        {"accusers": [{"name": "post_hoc.serch"}]},
+        {"accusers": [{"name": "post_hoc.search", "drawz": 2}]},
+        {"methods": [{"name": "activemark", "precision": "auot"}]},
+        {"acused": 2},
+        {"accused": "2"},
+    ):
+        assert not validator.is_valid(small | wrong), wrong
 
 
 def test_a_suite_that_comes_with_it_is_called_by_its_name(tmp_path, monkeypatch):

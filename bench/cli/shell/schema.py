@@ -14,7 +14,8 @@ from typing import Any
 from bench.cli.parser import OK, Command
 from bench.records.explained import schema_of
 from bench.records.nouns import Json
-from bench.registry import ATTACKS, METHODS, Registry
+from bench.registry import ACCUSERS, ATTACKS, METHODS, Registry
+from bench.suite.innocents import AUTO
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -28,7 +29,7 @@ def suite_schema() -> dict[str, Json]:
 
     found = schema_of(Suite)
     properties, shared = dict(found["properties"]), dict(found.get("$defs", {}))
-    for registry, entry in ((METHODS, "method"), (ATTACKS, "attack")):
+    for registry, entry in ((METHODS, "method"), (ATTACKS, "attack"), (ACCUSERS, "accuser")):
         for name in registry.names():
             shared |= _shared(registry, name)
             shared[f"{entry}.{name}"] = _entry(registry, name)
@@ -42,6 +43,7 @@ def suite_schema() -> dict[str, Json]:
         "owners": {"type": "array", "items": {"type": "object"}, "minItems": 1},
         "methods": {"type": "array", "items": {"$ref": "#/$defs/method"}, "minItems": 1},
         "attacks": {"type": "array", "items": chain, "minItems": 1},
+        "accusers": {"type": "array", "items": {"$ref": "#/$defs/accuser"}},
         "data": {"type": "object", "additionalProperties": {"type": "object"}},
         "innocents": {"type": "object"},
     }
@@ -65,7 +67,10 @@ def _entry(registry: Registry[Any], name: str) -> dict[str, Json]:
     """Return the schema of one plug-in in a suite: its name, and its settings with defaults."""
     cls = registry.get(name)
     found = schema_of(cls)
-    own = found.get("properties", {})
+    own = dict(found.get("properties", {}))
+    if "enum" in own.get("precision", {}):  # the plan chooses it, by the machine
+        named = own["precision"]["enum"]
+        own["precision"] = {**own["precision"], "enum": [*named, AUTO]}
     aligned: dict[str, Json] = {"align": {}} if registry is METHODS else {}
     named = {"const": name, "description": registry.source(name).summary}
     wanted = [
