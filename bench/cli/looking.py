@@ -339,9 +339,9 @@ def explain(arguments: argparse.Namespace) -> int:
         if arguments.name in registry.names():
             _print_known(_known(registry, arguments.name), wide_console())
             return OK
-    known = [*METHODS.names(), *ATTACKS.names()]
+    known = [name for registry in registries for name in registry.names()]
     raise UserError(
-        f"no method or attack '{arguments.name}'{nearest(arguments.name, known)}; see `bench list "
+        f"no method, attack or accuser '{arguments.name}'{nearest(arguments.name, known)}; see `bench list "
         "methods` and `bench list attacks`"
     )
 

@@ -96,9 +96,12 @@ OURS = Path(__file__).parents[2] / "suites"
 
 def suite_file(text: str) -> Path:
     """Return the file of a suite; one that comes with the program may be called by its name."""
-    ours = OURS / f"{text}.yaml"
-    by_name = re.fullmatch(r"\w[\w-]*", text) and not Path(text).exists() and ours.is_file()
-    return ours if by_name else Path(text)
+    if not re.fullmatch(r"\w[\w-]*", text) or Path(text).exists():
+        return Path(text)
+    ours = {path.stem: path for path in sorted(OURS.glob("*.yaml"))}
+    if text not in ours:
+        raise argparse.ArgumentTypeError(f"no suite '{text}'{suggestion(text, ours)}")
+    return ours[text]
 
 
 def a_suite(parser: argparse.ArgumentParser) -> None:
@@ -151,7 +154,10 @@ def threads(parser: argparse.ArgumentParser) -> None:
 
 def positive(text: str) -> int:
     """Read a number of at least 1."""
-    number = int(text)
+    try:
+        number = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a whole number, got '{text}'") from None
     if number < 1:
         raise argparse.ArgumentTypeError(f"expected at least 1, got {number}")
     return number

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
+import reprlib
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -173,6 +174,17 @@ class _Loader(yaml.SafeLoader):
         finally:
             self.depth -= 1
         return node
+
+    def construct_object(self, node: Node, deep: bool = False) -> Json:
+        """Make a value of a node; what its tag promises and its text is not, is refused."""
+        try:
+            return super().construct_object(node, deep)
+        except (AttributeError, LookupError, ValueError) as error:
+            if isinstance(error, UserError) or not isinstance(node, ScalarNode):
+                raise
+            kind, said = node.tag.rpartition(":")[2], reprlib.repr(node.value)
+            message = f"expected what YAML calls {kind}, got {said}"
+            raise UserError(f"{_at(node.start_mark)}: {message}") from None
 
 
 for _kind, _pattern, _first in (

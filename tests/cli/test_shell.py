@@ -33,6 +33,8 @@ def refused(capsys, *words):
         (("list", "methodz"), "did you mean 'methods'?"),
         (("run", "x.yaml", "--thread", "2"), "did you mean '--threads'?"),
         (("run", "x.yaml", "--engine", "rai"), "did you mean 'ray'?"),
+        (("run", "dmeo"), "did you mean 'demo'?"),
+        (("run", "x.yaml", "--threads", "x"), "expected a whole number, got 'x'"),
         (("report",), "see `bench report --help`"),
     ],
 )
@@ -56,9 +58,10 @@ def test_a_plug_in_is_explained(name):
 
 
 def test_a_misspelt_plug_in_is_told_the_nearest():
-    said = bench("explain", "ipgaurd")
-    assert said.status == 2
-    assert "did you mean 'ipguard'?" in said.err
+    for word, meant in (("ipgaurd", "ipguard"), ("post_hoc.serch", "post_hoc.search")):
+        said = bench("explain", word)
+        assert said.status == 2
+        assert f"did you mean '{meant}'?" in said.err
 
 
 @pytest.mark.parametrize(

@@ -439,6 +439,17 @@ def test_many_comments_are_passed_over_at_once_and_keep_lines_and_texts(write):
         load(write(("# why\n" + " #\n") * 20_000 + "nam: demo\n"))
 
 
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [("!!int abc", "int"), ("!!float abc", "float"), ("!!bool abc", "bool"), ("9" * 5000, "int"),
+     ("!!timestamp abc", "timestamp")],
+)  # fmt: skip
+def test_a_value_that_is_not_what_its_tag_promises_is_named_with_its_line(write, text, kind):
+    path = write(SUITE.replace("probe: digits", f"probe: digits\nalpha: {text}"))
+    with pytest.raises(UserError, match=f"x.yaml:18: expected what YAML calls {kind}, got '"):
+        load(path)
+
+
 def test_what_is_listed_twice_counts_once_in_the_order_of_the_first(write):
     twice = SUITE.replace("probe: digits", "probe: digits\nseeds: [3, 1, 3, 0, 1]")
     assert load(write(twice)).seeds == (3, 1, 0)
