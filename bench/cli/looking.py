@@ -341,8 +341,8 @@ def explain(arguments: argparse.Namespace) -> int:
             return OK
     known = [name for registry in registries for name in registry.names()]
     raise UserError(
-        f"no method, attack or accuser '{arguments.name}'{nearest(arguments.name, known)}; see `bench list "
-        "methods` and `bench list attacks`"
+        f"no method, attack or accuser '{arguments.name}'{nearest(arguments.name, known)}; see "
+        "`bench list methods` and `bench list attacks`"
     )
 
 
