@@ -29,6 +29,8 @@ CASES = [
     ("finetune.wrk", {"epochs": 2, "perturbed": 10}),
     ("noise.shift", {}),
     ("prune.activations", {}),
+    ("prune.structured", {"what": "mlp"}),
+    ("prune.structured", {"what": "heads", "amount": 0.5}),
     ("removalnet", {"epochs": 1, "inner_steps": 2, "block": 3}),
 ]
 

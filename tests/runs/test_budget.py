@@ -16,7 +16,7 @@ from bench.runs.laboratory import Laboratory, load_owners
 from bench.suite import plan, reader
 from bench.suite.graph import Kind
 from bench.suite.todo import at_once, guesses, missing
-from bench.types import CountsPasses
+from bench.types import Change, CountsPasses
 
 PARTS = {
     "owners": ["{embedded: mini, classifier: {data: digits, epochs: 1}}"],
@@ -209,10 +209,23 @@ class Silent:
     def extract(self, secret, suspect, ctx): ...
 
 
+@dataclass(frozen=True)
+class Quiet:
+    """An attack that has what it must, and does not say what it costs."""
+
+    offers: ClassVar[Access] = Access.ALL
+    derived: ClassVar[bool] = True
+    random: ClassVar[bool] = False
+    change: ClassVar[Change] = "compression"
+
+    def run(self, victim, ctx): ...
+
+
 def test_a_plug_in_that_counts_nothing_is_unknown_not_free(tmp_path, monkeypatch):
-    assert not isinstance(ATTACKS.build("prune.structured", {}), CountsPasses)
+    monkeypatch.setitem(ATTACKS._plugins, "quiet", (Quiet, 1))
     monkeypatch.setitem(METHODS._plugins, "silent", (Silent, 1))
-    text = SUITE.replace("prune.l1", "prune.structured").replace("oracle.weights", "silent")
+    text = SUITE.replace("prune.l1, amount: 0.2", "quiet").replace("oracle.weights", "silent")
+    assert "quiet" in text
     rows = priced(planned(tmp_path, text), Store(tmp_path / "empty"), "h100")
     for kind in ("attack", "protect", "extract"):
         assert (rows[kind].forward, rows[kind].seconds) == (None, None)
@@ -254,3 +267,8 @@ def test_a_suite_on_a_machine_that_has_nothing_can_be_planned(tmp_path):
     assert all(row.seconds is not None for row in rows.values())
     with pytest.raises(UserError, match="expected a folder"):
         plan.make(made.suite, tmp_path)
+
+
+@pytest.mark.parametrize("name", ATTACKS.names())
+def test_every_attack_of_ours_says_what_it_costs(name):
+    assert issubclass(ATTACKS.get(name), CountsPasses)
