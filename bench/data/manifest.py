@@ -6,7 +6,7 @@ What can be listed stands in `LOADERS`. Nothing is decoded here and nothing impo
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -150,3 +150,18 @@ def _alternate(groups: Iterable[Sequence[int]]) -> tuple[int, ...]:
     # One item of each source in turn, so that a limit thins every source alike.
     turns = itertools.zip_longest(*groups)
     return tuple(item for turn in turns for item in turn if item is not None)
+
+
+def shared(manifests: Mapping[str, Manifest]) -> Iterator[str]:
+    """Warn of images that one data set gives the owner and another gives the thief."""
+    for (ours, one), (theirs, other) in itertools.permutations(manifests.items(), 2):
+        if {i.source for i in one.items}.isdisjoint(i.source for i in other.items):
+            continue
+        mine, yours = split(one), split(other)
+        owner = {one.items[i].source for i in mine.owner_images + mine.owner_held_out}
+        thief = {other.items[i].source for i in yours.thief_images + yours.thief_held_out}
+        if both := len(owner & thief):
+            yield (
+                f"data {ours} gives the owner {both} images that data {theirs} gives the thief: "
+                "the two share what they must not"
+            )

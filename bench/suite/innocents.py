@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, TypeVar, get_args
 
@@ -106,6 +106,20 @@ def kin(model: OwnerSettings) -> Spec:
     """Return an innocent model as its cells name it: with the family that a suite gives it."""
     spec = model.spec()
     return spec if model.family is None else Spec(spec.name, {**spec.args, "family": model.family})
+
+
+def alike(models: Sequence[Spec]) -> Iterator[str]:
+    """Say which models count as one stranger though the suite does not."""
+    found: dict[str, list[str]] = {}
+    for model in models:
+        if "family" not in model.args:
+            found.setdefault(family(model), []).append(model.name)
+    for name, alike in found.items():
+        if name and len(alike) > 1:
+            yield (
+                f"innocents: models: {', '.join(alike)} count as one stranger, '{name}', by their "
+                "library and architecture; `family: NAME` beside a model says otherwise"
+            )
 
 
 def families(models: Iterable[Spec]) -> int:

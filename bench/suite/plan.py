@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import itertools
 import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from bench.data import manifest
@@ -45,10 +45,9 @@ from bench.suite.cells import (
 )
 from bench.suite.graph import MOST, READ_WITH, Kind, Plan, Question, Stage, TooMany
 from bench.suite.grid import Suite
-from bench.suite.innocents import RECIPE, families, kin, recipe_digest, untouched
+from bench.suite.innocents import RECIPE, alike, families, kin, recipe_digest, untouched
 from bench.suite.owners import ClassifierSettings, OwnerSettings, weights_identity
 from bench.types import NeedsLabels
-from bench.verdicts.innocents import family
 from bench.verdicts.verdict import innocents_needed
 
 COHORT = 10
@@ -75,13 +74,13 @@ def make(suite: Suite, data_dir: Path | None, assume: bool = False, most: int = 
         builder.begin(part)
         for model in part.innocents.models:
             builder.add_model(model, weights_identity(model, data_dir, assume))
-        builder.warnings += _families(builder.models)
+        builder.warnings += alike(builder.models)
         for owner in part.owners:
             builder.add_owner(owner, weights_identity(owner, data_dir, assume))
     _refuse_unlabelled_probe(suite, manifests)
     _refuse_unlabelled_attacks(suite, manifests)
     read = (f"data {name}: {said}" for name, made in manifests.items() for said in made.notes)
-    found = (*assumed, *read, *suite.warnings, *builder.warnings, *_shared(manifests))
+    found = (*assumed, *read, *suite.warnings, *builder.warnings, *manifest.shared(manifests))
     warnings = tuple(dict.fromkeys(found))
     return Plan(
         suite,
@@ -137,35 +136,6 @@ def _refuse_unlabelled_attacks(suite: Suite, manifests: Mapping[str, Manifest]) 
                     f"attack '{step.name}': expected labelled images, got '{used.name}' without "
                     "labels; give `data` a labelled data set"
                 )
-
-
-def _shared(manifests: Mapping[str, Manifest]) -> Iterator[str]:
-    """Warn of images that one data set gives the owner and another gives the thief."""
-    for (ours, one), (theirs, other) in itertools.permutations(manifests.items(), 2):
-        if {i.source for i in one.items}.isdisjoint(i.source for i in other.items):
-            continue
-        mine, yours = manifest.split(one), manifest.split(other)
-        owner = {one.items[i].source for i in mine.owner_images + mine.owner_held_out}
-        thief = {other.items[i].source for i in yours.thief_images + yours.thief_held_out}
-        if both := len(owner & thief):
-            yield (
-                f"data {ours} gives the owner {both} images that data {theirs} gives the thief: "
-                "the two share what they must not"
-            )
-
-
-def _families(models: Sequence[Spec]) -> Iterator[str]:
-    """Say which models count as one stranger though the suite does not."""
-    found: dict[str, list[str]] = {}
-    for model in models:
-        if "family" not in model.args:
-            found.setdefault(family(model), []).append(model.name)
-    for name, alike in found.items():
-        if name and len(alike) > 1:
-            yield (
-                f"innocents: models: {', '.join(alike)} count as one stranger, '{name}', by their "
-                "library and architecture; `family: NAME` beside a model says otherwise"
-            )
 
 
 class _Builder:
