@@ -6,6 +6,7 @@ the strangers that went through it.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -341,18 +342,41 @@ def _name(
     """Add the labels of what is `named` and has none, told from all it is `among`."""
     for name in named:
         family = among[name]
-        telling = _telling(list(family.values()))
-        shown = _words(list(family.values()), telling) or telling
+        specs = list(family.values())
+        telling = _telling(specs)
+        shown = _words(specs, telling) or telling
+        told, usual = [list(shown) for _ in specs], _usual(specs, telling)
+        odd = [[s for s in telling if _value(spec, s) != usual[s]] for spec in specs]
+        if _long(name, specs, told) and not _long(name, specs, odd):
+            told, shown = odd, telling
+            rest = ", ".join(f"{setting}={value}" for setting, value in usual.items())
+            legend.append(f"{name}: {rest}, but for what a name says")
         for number, (key, spec) in enumerate(family.items(), start=1):
             if key in texts:
                 continue
-            label = " ".join([name, *(_setting(spec, setting) for setting in shown)])
+            label = _label(name, spec, told[number - 1])
             hidden = [setting for setting in telling if setting not in shown]
             if len(label) > LONGEST_LABEL or label in texts.values():
                 label, hidden = f"{name} #{number}", telling
             if hidden:
                 legend.append(f"{label}: {', '.join(_setting(spec, s) for s in hidden)}")
             texts[key] = label
+
+
+def _long(name: str, specs: Sequence[Spec], told: Sequence[Sequence[str]]) -> bool:
+    """Say whether a label of a family that tells these settings is too long."""
+    pairs = zip(specs, told, strict=True)
+    return any(len(_label(name, *pair)) > LONGEST_LABEL for pair in pairs)
+
+
+def _label(name: str, spec: Spec, told: Sequence[str]) -> str:
+    return " ".join([name, *(_setting(spec, setting) for setting in told)])
+
+
+def _usual(specs: Sequence[Spec], telling: Sequence[str]) -> dict[str, str]:
+    """Return of every telling setting the value that most of a family have, the first of equals."""
+    counts = {setting: Counter(_value(spec, setting) for spec in specs) for setting in telling}
+    return {setting: count.most_common(1)[0][0] for setting, count in counts.items()}
 
 
 def _words(family: Sequence[Spec], telling: Sequence[str]) -> list[str]:
@@ -371,6 +395,11 @@ def _telling(family: Sequence[Spec]) -> list[str]:
     names = sorted({setting for spec in family for setting in spec.args})
     telling = [n for n in names if len({canonical(spec.args.get(n)) for spec in family}) > 1]
     return telling + (["version"] if len({spec.version for spec in family}) > 1 else [])
+
+
+def _value(spec: Spec, name: str) -> str:
+    value = spec.version if name == "version" else spec.args.get(name)
+    return value if isinstance(value, str) else canonical(value)
 
 
 def _setting(spec: Spec, name: str) -> str:

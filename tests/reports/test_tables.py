@@ -591,6 +591,20 @@ def test_numbers_are_named_and_long_settings_go_to_the_legend():
     assert f"segment #2: {'b' * 45}" in table.notes
 
 
+def test_of_many_settings_a_name_says_those_in_which_it_departs_from_most():
+    usual = {"schedule": "constant", "lr": 0.001, "layer_decay": 1.0, "mode": "retrain_all"}
+    changes = [{}, {"lr": 0.01}, {"mode": "lora"}, {"schedule": "linear", "layer_decay": 0.75}]
+    chains = [(Spec("finetune.classify", {**usual, **change}),) for change in changes]
+    table, *_ = made([], [cell(attack=chain) for chain in chains])
+    assert [r[3].removeprefix("finetune.classify") for r in table.rows] == [
+        *("", " lr=0.01", " lora", " layer_decay=0.75 linear")
+    ]
+    said = (
+        "layer_decay=1.0, lr=0.001, mode=retrain_all, schedule=constant, but for what a name says"
+    )
+    assert f"finetune.classify: {said}" in table.notes
+
+
 def test_the_notes_carry_rules_nulls_blocks_reductions_and_warnings():
     chosen = {"protect": {"block": 6, "block_rule": "first massive", "yield": 0.25, "loss": 1.0}}
     table, *_ = made(
