@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import bench
+from bench.cli import progress
 from bench.cli.parser import (
     OK,
     Command,
@@ -20,6 +22,7 @@ from bench.cli.parser import (
 )
 from bench.models.libraries import LIBRARIES
 from bench.records.nouns import Align, Evidence, UserError, how_many
+from bench.records.table import wide_console
 from bench.verdicts.exact.coins import least_log10_p, log10_p, p_text
 from bench.verdicts.verdict import innocents_needed
 
@@ -111,11 +114,13 @@ def protect_model(arguments: argparse.Namespace) -> int:
         if arguments.method is None:
             raise UserError("expected --method NAME, or --copy-of KEY, got neither")
         how = {**given, **named, "settings": settings}
-        claims = bench.protect(model, arguments.method, images, output, **how)
+        make = functools.partial(bench.protect, model, arguments.method, images, output, **how)
     else:
         if arguments.method or settings or arguments.seed is not None or arguments.registry:
             raise UserError("--copy-of: expected no --method, --set, --seed or --registry with it")
-        claims = bench.copies(model, arguments.copy_of, images, output, **given)
+        make = functools.partial(bench.copies, model, arguments.copy_of, images, output, **given)
+    with progress.working(f"protecting {model}", wide_console()):
+        claims = make()
     for made in claims:
         kept = f"{made.key_file}: keep it, and keep it secret"
         _print_lines([("key", kept), ("commitment", made.key.commitment)])
@@ -207,22 +212,23 @@ def _pin(arguments: argparse.Namespace) -> None:
 def verify_suspect(arguments: argparse.Namespace) -> int:
     """Read a suspect and the innocents given with every key; the status is the verdict."""
     _pin(arguments)
-    found = bench.verify(
-        arguments.suspect,
-        arguments.key,
-        commitments=arguments.commitment,
-        strangers=arguments.strangers,
-        descendants=arguments.descendants,
-        model=arguments.model,
-        pretrained=arguments.pretrained,
-        entry=arguments.entry,
-        image_size=arguments.image_size,
-        alpha=arguments.alpha,
-        align=arguments.align,
-        seen=arguments.seen,
-        reference=arguments.reference,
-        device=arguments.device,
-    )
+    with progress.working(f"reading {arguments.suspect}", wide_console()):
+        found = bench.verify(
+            arguments.suspect,
+            arguments.key,
+            commitments=arguments.commitment,
+            strangers=arguments.strangers,
+            descendants=arguments.descendants,
+            model=arguments.model,
+            pretrained=arguments.pretrained,
+            entry=arguments.entry,
+            image_size=arguments.image_size,
+            alpha=arguments.alpha,
+            align=arguments.align,
+            seen=arguments.seen,
+            reference=arguments.reference,
+            device=arguments.device,
+        )
     _print_lines([("suspect", description(found)), *(("basis", said) for said in found.bases)])
     _print_lines([("note", note) for note in found.notes])
     if arguments.commitment is None:

@@ -5,6 +5,7 @@ For machines every event is a line of JSON: the start, each cell, the end.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections import Counter, defaultdict, deque
@@ -12,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from rich.console import Console, Group
+from rich.console import Console, ConsoleRenderable, Group, RichCast
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -21,6 +22,7 @@ from bench.records.nouns import POPULATIONS, Cell, Json, Record
 from bench.reports.blocks import labelled
 
 if TYPE_CHECKING:
+    from bench.models.meter import Meter
     from bench.suite.graph import Kind, Stage
 
 SHOWN = 12
@@ -142,6 +144,37 @@ def logged(records: Iterable[Record], total: int, write: Callable[[str], None]) 
         yield record
 
 
+class _Work:
+    """What a terminal shows of work of which no plan is known: what it has sent through models."""
+
+    def __init__(self, what: str, meter: Meter) -> None:
+        self._what, self._meter, self._start = what, meter, time.monotonic()
+
+    def __rich__(self) -> Text:
+        ways = {"forward": self._meter.forward_passes, "back": self._meter.backward_passes}
+        sent = ", ".join(f"{count:,.0f} images {way}" for way, count in ways.items() if count >= 1)
+        clocked = f"{self._what} ({clock(time.monotonic() - self._start)})"
+        return Text(f"{clocked}: {sent}" if sent else clocked)
+
+
+def _screen(shown: ConsoleRenderable | RichCast, console: Console) -> Live:
+    return Live(shown, console=console, refresh_per_second=4, transient=True)
+
+
+@contextlib.contextmanager
+def working(what: str, console: Console) -> Iterator[None]:
+    """Show on a terminal, while the block lasts, for how long and what it sent through models."""
+    if not console.is_terminal:
+        yield
+        return
+    import torch
+
+    from bench.models.meter import measuring
+
+    with measuring(torch.device("cpu")) as meter, _screen(_Work(what, meter), console):
+        yield
+
+
 def names(cells: Sequence[Cell]) -> Describe:
     """Return what names a suite's cells as its tables do: by the settings that tell them apart.
 
@@ -200,7 +233,7 @@ def _live(
     records: Iterable[Record], total: int, describe: Describe, console: Console, seen: Seen
 ) -> Iterator[Record]:
     screen = _Screen(total, describe, seen)
-    with Live(screen, console=console, refresh_per_second=4, transient=True) as live:
+    with _screen(screen, console) as live:
         for record in records:
             screen.add(record)
             live.refresh()

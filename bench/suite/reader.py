@@ -135,6 +135,10 @@ REPEATED = 100_000
 """Nodes that anchors may stand for, all together: some lines of them can stand for billions."""
 
 
+ALIASES = 10_000
+"""Places where an anchor may stand again; a file with more was made to take long."""
+
+
 class _Loader(yaml.SafeLoader):
     """YAML in which 1e-3 is a number, as everybody expects; no, off, 01, 1:30 and dates are text.
 
@@ -146,7 +150,7 @@ class _Loader(yaml.SafeLoader):
         first: [(tag, pattern) for tag, pattern in resolvers if tag.endswith((":null", ":merge"))]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
-    depth = 0
+    depth = aliases = 0
 
     def scan_to_next_token(self) -> None:
         """Go on to the next token; a line break may be followed by a key."""
@@ -164,7 +168,11 @@ class _Loader(yaml.SafeLoader):
                 self.allow_simple_key = True
 
     def compose_node(self, parent: Node | None, index: int) -> Node | None:
-        """Compose a node that is not nested too deeply."""
+        """Compose a node that is not nested too deeply, and no anchor once too often."""
+        self.aliases += bool(self.check_event(yaml.AliasEvent))
+        if self.aliases > ALIASES:
+            begun = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise UserError(f"{_at(begun)}: expected at most {ALIASES:,} aliases of anchors")
         if self.depth >= DEEPEST:
             begun = self.peek_event().start_mark  # type: ignore[no-untyped-call]
             raise UserError(f"{_at(begun)}: expected at most {DEEPEST} levels of nesting")

@@ -9,8 +9,9 @@ from documents import ROOT
 from rich.console import Console
 
 import bench
-from bench.cli.progress import Seen, logged, names, show
+from bench.cli.progress import Seen, logged, names, show, working
 from bench.cli.running import answered
+from bench.models import meter
 from bench.records.nouns import Cell, Evidence, Record, Rule, Spec, Utility
 from bench.suite.graph import Stage
 
@@ -166,3 +167,21 @@ def test_a_methods_answer_is_said_with_its_last_cell_while_others_go_on(tmp_path
     assert len(lines) == len(methods)
     assert " mini, akh: owned after 7 attacks (" in lines[-3]
     assert "; not owned after finetune.segment 0.02; innocents at most 0.240" in lines[-3]
+
+
+def test_work_without_a_plan_says_what_it_sent_through_models():
+    console = Console(file=io.StringIO(), force_terminal=True, width=80)
+    with working("protecting mini", console):
+        meter.count(forward=1234.0, backward=600.0)
+        time.sleep(0.4)
+    assert (
+        "protecting mini (0:00): 1,234 images forward, 600 images back" in console.file.getvalue()
+    )
+    assert not meter.counting()
+
+
+def test_a_pipe_is_told_nothing_of_work_without_a_plan():
+    console = Console(file=io.StringIO())
+    with working("protecting mini", console):
+        pass
+    assert console.file.getvalue() == ""

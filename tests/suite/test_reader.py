@@ -418,6 +418,7 @@ BOMB = "a: &a0 [1]\n" + "".join(
     ("text", "words"),
     [
         (BOMB, "x.yaml:1: expected anchors that repeat at most 100,000 entries"),
+        ("a: &a 1\nb: [" + "*a," * 200_000 + "]", "x.yaml:2: expected at most 10,000 aliases"),
         ("name: " + "[" * 5000, "x.yaml:1: expected at most 64 levels of nesting"),
         ("name:\n  - " + "[" * 5000 + "]" * 5000, "x.yaml:2: expected at most 64 levels"),
     ],
