@@ -136,7 +136,7 @@ def test_method(name, check):
     except AssertionError:
         # Once in some thousand trainings a convolution added in another order. What draws on chance
         # does so twice, and what breaks a promise breaks it again.
-        testing.methods._protected.cache_clear()
+        testing.methods._protect_once.cache_clear()
         check(method)
 
 

@@ -184,3 +184,11 @@ def test_a_plan_tells_of_every_change_planted_in_a_copy_of_the_source(tmp_path):
         "the stage utility",
     ]
     assert ledger.answers(tmp_path / "results") == {}
+
+
+def test_a_cosine_near_zero_is_held_to_what_rounding_leaves_of_it():
+    said = [
+        list(golden.moved({"cosine": was}, {"cosine": now}))
+        for was, now in ((-0.0141682, -0.0143756), (-0.0141682, -0.0161), (0.5, 0.504), (0.5, 0.51))
+    ]
+    assert [len(one) for one in said] == [0, 1, 0, 1]
