@@ -14,6 +14,13 @@ with contextlib.suppress(ModuleNotFoundError):  # the quick tests need none
     # Many small tensors: threads that wait for each other on a busy machine cost a factor of ten.
     torch.set_num_threads(1)
 
+    @pytest.fixture(autouse=True)
+    def _one_thread() -> Iterator[None]:
+        """Take back the threads a test asked for: what runs after it sums in another order."""
+        yield
+        torch.set_num_threads(1)
+
+
 CPU_FLAGS = Path("/proc/cpuinfo")
 """Where Linux says what the CPU can do; on other systems nobody does."""
 
