@@ -8,6 +8,7 @@ and Adam; here as elsewhere in the bench it is AdamW, which is Adam where nothin
 from __future__ import annotations
 
 import dataclasses
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -34,7 +35,7 @@ from bench.types import (
 
 
 @dataclass(frozen=True, slots=True)
-class _Preset:
+class _Preset(ABC):
     """What a paper's attack is: `distill.features` under settings of its own."""
 
     offers: ClassVar[Access] = Access.ENCODER
@@ -60,9 +61,9 @@ class _Preset:
         made.notes["queries"] = self.victim_queries(len(ctx.images))
         return made
 
+    @abstractmethod
     def _in_words(self) -> DistilFeatures:
         """Return the same attack in the words of `distill.features`."""
-        raise NotImplementedError
 
     def _settings(self) -> dict[str, Any]:
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}

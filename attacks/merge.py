@@ -14,6 +14,7 @@ the base, its task vector, is tau. Heads stay the victim's.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -65,7 +66,7 @@ class Weights:
 
 
 @dataclass(frozen=True, slots=True)
-class _Merging:
+class _Merging(ABC):
     """What all of them share: the thief finetunes the public model, and merges by a rule."""
 
     data: str | None = None
@@ -91,13 +92,13 @@ class _Merging:
         return _run(self, victim, ctx, ctx.images, lambda weights: self._merge(weights, ctx.rng))
 
     @property
+    @abstractmethod
     def _finetunes(self) -> int:
         """Count the thief's finetunes."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _merge(self, weights: Weights, rng: torch.Generator) -> Tensor:
         """Return the merged backbone (p,)."""
-        raise NotImplementedError
 
 
 @attack("merge.arithmetic")

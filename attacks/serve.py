@@ -14,6 +14,7 @@ images as the maps before it leave them, for so they reach it.
 from __future__ import annotations
 
 import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal, NamedTuple
@@ -51,7 +52,7 @@ Bits = Annotated[int, Field(ge=1, le=8)]
 
 
 @dataclass(frozen=True, slots=True)
-class _Serving:
+class _Serving(ABC):
     """What all of them share: the weights stay, and no image is looked at beforehand."""
 
     offers: ClassVar[Access] = Access.ALL
@@ -72,9 +73,9 @@ class _Serving:
         """
         return served(victim, self._map(victim, ctx))
 
+    @abstractmethod
     def _map(self, victim: VisionModel, ctx: Context) -> Served:
         """Return what is done to questions or answers."""
-        raise NotImplementedError
 
 
 @attack("serve.jpeg")

@@ -51,18 +51,18 @@ READ_WITH: Mapping[Readout, str] = {
 """How tables say by what head labels were obtained."""
 
 
-MOST = 200_000
+MOST = 5_000_000
 """Cells of a suite. Every key is held against all others, so N seeds ask for N * N and more."""
 
 
 class TooMany(UserError):
-    """A suite asks for more cells than shall be laid out; `cells` counts them up to `MOST` + 1."""
+    """A suite asks for more `cells` than shall be laid out."""
 
     def __init__(self, suite: Suite, cells: int, most: int) -> None:
-        asked, most = (f"more than {MOST:,}", MOST) if cells > MOST else (f"{cells:,}", most)
+        allowed = MOST if cells > MOST else most
         super().__init__(
-            f"suite {suite.name}: expected at most {most:,} cells, it asks for {asked}; ask for "
-            "fewer seeds, attacks, methods or innocents, or make several suites of it"
+            f"suite {suite.name}: expected at most {allowed:,} cells, it asks for {cells:,}; ask "
+            "for fewer seeds, attacks, methods or innocents, or make several suites of it"
         )
         self.cells = cells
 
