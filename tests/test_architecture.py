@@ -210,6 +210,12 @@ for name in {names}:
 """
 
 
+def test_no_two_files_of_tests_have_one_name():
+    """One process takes the second for the first: whether it fails hangs on who runs which."""
+    names = sorted(path.name for path in (ROOT / "tests").rglob("test_*.py"))
+    assert names == sorted(set(names))
+
+
 def test_the_record_side_imports_neither_torch_nor_anything_else_slow():
     contracts = PYPROJECT["tool"]["importlinter"]["contracts"]
     contract = next(c for c in contracts if c["name"] == "the record side is torch-free")

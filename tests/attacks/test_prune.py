@@ -57,14 +57,21 @@ def pytorchs_own(model, amount, scope, inner=lambda made: made.trunk.vit.blocks)
     return made
 
 
+def assert_alike_but_for_ties(made, expected, victim):
+    """PyTorch's topk leaves open which of equal magnitudes go; all others must go alike."""
+    made, expected = made.state_dict(), expected.state_dict()
+    for name, value in victim.state_dict().items():
+        apart = made[name] != expected[name]
+        assert len(value[apart].abs().unique()) <= 1, name
+        assert apart.sum() <= 2, name  # a tie, not a layer of equal weights
+
+
 @pytest.mark.parametrize("scope", ["global", "layer"])
 @pytest.mark.parametrize("amount", [0.1, 0.2, 0.4, 0.9])
 def test_it_zeroes_the_very_weights_pytorchs_own_pruning_does(amount, scope):
     victim = owner()
     made = L1Prune(amount, scope).run(victim, context())
-    expected = pytorchs_own(victim, amount, scope).state_dict()
-    for name, value in made.state_dict().items():
-        assert torch.equal(value, expected[name]), name
+    assert_alike_but_for_ties(made, pytorchs_own(victim, amount, scope), victim)
 
 
 @pytest.mark.parametrize("scope", ["global", "layer"])
@@ -72,8 +79,7 @@ def test_it_zeroes_the_very_weights_pytorchs_own_pruning_does(amount, scope):
 def test_an_entire_model_loses_weights_in_every_layer_as_pytorchs_own_pruning_has_it(victim, scope):
     made = L1Prune(0.2, scope, "entire model").run(victim, context())
     expected = pytorchs_own(victim, 0.2, scope, lambda made: made)
-    for name, value in made.state_dict().items():
-        assert torch.equal(value, expected.state_dict()[name]), name
+    assert_alike_but_for_ties(made, expected, victim)
     zeros = sum(int((m.weight == 0).sum()) for m in linear_or_convolution(expected))
     sizes = [m.weight.numel() for m in linear_or_convolution(expected)]
     assert abs(zeros - 0.2 * sum(sizes)) <= len(sizes) / 2  # a layer's own share is rounded
