@@ -93,6 +93,9 @@ activations."""
 ALIGN = "align"
 """The setting of a reading that is the bench's own: a spec names it where it is not "none"."""
 
+ALIGN_VERSION = 2
+"""Of the rule by which a basis is fitted: in another, readings of changed copies are others."""
+
 ALIGNED: Mapping[Align, str] = {"none": "", "static": "aligned", "auto": "auto-aligned"}
 """What tables call readings of suspects that were aligned before."""
 

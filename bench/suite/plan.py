@@ -18,6 +18,7 @@ from bench.data.settings import LOADERS
 from bench.models.libraries import EMBEDDED, LIBRARIES
 from bench.records.nouns import (
     ALIGN,
+    ALIGN_VERSION,
     ALIGNED,
     Access,
     Cell,
@@ -332,7 +333,7 @@ class _Builder:
         """
         if method.align == "none":
             return None
-        recipe: dict[str, Json] = {ALIGN: method.align}
+        recipe: dict[str, Json] = {ALIGN: method.align, "version": ALIGN_VERSION}
         if method.align == "auto":
             both = (self.manifests[name] for name in (self.suite.owner_images, self.suite.probe))
             recipe["data"] = next((m for m in both if m.digest != drawn.digest), drawn).digest

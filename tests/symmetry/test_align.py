@@ -10,18 +10,21 @@ from made_models import images
 from safetensors.torch import load, save
 from symmetric import CPU, asked, generator, haar, permuted, transformer
 
+from attacks.prune import L1Prune
 from bench.models import Architecture, build, clone
 from bench.models.symmetry import (
     FAR,
     Alignment,
     align,
+    fits,
     frames,
+    gauge,
     map_stream,
     read,
     rewritten,
     shift_writers,
 )
-from bench.testing import owner, stranger
+from bench.testing import context, owner, stranger
 
 CASES = ("mini", "distilled", "registers", "gated", "clip", "siglip", "open_clip", "no bias")
 STARTS_FROM_A_NORM = {"clip", "open_clip"}
@@ -157,6 +160,25 @@ def test_a_changed_copy_is_the_same_model_whether_it_was_turned_or_not():
     with torch.no_grad():  # and nearly what it was
         near = torch.cosine_similarity(plain.features(asked(plain)), changed.features(asked(plain)))
     assert near.min() > 0.99
+
+
+def test_a_pruned_copy_that_nobody_turned_keeps_its_basis():
+    """Of an embedding with few strong directions the rest says less than pruning changes."""
+    model = clone(owner()).double()
+    filters = read(model).embeddings[0].weight
+    with torch.no_grad():
+        left, sizes, right = torch.linalg.svd(filters.flatten(1), full_matrices=False)
+        falling = sizes * torch.logspace(0, -3, len(sizes), dtype=torch.float64)
+        filters.copy_((left * falling @ right).view_as(filters))
+        for token in read(model).tokens:
+            token.mul_(1e-3)
+    pruned = L1Prune(0.4, "layer", "entire model").run(model, context())
+    basis = found(pruned, model).basis
+    assert float((basis - torch.eye(48)).norm()) < 0.2 * 48**0.5
+    both = pruned, model
+    columns = [gauge.stem(one, read(one)).columns(1) for one in both]
+    alone = fits.by_embedding(*columns, *map(read, both)).basis
+    assert float((alone - torch.eye(48)).norm()) > 0.5 * 48**0.5
 
 
 def test_strangers_stay_strangers():

@@ -4,7 +4,6 @@ Pure functions of a model: each returns a new one, computed matrix by matrix in 
 once to the model's own precision. Where a freedom does not exist, they refuse and say why.
 """
 
-from bench.models.symmetry.align import FAR as FAR
 from bench.models.symmetry.align import Alignment as Alignment
 from bench.models.symmetry.align import align as align
 from bench.models.symmetry.align import rewritten as rewritten
@@ -14,6 +13,7 @@ from bench.models.symmetry.anatomy import Mlp as Mlp
 from bench.models.symmetry.anatomy import dimensions as dimensions
 from bench.models.symmetry.anatomy import read as read
 from bench.models.symmetry.fits import DYNAMIC_IMAGES as DYNAMIC_IMAGES
+from bench.models.symmetry.fits import FAR as FAR
 from bench.models.symmetry.frames import patches_resized as patches_resized
 from bench.models.symmetry.frames import positions_resized as positions_resized
 from bench.models.symmetry.growth import add_blocks as add_blocks

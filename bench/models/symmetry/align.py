@@ -34,15 +34,13 @@ from bench.data.images import Images
 from bench.models import Architecture, OpenClipViT, VisionModel, clone, reshape
 from bench.models.symmetry import fits, frames, gauge
 from bench.models.symmetry.anatomy import Anatomy, Norm, dimensions, read
+from bench.models.symmetry.fits import FAR
 from bench.models.symmetry.gauge import Branch
 from bench.records.nouns import Incompatible, Json, UserError
 
 How = Literal["static", "auto"]
 
 Stage = Literal["static", "blocks", "dynamic", "none"]
-
-FAR = 0.5
-"""A residual above this says that what was compared was made anew, or is another's."""
 
 WIDE = ("vit.norm", "vit.fc_norm", "visual.ln_post")
 """What follows the blocks and is as wide as the stream, whatever its width."""
@@ -112,7 +110,8 @@ def align(
     stems = gauge.stem(suspect, theirs), gauge.stem(reference, ours)
     own = gauge.seen_alike(stems[1], reference, suspect)
     prefix = min(suspect.prefix, reference.prefix)
-    embedding = fits.by_embedding(stems[0].columns(prefix), own.columns(prefix), theirs, ours)
+    columns = stems[0].columns(prefix), own.columns(prefix)
+    embedding = fits.by_embedding(*columns, theirs, ours)
     fit, notes, kept = embedding, dict[str, Json](), fits.live(theirs)
     stage: Stage = "static"
     if embedding.residual > FAR:
@@ -128,6 +127,8 @@ def align(
         notes["blocks_residual"] = by_blocks.residual
         if by_blocks.residual <= FAR:
             fit, stage = by_blocks, "blocks"
+    if ours.entry is None and fit is embedding and fit.residual <= FAR:
+        fit = fits.refined(fit, columns, (theirs, ours), kept)
     if len(kept) < len(theirs.blocks):
         notes["blocks_dropped"] = len(theirs.blocks) - len(kept)
     matched = fits.matched(theirs, ours, kept, fit.basis, rng)

@@ -27,11 +27,20 @@ INERT = 0.01
 PROBES = 32
 """Random directions that two blocks are compared on."""
 
-REFINED = 10
+FAR = 0.5
+"""A residual above this says that what was compared was made anew, or is another's."""
+
+TURNS = 6
 """Turns, at most, in which attention adds to what the embedding says of the basis."""
 
-STILL = 1e-6
+ASKED = 48
+"""Channels of the reference, about, that attention is asked about in a turn."""
+
+STILL = 1e-5
 """A turn that moves the basis less than this, in the mean, was the last."""
+
+EXACT = 1e-5
+"""What fits better than this counts as if it fitted so: no evidence outweighs all other."""
 
 ROUNDS = 60
 """Turns, at most, in which blocks alone say what the basis is."""
@@ -45,9 +54,6 @@ BATCH = 32
 TOKENS = 64
 """Tokens of an image that are compared, about, evenly spaced."""
 
-INNER_WEIGHT = 0.03
-"""What the blocks weigh in it: they decide where an embedding of few directions says nothing."""
-
 
 def by_embedding(found: Tensor, wanted: Tensor, theirs: Anatomy, ours: Anatomy) -> Fit:
     """Fit the basis to the columns (d', k) and (d, k) of two embeddings."""
@@ -56,20 +62,77 @@ def by_embedding(found: Tensor, wanted: Tensor, theirs: Anatomy, ours: Anatomy) 
         fit = frames.permuted([found, entries[0]], [wanted, entries[1]])
         scale = frames.scale_of(entries[0], fit.basis @ entries[1])
         return dataclasses.replace(fit, scale=scale)
-    fixed = all(norm.centred for norm in ours.norms)
-    fit = frames.rotated(found, wanted, fixed)
-    there, here = (_mixing(body) for body in (theirs, ours))
-    if fixed:
-        found, wanted, there, here = map(frames.centred, (found, wanted, there, here))
-    known, sought = frames.unit(found), frames.unit(wanted)
-    basis = fit.basis
-    outer, inner = known @ sought.T, INNER_WEIGHT**2 * frames.unit(here).T
-    for _ in range(REFINED):
-        before = basis
-        basis = frames.nearest_turn(outer + frames.unit(there @ basis) @ inner, fixed)
+    return frames.rotated(found, wanted, all(norm.centred for norm in ours.norms))
+
+
+def refined(
+    fit: Fit, columns: tuple[Tensor, Tensor], bodies: tuple[Anatomy, Anatomy], kept: Sequence[int]
+) -> Fit:
+    """Let attention say what the columns (d', k) and (d, k) of two embeddings leave open.
+
+    An embedding has few strong directions. In all others a copy that was pruned or trained differs
+    by more than they hold, and a rotation that fits them fits the difference. What attention makes
+    of a direction is known in all of them. Each matrix weighs by how well it fits: its columns over
+    its squared residual, as in least squares of unequal errors.
+
+    A turn asks about other channels of the reference, so that no few of them are fitted. `kept`
+    are the suspect's blocks that do something.
+    """
+    fixed, basis = all(norm.centred for norm in bodies[1].norms), fit.basis
+    found, wanted = map(frames.centred, columns) if fixed else columns
+    blocks = kept, range(len(bodies[1].blocks))
+    summed = len(blocks[0]) != len(blocks[1])  # no telling which stands for which
+    inside = len(found) == len(wanted)  # a wider stream is read by shares of each channel
+    there, here = (
+        _attentions(body, which, inside, fixed) for body, which in zip(bodies, blocks, strict=True)
+    )
+    every = torch.eye(len(wanted), dtype=torch.float64)
+    share = max(1, len(wanted) // ASKED)
+    for turn in range(TURNS):
+        part = slice(turn % share, None, share)
+        answers = (
+            [found, *_answered(there, basis[:, part], summed)],
+            [wanted, *_answered(here, every[:, part], summed)],
+        )
+        products = torch.zeros_like(basis)
+        for one, other in zip(*(map(frames.unit, kind) for kind in answers), strict=True):
+            apart = float((one - basis @ other).norm())
+            products += one.shape[1] / max(apart, EXACT) ** 2 * (one @ other.T)
+        before, basis = basis, frames.nearest_turn(products, fixed)
         if (basis - before).norm() < STILL * basis.norm():
             break
     return dataclasses.replace(fit, basis=basis, scale=frames.scale_of(found, basis @ wanted))
+
+
+def _attentions(
+    body: Anatomy, kept: Sequence[int], inside: bool, fixed: bool
+) -> list[list[tuple[Tensor, Tensor]]]:
+    """List, for each kind of product, its two factors in every block that is kept.
+
+    What attention writes of what it reads; `inside` adds its transpose and queries with keys, whose
+    rows are read. Means that no norm sees are taken out.
+    """
+    kinds = list[list[tuple[Tensor, Tensor]]]()
+    for attention, _ in (body.blocks[i] for i in kept):
+        reader, writer = gauge.read(attention.norm, attention.qkv)[0], gauge.written(attention)[0]
+        if fixed:
+            reader, writer = reader - reader.mean(1, keepdim=True), frames.centred(writer)
+        queries, keys, values = reader.chunk(3)
+        made = [(writer, values)]
+        if inside:
+            made += [(values.T, writer.T), (queries.T, keys), (keys.T, queries)]
+        kinds.append(made)
+    return [list(kind) for kind in zip(*kinds, strict=True)]
+
+
+def _answered(
+    kinds: Sequence[Sequence[tuple[Tensor, Tensor]]], asked: Tensor, summed: bool
+) -> list[Tensor]:
+    """Say what products make of directions (d, s): of every block, or of all their sum."""
+    found = [[left @ (right @ asked) for left, right in kind] for kind in kinds]
+    if summed:
+        return [torch.stack(kind).sum(0) for kind in found]
+    return [answer for kind in found for answer in kind]
 
 
 def by_blocks(start: Fit, theirs: Anatomy, ours: Anatomy) -> Fit:
@@ -164,7 +227,7 @@ def activations(model: VisionModel, images: Images, block: int, device: torch.de
 def live(body: Anatomy) -> list[int]:
     """List the blocks that add anything to the stream; all, if none does."""
     added = [
-        float(sum(part.square().sum() for b in block for part in gauge.written(b)))
+        float(sum(part.square().sum() for b in block for part in gauge.written_sizes(b)))
         for block in body.blocks
     ]
     return [i for i, size in enumerate(added) if size >= INERT**2 * max(added)]

@@ -67,6 +67,14 @@ def written(branch: Branch) -> tuple[Tensor, Tensor]:
     return weight * gain[:, None], vector(branch.writer.bias, len(weight)) * gain
 
 
+def written_sizes(branch: Branch) -> tuple[Tensor, Tensor]:
+    """Return the size of each row that `written` has (d,), and the bias (d,)."""
+    weight = branch.writer.weight.detach()
+    sizes = torch.linalg.vector_norm(weight, dim=1, dtype=torch.float64).cpu()
+    gain = vector(branch.scale, len(sizes), 1.0)
+    return sizes * gain, vector(branch.writer.bias, len(sizes)) * gain
+
+
 def divisor(gain: Tensor) -> Tensor:
     """Return a gain (d,) that can be divided by."""
     least = SMALL * gain.abs().max().clamp(min=1e-30)
