@@ -17,9 +17,7 @@ is told from the owner is for strangers to say.
 from __future__ import annotations
 
 import dataclasses
-import itertools
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -57,12 +55,10 @@ from bench.types import (
     Suspect,
     UserError,
 )
+from methods import meta
 
 TRIGGER, TRIGGER_AT = 4 / 32, 18 / 32
 """Side of the white square, and where it begins from either edge, as shares of the image's side."""
-
-META_BATCH, META_MOMENTUM, META_DECAY = 128, 0.9, 5e-4
-"""How the small classifier is trained, beside its rate (the authors' code)."""
 
 SPREAD = 1e-6
 """The least range between quartiles that differences are divided by."""
@@ -158,11 +154,13 @@ class Holmes:
         rows = torch.cat([ours - common, theirs - common])  # (2 q, k)
         median, spread = _quartiles(rows)
         truth = torch.arange(len(rows)) < len(asked)
-        layers = self._told_apart((rows - median) / spread, truth.long(), ctx.rng)
-        found = _probability((rows - median) / spread, layers)
+        k = rows.shape[1]
+        widths = (k, max(1, k // 2), max(1, k // 4), 2)  # the code's, which for 3 classes has none
+        seen, how = (rows - median) / spread, (self.meta_epochs, self.meta_lr, ctx.rng)
+        layers = meta.fitted(seen, truth.long(), widths, _scores, *how)
+        found = _probability(seen, layers)
         secret = {"pixels": pixels[asked], "poisoned": common, "median": median, "spread": spread}
-        for number, (weight, bias) in enumerate(layers):
-            secret |= {f"{number}.weight": weight, f"{number}.bias": bias}
+        secret |= meta.kept(layers)
         notes: dict[str, Json] = {
             "queries": len(asked),
             "triggered": len(spoilt),
@@ -184,8 +182,7 @@ class Holmes:
         rows = found - wanted
         own = self.scaled_by == "suspect"
         median, spread = _quartiles(rows) if own else (secret["median"], secret["spread"])
-        layers = [(secret[f"{n}.weight"], secret[f"{n}.bias"]) for n in range(3)]
-        owned = _probability((rows - median) / spread, layers).double()
+        owned = _probability((rows - median) / spread, meta.read(secret, 3)).double()
         return Evidence(
             agreement=tuple(owned.tolist()),
             statistic=tuple(owned.tolist()),
@@ -260,27 +257,6 @@ class Holmes:
         training.fit(groups, loss_of, len(pixels), self, ctx.rng)
         return model.eval().requires_grad_(False)
 
-    def _told_apart(self, rows: Tensor, truth: Tensor, rng: torch.Generator) -> Layers:
-        """Train the small classifier on rows (n, k) and whether the owner's made them, (n,)."""
-        k = rows.shape[1]
-        widths = (k, max(1, k // 2), max(1, k // 4), 2)  # the code's, which for 3 classes has none
-        layers = [_linear(i, o, rng) for i, o in itertools.pairwise(widths)]
-        weights = [part.requires_grad_(True) for layer in layers for part in layer]
-        optimiser = torch.optim.SGD(
-            weights, lr=self.meta_lr, momentum=META_MOMENTUM, weight_decay=META_DECAY
-        )
-        for _ in range(self.meta_epochs):
-            for chosen in torch.split(torch.randperm(len(rows), generator=rng), META_BATCH):
-                optimiser.zero_grad(set_to_none=True)
-                loss = F.cross_entropy(_scores(rows[chosen], layers), truth[chosen])
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimiser.step()
-        return [(weight.detach(), bias.detach()) for weight, bias in layers]
-
-
-Layers = Sequence[tuple[Tensor, Tensor]]
-"""Weights (o, i) and biases (o,) of linear maps, in order."""
-
 
 def fresh(owner: VisionModel, rng: torch.Generator) -> VisionModel:
     """Draw a model of the owner's shape anew, its classifier too."""
@@ -291,24 +267,12 @@ def fresh(owner: VisionModel, rng: torch.Generator) -> VisionModel:
     return with_head(made, head, rng) if isinstance(head, Head) else made
 
 
-def _linear(entering: int, leaving: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Draw a linear map as PyTorch would: uniform within 1 / sqrt(entering)."""
-    bound = 1 / math.sqrt(entering)
-    weight, bias = (
-        (2 * torch.rand(shape, generator=rng) - 1) * bound
-        for shape in ((leaving, entering), (leaving,))
-    )
-    return weight, bias
-
-
-def _scores(rows: Tensor, layers: Layers) -> Tensor:
+def _scores(rows: Tensor, layers: meta.Layers) -> Tensor:
     """Map differences (n, k) to scores of benign and owner (n, 2), within -1 and 1."""
-    for weight, bias in layers[:-1]:
-        rows = F.linear(rows, weight, bias).relu()
-    return F.linear(rows, *layers[-1]).tanh()
+    return meta.through(rows, layers).tanh()
 
 
-def _probability(rows: Tensor, layers: Layers) -> Tensor:
+def _probability(rows: Tensor, layers: meta.Layers) -> Tensor:
     """Map differences (n, k) to the probability of the owner's, (n,)."""
     return _scores(rows, layers).softmax(1)[:, 1]
 

@@ -117,6 +117,15 @@ CASES: Mapping[str, tuple[dict[str, object], ...]] = {
         {"pairs": 6, "steps": 4, "compared": "pairs", "radius": 0.03},
     ),
     "modeldiff.features": ({"pairs": 6, "steps": 4, "centred": False},),
+    "move": (
+        {"epochs": 2, "entries": 256, "meta_epochs": 20},
+        {"epochs": 1, "entries": 256, "meta_epochs": 20, "decoys": 0, "gradients": "pooled"}
+        | {"bands": 1, "strength": 0.5},
+    ),
+    "move.logits": (
+        {"epochs": 2, "meta_epochs": 20},
+        {"epochs": 1, "meta_epochs": 20, "against": "suspect", "views": 4},
+    ),
     "neuralmark": (WHITEBOX, {**WHITEBOX, "tensor": "fc2", "rounds": 2}),
     "oracle.weights": ({"entries": 64},),
     "pautov2024": (

@@ -72,6 +72,8 @@ QUICK = {
     "ipguard.qurd": {"points": 16, "iterations": 100},
     "modeldiff": {"pairs": 16, "steps": 8},
     "modeldiff.features": {"pairs": 16, "steps": 8},
+    "move": {"share": 0.4, "epochs": 4},
+    "move.logits": {"share": 0.4, "epochs": 10},
     "pautov2024": {"queries": 20, "proxies": 8},
     "randmark": {
         **{"images": 12, "bits": 8, "steps": 150, "batch": 8, "lr": 3e-3, "codec_lr": 1e-2},
