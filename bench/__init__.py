@@ -415,6 +415,7 @@ def _owner_and_images(
 ) -> tuple[VisionModel, tuple[Images, Images]]:
     """Load an owner's model and images, those to work with and those held out."""
     from bench.data import manifest
+    from bench.data.settings import described
     from bench.runs.claims import claim
     from bench.runs.owners import load_owner
     from bench.suite.owners import weights_file
@@ -423,7 +424,7 @@ def _owner_and_images(
     owner = load_owner(named, weights_file(named, root) if named.from_file else None)
     for told in owner.notes.get("weights", []):
         note(f"{named.name}: {told}")
-    listed = manifest.read("images", claim.described(images, labels), root)
+    listed = manifest.read("images", described(images, labels, root), root)
     for told in listed.notes:
         note(f"images: {told}")
     return owner, claim.owners_images(listed, owner.preprocess)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.cli.parser import OK, USERS_MISTAKE, Command, a_suite
-from bench.records.nouns import Sizes, UserError, how_many
+from bench.records.nouns import Sizes, UserError, how_many, shown
 from bench.records.table import wide_console
 
 if TYPE_CHECKING:
@@ -57,7 +57,8 @@ def check_suite(arguments: argparse.Namespace) -> int:
         nonlocal missing
         missing += isinstance(found, UserError)
         mark = mark or ("missing" if isinstance(found, UserError) else "ok")
-        console.print(f"{mark:8} {what}: {found}", markup=False, highlight=False, soft_wrap=True)
+        told = shown(f"{mark:8} {what}: {found}")
+        console.print(told, markup=False, highlight=False, soft_wrap=True)
 
     models = [("owner", owner) for owner in loaded.owners]
     models += [("innocent", model) for model in loaded.innocents.models]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bench.cli import reporting
-from bench.cli.parser import OK, Command, a_device, data_root, threads, which_weights
+from bench.cli.parser import OK, Command, a_device, a_model, data_root, threads
 from bench.records.nouns import Access, Passes, Sizes, UserError, how_many
 from bench.records.settings import SettingError, nearest
 from bench.records.table import NOTHING, Table, markdown, print_table, wide_console, write_tables
@@ -342,7 +342,7 @@ def explain(arguments: argparse.Namespace) -> int:
     known = [name for registry in registries for name in registry.names()]
     raise UserError(
         f"no method, attack or accuser '{arguments.name}'{nearest(arguments.name, known)}; see "
-        "`bench list methods` and `bench list attacks`"
+        "`bench list methods`, `bench list attacks` and `bench list accusers`"
     )
 
 
@@ -389,10 +389,8 @@ def _known_models() -> Table:
 
 
 def _profile_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("model", help="mini or LIBRARY:NAME, see `bench list models`")
-    command.add_argument("--weights", default="hub", help="hub (default), random or a file")
-    which_weights(command)
-    command.add_argument("--images", default="photos", help="photos (default) or a folder")
+    a_model(command)
+    command.add_argument("--images", default="photos", help="photos (default), digits or a folder")
     command.add_argument(
         "--count", type=int, default=100, help="images (default 100, as the paper)"
     )
@@ -410,7 +408,7 @@ def profile_model(arguments: argparse.Namespace) -> int:
 
     from bench.data import manifest
     from bench.data.images import load
-    from bench.data.settings import DataSettings
+    from bench.data.settings import described
     from bench.runs.machine import find_device, pin_threads, usable_cores
     from bench.runs.owners import load_owner
     from bench.suite.owners import owner_of, weights_file
@@ -421,14 +419,11 @@ def profile_model(arguments: argparse.Namespace) -> int:
     pin_threads(arguments.threads or usable_cores())
     device = find_device(arguments.device)
     given = arguments.model, arguments.weights, arguments.pretrained
-    owner = owner_of(*given, entry=arguments.entry)
+    owner = owner_of(*given, arguments.image_size, arguments.entry)
     file = weights_file(owner, arguments.data) if owner.from_file else None
     model = load_owner(owner, file)
-    if arguments.images == "photos":
-        settings = DataSettings("photos")
-    else:
-        settings = DataSettings("folder", path=arguments.images)
-    listed = manifest.read("images", settings, arguments.data)
+    settings = described(arguments.images, data_dir=arguments.data)
+    listed = manifest.read("images", settings, arguments.data or Path())
     for told in model.notes.get("weights", []):
         print(f"{owner.name}: {told}")
     for told in listed.notes:

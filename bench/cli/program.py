@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from bench.cli.sampling import SAMPLE
 from bench.cli.shell.beginning import INIT
 from bench.cli.shell.completion import COMPLETION
 from bench.cli.shell.schema import SCHEMA
-from bench.records.nouns import Incompatible, UserError
+from bench.records.nouns import Incompatible, UserError, shown
 
 COMMANDS: tuple[Command, ...] = (
     *(RUN, PLAN, REPORT, LEADERBOARD, COMPARE, VERIFY_RESULTS, PERF, LIST, CHECK),
@@ -28,17 +29,21 @@ COMMANDS: tuple[Command, ...] = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status; a user's mistake is one line on stderr."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of files need be no text, nor in its code
+            stream.reconfigure(errors="backslashreplace")
     arguments = parser(COMMANDS).parse_args(argv)
     try:
         status: int = arguments.carry_out(arguments)
     except (UserError, Incompatible) as error:
-        print(f"bench: {error}", file=sys.stderr)
+        print(f"bench: {shown(str(error))}", file=sys.stderr)
         return USERS_MISTAKE
     except BrokenPipeError:  # `bench list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
     except OSError as error:  # a full disk, a folder nobody may write to
-        print(f"bench: {error.filename or 'system'}: {error.strerror or error}", file=sys.stderr)
+        told = f"{error.filename or 'system'}: {error.strerror or error}"
+        print(f"bench: {shown(told)}", file=sys.stderr)
         return USERS_MISTAKE
     except KeyboardInterrupt:
         print("bench: interrupted; what was finished is kept, run again to go on", file=sys.stderr)

@@ -168,7 +168,8 @@ def _home(arguments: argparse.Namespace) -> Path:
     """Return the folder of a suite's results, which is named or follows from the suite's name."""
     given: Path = arguments.suite
     if given.suffix not in (".yaml", ".yml"):
-        return given
+        named: Path = arguments.results / given  # as `bench run demo` has called them
+        return named if not given.exists() and named.is_dir() else given
     from bench.suite import reader
 
     try:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import stat
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from bench.data.item import Item, Listing, Part
 from bench.data.settings import DataSettings, Loader
 from bench.records.files import file_digest
 from bench.records.nouns import UserError, digest
+from bench.records.settings import nearest
 
 MASKS_IN = (".png", ".tif", ".tiff", ".bmp", ".tga", ".pgm", ".ppm", ".pnm")
 """What a file of masks is called: kinds that keep every id, as JPEG does not."""
@@ -26,8 +28,15 @@ EXTENSIONS = frozenset(
 LEFTOVERS = frozenset({"__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN"})
 """Folders that archivers and file systems leave behind; so are all names with a leading dot."""
 
+PACKED = frozenset({".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar"})
+"""What a file is called that holds a folder."""
+
 PARTS = frozenset(["train", "training", "test", "testing", "val", "valid", "validation", "check"])
 """Names of folders that divide a data set, and are hardly ever those of all its classes."""
+
+
+MOST_WAYS = 256
+"""Ways by which links may lead to one folder; more is a net of links, which has no end."""
 
 
 def root_of(name: str, path: str, data_dir: Path | None) -> Path:
@@ -35,12 +44,21 @@ def root_of(name: str, path: str, data_dir: Path | None) -> Path:
     root = Path(path).expanduser() if data_dir is None else data_dir / Path(path).expanduser()
     if not root.is_absolute() and data_dir is None:
         raise UserError(f"data '{name}': give --data DIR or set BENCH_DATA to find '{path}'")
+    if root.is_file():
+        way_out = "unpack it" if root.suffix.lower() in PACKED else "name the folder it lies in"
+        raise UserError(f"data '{name}': expected a folder, got a file at {root}; {way_out}")
     if not root.is_dir():
         raise UserError(
-            f"data '{name}': expected a folder, found none at {root}; "
+            f"data '{name}': expected a folder, found none at {root}{_folder_near(root)}; "
             "--data DIR or BENCH_DATA sets where relative paths start"
         )
     return root
+
+
+def _folder_near(root: Path) -> str:
+    """Ask whether a folder of a name near this one was meant, if one stands beside it."""
+    above = root.parent
+    return nearest(root.name, _folders(above)) if above.is_dir() else ""
 
 
 def _folder(name: str, settings: DataSettings, root: Path) -> Listing:
@@ -143,7 +161,11 @@ def _known(extensions: Iterable[str]) -> str:
 def _masks(name: str, settings: DataSettings, root: Path) -> Listing:
     absent = [part for part in ("images", "masks") if not (root / part).is_dir()]
     if absent:
-        raise UserError(f"data '{name}': expected images/ and masks/ in {root}, no {absent[0]}/")
+        got = ", ".join(f"{folder}/" for folder in _folders(root)[:5]) or "no folder"
+        raise UserError(
+            f"data '{name}': expected images/ and masks/ in {root}, no {absent[0]}/, got {got}; "
+            "rename it"
+        )
     listed = _class_folders(name, root / "images", False)
     if listed.classes:
         got = listed.classes[0]
@@ -153,7 +175,7 @@ def _masks(name: str, settings: DataSettings, root: Path) -> Listing:
     there = _masks_by_stem(name, root / "masks")
     stems = [file.with_suffix("").as_posix() for file in files]
     masks = [f"masks/{there.get(stem, f'{stem}.png')}" for stem in stems]
-    refuse_lost(name, root, masks, "a mask for every image")
+    refuse_lost(name, root, masks, "a mask for every image", _no_masks(root, stems, there))
     items = tuple(
         replace(item, file=f"images/{item.file}", mask=mask)
         for item, mask in zip(listed.items, masks, strict=True)
@@ -164,6 +186,16 @@ def _masks(name: str, settings: DataSettings, root: Path) -> Listing:
         first = there[spare[0]]
         notes += (f"passed over {len(spare)} masks without an image, such as {first}",)
     return Listing(items, tuple(map(str, range(settings.classes or 0))), content, notes=notes)
+
+
+def _no_masks(root: Path, stems: Sequence[str], there: Mapping[str, str]) -> str:
+    """Say what lies among masks in the place of the first one that is not there, if anything."""
+    lacking = next((Path(stem).name for stem in stems if stem not in there), None)
+    if lacking is None:
+        return ""
+    others = sorted(path.name for path in (root / "masks").rglob(f"{glob.escape(lacking)}[!0-9]*"))
+    way_out = f"masks are called like their images, and end in {_known(MASKS_IN)}"
+    return f", got {others[0]}; {way_out}" if others else ""
 
 
 def _masks_by_stem(name: str, root: Path) -> dict[str, str]:
@@ -202,13 +234,15 @@ def lines(name: str, root: Path, file: Path) -> list[tuple[int, str]]:
     return found
 
 
-def refuse_lost(name: str, root: Path, files: Sequence[str], wanted: str) -> None:
-    """Refuse a data set some of whose files are missing; say how many."""
+def refuse_lost(
+    name: str, root: Path, files: Sequence[str], wanted: str, instead: str = ""
+) -> None:
+    """Refuse a data set some of whose files are missing; say how many, and what was found."""
     lost = [file for file in files if not (root / file).is_file()]
     if lost:
         raise UserError(
             f"data '{name}': expected {wanted}, found no {lost[0]} "
-            f"({len(lost)} of {len(files)} missing)"
+            f"({len(lost)} of {len(files)} missing){instead}"
         )
 
 
@@ -229,13 +263,24 @@ def images_under(name: str, root: Path) -> Iterator[Path]:
     return (path for path in _walk(name, root) if _is_image(path))
 
 
-def _walk(name: str, root: Path, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[Path]:
+Mark = tuple[int, int]
+"""What tells folders apart, whatever they are called: a device, and a number on it."""
+
+
+def _walk(
+    name: str,
+    root: Path,
+    above: frozenset[Mark] = frozenset(),
+    met: Counter[Mark] | None = None,
+) -> Iterator[Path]:
     """Yield every file below a folder, links followed but into no loop, and what is hidden as such.
 
     Raises:
-        UserError: a folder may not be read; an image is empty, no file, or a link to nowhere.
+        UserError: a folder may not be read, or links lead to it without end; an image is empty, no
+            file, or a link to nowhere.
 
     """
+    met = Counter() if met is None else met
     try:
         known = root.stat()
         entries = sorted(os.scandir(root), key=lambda entry: entry.name)
@@ -244,14 +289,27 @@ def _walk(name: str, root: Path, above: frozenset[tuple[int, int]] = frozenset()
     mark = (known.st_dev, known.st_ino)
     if mark in above:
         return
+    met[mark] += 1
+    if met[mark] > MOST_WAYS:
+        raise UserError(
+            f"data '{name}': {root}: expected few links to one folder, got more than {MOST_WAYS} "
+            "ways to it; remove links between folders"
+        )
     for entry in entries:
         path = Path(entry.path)
-        if not _is_hidden(entry.name) and entry.is_dir():
-            yield from _walk(name, path, above | {mark})
+        if not _is_hidden(entry.name) and _is_folder(entry):
+            yield from _walk(name, path, above | {mark}, met)
             continue
         if _is_image(path):
             _refuse_no_file(name, path)
         yield path
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself: what it is called says whether an image was expected
+        return False
 
 
 def _is_hidden(name: str) -> bool:

@@ -6,7 +6,9 @@ import dataclasses
 import functools
 import math
 import os
+import re
 import struct
+import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +21,7 @@ from typing import Literal, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, TiffImagePlugin
+from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -27,11 +29,14 @@ from torch import Tensor
 from bench.data.item import IGNORE, Item, Picture
 from bench.data.manifest import Manifest
 from bench.data.settings import LOADERS
-from bench.records.files import write_atomically
-from bench.records.nouns import UserError, digest
+from bench.records.files import stands_for, write_atomically
+from bench.records.nouns import UserError, digest, first_line
 
 RESAMPLE = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
+
+LARGEST = 1 << 24
+"""Pixels that are resampled to keep some of them; a longer thread is first cut, then resampled."""
 
 PIXELS = 2
 """Rises when the same files and the same preprocessing would give other pixels."""
@@ -159,7 +164,8 @@ def _decode(
         if picture.mask is not None:
             masks[row] = _fit(picture.mask, how, ids=True)
 
-    with ThreadPoolExecutor(workers) as threads:
+    # Pillow warns of a torn tag, and of a size that it opens all the same: nothing to act upon.
+    with warnings.catch_warnings(action="ignore"), ThreadPoolExecutor(workers) as threads:
         for _ in threads.map(fill, range(len(items))):
             pass  # drawing the results raises what a thread raised
     found = {"pixels": torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()}  # (n, 3, h, w)
@@ -243,18 +249,34 @@ def _decoding(path: Path, name: str) -> Iterator[None]:
         yield
     except UserError:  # said already, and a ValueError
         raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        size = int(next(iter(re.findall(r"\d+", str(error))), 0))
+        raise UserError(
+            f"{name}: expected an image of {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels at most, "
+            f"got one that says it has {size:,}: a decompression bomb, or to be made smaller"
+        ) from None
     except _DAMAGED as error:
-        reason = str(error).replace(str(path), path.name).partition("\n")[0]
-        kind = type(error).__name__
-        raise UserError(f"{name}: expected an image, cannot decode it ({reason or kind})") from None
+        raise UserError(f"{name}: expected an image, {_instead(path, error)}") from None
+
+
+def _instead(path: Path, error: Exception) -> str:
+    """Say what lies in the place of an image, or why it cannot be decoded; and the way out."""
+    try:
+        what = stands_for(path)
+    except OSError:  # it cannot be read at all, as the error says
+        what = ""
+    if what:
+        return f"got {what}"
+    named = isinstance(error, UnidentifiedImageError)  # names the whole path, and nothing else
+    reason = "of no kind that is known" if named else first_line(error)
+    return f"cannot decode it ({reason}); copy it again, or save it as PNG"
 
 
 _DAMAGED = (
     *(OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, ArithmeticError),
     *(AttributeError, struct.error, zlib.error, MemoryError),
-    *(Image.DecompressionBombError, Image.DecompressionBombWarning),
 )
-"""What Pillow says of a damaged file, and of one that is larger than it opens."""
+"""What Pillow says of a damaged file."""
 
 
 def _masked(manifest: Manifest, item: Item) -> Picture:
@@ -354,7 +376,7 @@ def _fit(image: Image.Image, how: Preprocess, ids: bool = False) -> NDArray[np.u
     high, wide = how.resized(image.height, image.width)
     left, top = (_start(full, cut) for full, cut in ((wide, how.size[1]), (high, how.size[0])))
     right, bottom = min(left + how.size[1], wide), min(top + how.size[0], high)
-    if high * wide <= (Image.MAX_IMAGE_PIXELS or math.inf):
+    if high * wide <= LARGEST:
         kept = image.resize((wide, high), chosen).crop((left, top, right, bottom))
     else:  # a thread of an image: the same up to rounding, without gigabytes that are cut away
         x, y = image.width / wide, image.height / high

@@ -138,9 +138,11 @@ def split(manifest: Manifest) -> Pools:
 
 def _cut(manifest: Manifest, sources: Sequence[str], share: float) -> tuple[list[str], list[str]]:
     if len(sources) < 2:
+        files, alike = len(manifest.items), len({item.source for item in manifest.items})
+        of = f" (of {files} images, {alike} of them different)" if alike < files else ""
         raise UserError(
             f"data '{manifest.name}': expected two sources or more in every share to be divided, "
-            f"got {len(sources)}; add images or change owner_share and held_out"
+            f"got {len(sources)}{of}; add images or change owner_share and held_out"
         )
     first = min(max(round(share * len(sources)), 1), len(sources) - 1)
     return list(sources[:first]), list(sources[first:])

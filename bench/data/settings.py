@@ -11,6 +11,7 @@ from bench.data.item import IGNORE, Listing
 from bench.data.published import DATA_SETS, DataSet
 from bench.records.nouns import UserError
 from bench.records.plugins import Values
+from bench.records.settings import nearest
 
 Setting = Literal["classes", "ignore_index", "targets", "dataset"]
 """A setting that some loaders take; the others go with any."""
@@ -95,7 +96,8 @@ class DataSettings:
             known = ", ".join(DATA_SETS)
             raise UserError(f"dataset: expected one of {known}, got '{self.dataset}'")
         if "classes" in loader.takes and not 2 <= (self.classes or 0) <= IGNORE:
-            raise UserError(f"classes: expected how many ids masks hold, got {self.classes}")
+            got = "none" if self.classes is None else self.classes
+            raise UserError(f"classes: expected how many ids masks hold, 2 to {IGNORE}, got {got}")
         given: dict[Setting, bool] = {
             "classes": self.classes is not None,
             "ignore_index": self.ignore_index is not None,
@@ -121,3 +123,24 @@ class DataSettings:
         """Return the published data set that this is, if it is one."""
         known = LOADERS.get(self.loader).published
         return known if self.dataset is None else DATA_SETS[self.dataset]
+
+
+EMBEDDED = ("photos", "digits")
+"""Data sets that come with the packages, by the names that stand for them beside a folder's."""
+
+
+def described(
+    images: str, labels: Literal["none", "sorted"] = "none", data_dir: Path | None = None
+) -> DataSettings:
+    """Return the data set that somebody names in a word: an embedded one, or a folder.
+
+    Raises:
+        UserError: it is neither, and the nearest name is asked for.
+
+    """
+    if images in EMBEDDED:
+        return DataSettings(images)
+    near = nearest(images, EMBEDDED)
+    if near and not ((data_dir or Path()) / Path(images).expanduser()).is_dir():
+        raise UserError(f"--images: expected a folder, photos or digits, got '{images}'{near}")
+    return DataSettings("folder", path=images, labels=labels)

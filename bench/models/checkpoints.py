@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import pickle
 import struct
 import warnings
@@ -16,7 +17,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from bench.records.files import stands_for
 from bench.records.nouns import UserError, first_line
+from bench.records.settings import nearest
 
 AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
 """Keys of weights averaged over training. Of these and others timm, too, takes the average."""
@@ -34,11 +37,10 @@ OTHERS = {
     b"\x89HDF": "an HDF5 file",
     b"GGUF": "a GGUF file of quantised weights",
     b"\x93NUMPY": "a NumPy array",
-    b"\x1f\x8b": "a gzip archive",
-    b"BZh": "a bzip2 archive",
-    b"\xfd7zXZ": "an xz archive",
-    b"7z\xbc\xaf": "a 7z archive",
-    b"Rar!": "a RAR archive",
+    b"\x89PNG": "a picture (PNG)",
+    b"\xff\xd8\xff": "a picture (JPEG)",
+    b"GIF8": "a picture (GIF)",
+    b"RIFF": "a picture or a recording (RIFF)",
 }
 """What files that are no weights of PyTorch begin with, and what they are."""
 
@@ -109,21 +111,20 @@ def _refuse_what_is_no_checkpoint(file: Path) -> None:
         holds = f", which holds {listed(inside)}" if inside else ""
         raise UserError(f"{file.name}: expected a file of weights, got a folder{holds}; name one")
     if not file.is_file():
-        raise UserError(f"expected weights at {file}, found no such file")
-    if file.suffix == ".json":
+        what = "what is no file" if os.path.lexists(file) else f"no such file{_beside(file)}"
+        raise UserError(f"expected weights at {file}, found {what}")
+    if file.name.endswith(".index.json"):
         raise UserError(
             f"{file.name}: expected a file of weights, got an index of several; save the model's "
             "state_dict() as one safetensors file"
         )
+    if what := stands_for(file):
+        raise UserError(f"{file.name}: expected weights, got {what}")
     with file.open("rb") as opened:
-        start = opened.read(256)
-    if start.startswith(b"version https://git-lfs"):
-        raise UserError(
-            f"{file.name}: expected weights, got Git LFS's pointer to them; fetch them with "
-            "`git lfs pull`"
-        )
-    if what := _other(start):
-        raise UserError(f"{file.name}: expected weights, got {what}; fetch them again")
+        start = opened.read(8)
+    for sign, what in OTHERS.items():
+        if start.startswith(sign):
+            raise UserError(f"{file.name}: expected weights, got {what}; name the file of weights")
     if start.startswith(b"PK") and zipfile.is_zipfile(file):
         try:
             with zipfile.ZipFile(file) as archive:
@@ -143,26 +144,18 @@ def _refuse_other_archives(origin: str, inside: Sequence[str]) -> None:
             f"{origin}: expected tensors only, got a TorchScript program, which is not "
             "run; save its state_dict() as safetensors"
         )
-    if inside and not any(name.endswith("data.pkl") for name in inside):
+    if not any(name.endswith("data.pkl") for name in inside):
+        what = f"an archive of {listed(inside)}" if inside else "an empty archive"
         raise UserError(
-            f"{origin}: expected a PyTorch checkpoint, got an archive of {listed(inside)}; unpack "
-            "it and name the file of weights in it"
+            f"{origin}: expected a PyTorch checkpoint, got {what}; unpack it and name the file of "
+            "weights in it"
         )
 
 
-def _other(start: bytes) -> str:
-    """Name what a file is that begins so, where it is known to be no weights; else empty."""
-    for sign, what in OTHERS.items():
-        if start.startswith(sign):
-            return what
-    text = start.lstrip(b"\xef\xbb\xbf").decode(errors="replace").strip()
-    if not text or not all(letter.isprintable() or letter.isspace() for letter in text[:-3]):
-        return ""
-    if "\N{REPLACEMENT CHARACTER}" in text[:-3]:  # a letter may be cut in two at the end
-        return ""
-    if text.startswith("<"):
-        return "a web page"
-    return f"a text ({text.splitlines()[0][:40]!r})"
+def _beside(file: Path) -> str:
+    """Ask whether a file of a name near this one was meant, if its folder holds one."""
+    folder = file.parent
+    return nearest(file.name, [path.name for path in folder.iterdir()]) if folder.is_dir() else ""
 
 
 def _begins_as_pytorch(file: Path) -> bool:

@@ -10,6 +10,7 @@ import contextlib
 import copy
 import dataclasses
 import functools
+import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -354,7 +355,8 @@ def refuse_no_compiler(device: torch.device) -> None:
     """
     try:
         torch.compile(lambda x: x.sin() + 1)(torch.zeros(2, device=device))
-    except Exception as error:  # dynamo and its backends have many families of errors
+    # Errors of dynamo and of its backends are RuntimeErrors; the others are of the tools they call.
+    except (RuntimeError, OSError, ImportError, subprocess.SubprocessError) as error:
         raise UserError(
             f"--compile: expected a compiler that PyTorch can use ({first_line(error)}); install "
             "g++ (on a GPU: Triton, too), or leave --compile out"

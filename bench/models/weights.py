@@ -158,7 +158,7 @@ def load_weights(file: Path, architecture: Architecture, entry: str | None = Non
             f"another architecture's weights (unknown {listed(spare)}); {WAY_OUT}"
         )
     taken = LIBRARIES.get(architecture.library).assumed(architecture)
-    notes = [*read.notes, *chosen, *fitted.notes, *([taken] if taken else [])]
+    notes = [*read.notes, *chosen, *fitted.notes, *_rounded(fitted), *([taken] if taken else [])]
     if architecture.head and model is bare:
         if architecture.classes is not None:
             raise _other_classes(file.name, whole, given)
@@ -193,6 +193,13 @@ def _fitted(model: VisionModel, given: Mapping[str, Tensor]) -> _Fitted | None:
     if plain is not None and not _unknown(plain):
         return plain
     return _converted(model, given) or plain
+
+
+def _rounded(fitted: _Fitted) -> list[str]:
+    """Say that weights come in fewer bits than they are read in: they are no longer the owner's."""
+    short = {v.dtype for v in fitted.ours.values() if v.dtype.is_floating_point and v.itemsize < 4}
+    names = sorted(str(dtype).removeprefix("torch.") for dtype in short)
+    return [f"weights in {' and '.join(names)} are read in float32"] if names else []
 
 
 def _unknown(fitted: _Fitted) -> list[str]:

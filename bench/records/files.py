@@ -1,4 +1,4 @@
-"""Write files whole or not at all, and name them by their bytes."""
+"""Write files whole or not at all, and name them, and what they are, by their bytes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,19 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+ARCHIVES = {
+    b"\x1f\x8b": "a gzip archive",
+    b"BZh": "a bzip2 archive",
+    b"\xfd7zXZ": "an xz archive",
+    b"7z\xbc\xaf": "a 7z archive",
+    b"Rar!": "a RAR archive",
+    b"%PDF-": "a PDF document",
+}
+"""What files begin with that are neither pictures nor weights, and what they are."""
+
+STARTS = 256
+"""Bytes of a file that are looked at to tell what it is."""
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -26,7 +39,7 @@ def written_whole(path: Path) -> Iterator[Path]:
         yield Path(name)
         os.chmod(name, 0o644)  # mkstemp's 0600 would lock out the others on a shared store
         os.replace(name, path)
-    except BaseException:
+    except BaseException:  # interrupted or killed as well: nothing half-written may lie about
         Path(name).unlink(missing_ok=True)
         raise
 
@@ -35,3 +48,33 @@ def file_digest(path: Path) -> str:
     """Return the SHA-256 of a file's bytes, 64 hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def stands_for(file: Path) -> str:
+    """Say what lies in the place of a picture or of weights, with the way out; nothing if unknown.
+
+    That is what a download leaves that went wrong, or a clone without Git LFS, by the first bytes.
+    """
+    with file.open("rb") as opened:
+        start = opened.read(STARTS)
+    if not start:
+        return "an empty file; copy it again"
+    if start.startswith(b"version https://git-lfs"):
+        return "Git LFS's pointer to it; fetch it with `git lfs pull`"
+    if what := next((what for sign, what in ARCHIVES.items() if start.startswith(sign)), ""):
+        return f"{what}; unpack it, or fetch it again"
+    return f"{what}; fetch it again" if (what := _text(start)) else ""
+
+
+def _text(start: bytes) -> str:
+    """Name a text by its beginning, or as a web page; empty if this is no text."""
+    plain = start.lstrip(b"\xef\xbb\xbf")
+    # A letter may be cut in two where the look at the file ends.
+    kept = 3 if len(start) == STARTS else 0
+    text = plain.decode(errors="replace").strip()
+    body = text[: len(text) - kept]
+    if not body or "\N{REPLACEMENT CHARACTER}" in body:
+        return ""
+    if not all(letter.isprintable() or letter.isspace() for letter in body):
+        return ""
+    return "a web page" if text.startswith("<") else f"a text ({text.splitlines()[0][:40]!r})"

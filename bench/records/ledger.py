@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import difflib
 import gc
 import json
 import marshal
@@ -31,6 +32,7 @@ from bench.records.nouns import (
     UserError,
     canonical,
 )
+from bench.records.settings import nearest
 
 T = TypeVar("T")
 
@@ -252,7 +254,7 @@ def read_outline(path: Path) -> Outline:
         data = path.read_bytes()
     except OSError as error:
         hint = f"{error.strerror}; `bench run` writes it, give the folder it wrote to"
-        raise UserError(f"{path}: {hint}") from None
+        raise UserError(f"{path}: {hint}{results_near(path.parent)}") from None
     try:
         value = _parsed(data)
     except ValueError as error:
@@ -269,6 +271,22 @@ def read_outline(path: Path) -> Outline:
             hint = f"expected cells made of numbered specs ({error}); run the suite again"
             raise UserError(f"{path}: {hint}") from None
     return _validated(_OUTLINE, outline, str(path))
+
+
+def results_near(folder: Path) -> str:
+    """Ask for the folder of results whose name is nearest to this one, in which there are none."""
+    above = next((p for p in folder.parents if p.is_dir()), Path())
+    above = Path("results") if above == Path() else above
+    if above.absolute() == Path(above.absolute().anchor):
+        return ""  # nobody waits for a whole disk to be searched
+    # Suites write into results, we publish one folder further down.
+    files = [*above.glob("*/suite.json"), *above.glob("*/*/suite.json")]
+    known = {file.parent.as_posix(): file.parent.name for file in sorted(files)}
+    if found := nearest(folder.as_posix(), [*known]):
+        return found
+    named = {name: path for path, name in reversed(known.items())}
+    close = difflib.get_close_matches(folder.name, named, n=1)
+    return f"; did you mean '{named[close[0]]}'?" if close else ""
 
 
 def _fields(value: Outline | Cell) -> dict[str, Json]:

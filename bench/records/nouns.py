@@ -38,6 +38,11 @@ def first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:300]
 
 
+def shown(text: str) -> str:
+    """Return a text as one line that prints: what a name of a file may hold else is escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def how_many(n: int, one: str, many: str = "") -> str:
     """Write a count with its noun, of which `many` is the plural unless that is made with an s."""
     return f"{n} {one if n == 1 else many or f'{one}s'}"

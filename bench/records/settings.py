@@ -179,9 +179,17 @@ def _expected(error: ErrorDetails) -> str:
 
 
 def nearest(name: str, names: Sequence[str]) -> str:
-    """Ask whether the nearest of these names was meant; nothing if none is near."""
-    near = difflib.get_close_matches(name, names, n=1)
-    return f"; did you mean '{near[0]}'?" if near else ""
+    """Ask whether the nearest of these names was meant; nothing if none is near.
+
+    Capitals do not count, and a part of a name may stand for it: l1 for prune.l1.
+    """
+    meant = name.casefold()
+    whole = {known.casefold(): known for known in reversed(names)}
+    parts = {part: known for known in reversed(names) for part in known.casefold().split(".")}
+    for words in (whole, parts):
+        if near := difflib.get_close_matches(meant, words, n=1):
+            return f"; did you mean '{words[near[0]]}'?"
+    return ""
 
 
 CPU_INFO = Path("/proc/cpuinfo")

@@ -230,7 +230,9 @@ def verify(folder: Path) -> tuple[Checked, ...]:
 
     """
     if not folder.is_dir():
-        raise UserError(f"expected a folder of results, found none at {folder}")
+        raise UserError(
+            f"expected a folder of results, found none at {folder}{ledger.results_near(folder)}"
+        )
     root, outline = folder.parent / ".store", folder / "suite.json"
     index = _StoreIndex(Store(root)) if root.is_dir() else None
     asked: dict[str, Cell] = {}

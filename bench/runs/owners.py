@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +11,7 @@ import torch
 
 from bench.models.building import blank, build, randomised
 from bench.models.heads import Head
-from bench.models.libraries import EMBEDDED, LIBRARIES, Place
+from bench.models.libraries import EMBEDDED, LIBRARIES, Place, hub
 from bench.models.vision import Architecture, VisionModel
 from bench.models.weights import Loaded, load_weights, refuse_infinite
 from bench.records.nouns import Json, UserError, first_line, how_many
@@ -23,10 +21,6 @@ from bench.suite.todo import start
 if TYPE_CHECKING:
     from bench.suite.graph import Plan
     from bench.suite.owners import OwnerSettings
-
-
-PATIENCE = 10.0
-"""Seconds the model hub has to answer at all."""
 
 
 def load_owner(owner: OwnerSettings, file: Path | None) -> VisionModel:
@@ -86,7 +80,7 @@ def fetch(place: Place) -> None:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
 
-    if not _hub_answers():  # its client would go on trying for most of a minute
+    if not hub.answers():
         raise UserError(f"{place.repository}: expected weights on the hub, which does not answer")
     said = ""
     for file in place.files:
@@ -94,7 +88,7 @@ def fetch(place: Place) -> None:
             hf_hub_download(place.repository, file, revision=place.revision)
         except EntryNotFoundError as error:
             said = first_line(error)
-        except Exception as error:  # the hub's client raises whatever its transport does
+        except hub.failures() as error:
             said = f"{type(error).__name__}: {first_line(error)}"
             break
         else:
@@ -149,42 +143,19 @@ def architecture_at(plan: Plan, key: str) -> Architecture:
 
 
 def _from_hub(architecture: Architecture, revision: str | None) -> VisionModel:
-    answers = _hub_answers()
+    answers = hub.answers()
     try:
-        with _cache_only(not answers):
+        with hub.cache_only(not answers):
             return build(architecture, pretrained=True, revision=revision)
     except UserError:
         raise
-    except Exception as error:  # the hub's client raises whatever its transport does
+    except hub.failures() as error:
         silent = "the hub does not answer and there is no copy of them here"
         reason = f"{type(error).__name__}: {first_line(error)}" if answers else silent
         raise UserError(
             f"{architecture.library} {architecture.name}: expected weights from the model hub, "
             f"could not get them ({reason}); give a file as `weights:`"
         ) from None
-
-
-def _hub_answers() -> bool:
-    from huggingface_hub import constants, get_session
-
-    try:
-        get_session().head(constants.ENDPOINT, timeout=PATIENCE)
-    except Exception:  # its transport, httpx or requests, has its own families of errors
-        return False
-    return True
-
-
-@contextmanager
-def _cache_only(offline: bool) -> Iterator[None]:
-    """Send the hub's client straight to its cache: on its own it retries for most of a minute."""
-    from huggingface_hub import constants
-
-    before = constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = before or offline
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = before
 
 
 def called(owner: OwnerSettings) -> str:

@@ -41,7 +41,7 @@ def _run(
             note(told)
             try:
                 check(plugin)
-            except Exception as error:
+            except Exception as error:  # whichever it is, it is raised again
                 error.add_note(f"{plugin}: {told}")
                 raise
     finally:

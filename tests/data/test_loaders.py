@@ -170,7 +170,7 @@ def test_a_trimap_of_other_ids_and_a_picture_that_is_none_are_named(root):
     with pytest.raises(UserError, match=r"Breed_0_0\.png: expected ids 1, 2, 3, got 9"):
         images.load(listed, [0], SMALL)
     (root / "pets" / listed.items[1].file).write_bytes(b"<html>not found</html>")
-    with pytest.raises(UserError, match=r"Breed_0_1\.jpg: expected an image, cannot decode it"):
+    with pytest.raises(UserError, match=r"Breed_0_1\.jpg: expected an image, got a web page"):
         images.load(read("set", PETS, root), [1], SMALL)
 
 

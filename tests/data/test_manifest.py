@@ -135,8 +135,8 @@ def test_the_digest_changes_with_the_masks_and_what_their_ids_mean(tmp_path):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (PAIRS[:12], r"expected images/ and masks/ in .*, no masks/$"),
-        (PAIRS[12:], r"expected images/ and masks/ in .*, no images/$"),
+        (PAIRS[:12], r"expected images/ and masks/ in .*, no masks/, got images/; rename it$"),
+        (PAIRS[12:], r"expected images/ and masks/ in .*, no images/, got masks/; rename it$"),
         ([*PAIRS, "images/extra.jpg"], r"no masks/extra\.png \(1 of 13 missing\)"),
         ([f"images/hat/{i}.jpg" for i in range(4)] + PAIRS[12:], "without class folders"),
     ],
@@ -284,7 +284,7 @@ WRONG_SETTINGS = [
     ({"loader": "digits", "path": "x"}, "path: expected none"),
     ({"loader": "digit-scenes", "path": "x"}, "path: expected none"),
     ({"loader": "masks", "classes": 3}, "path: expected a folder"),
-    ({"loader": "masks", "path": "x"}, "classes: expected .*, got None"),
+    ({"loader": "masks", "path": "x"}, "classes: expected .*, got none"),
     ({"loader": "masks", "path": "x", "classes": 1}, "classes: expected .*, got 1"),
     ({"loader": "masks", "path": "x", "classes": 256}, "classes: expected .*, got 256"),
     ({"loader": "digits", "classes": 3}, "classes: expected none"),

@@ -417,19 +417,19 @@ def test_what_is_no_file_of_weights_says_what_it_is(tmp_path, raw):
     save_file(raw, tmp_path / "folder" / "model.safetensors")
     refused(tmp_path / "folder", r"got a folder, which holds 'model\.safetensors'; name one")
     (tmp_path / "pointer.pth").write_text("version https://git-lfs.github.com/spec/v1\noid sha2\n")
-    refused(tmp_path / "pointer.pth", "got Git LFS's pointer to them")
+    refused(tmp_path / "pointer.pth", "got Git LFS's pointer to it")
     (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {}}')
     refused(tmp_path / "model.safetensors.index.json", "got an index of several")
     save_file({}, tmp_path / "none.safetensors")
     refused(tmp_path / "none.safetensors", "expected a state dict, got an empty one")
     (tmp_path / "zero.safetensors").write_bytes(b"")
-    refused(tmp_path / "zero.safetensors", "expected a safetensors file, got a damaged one")
+    refused(tmp_path / "zero.safetensors", "expected weights, got an empty file; copy it again")
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"<!DOCTYPE html>\n<html><body>404</body></html>", "got a web page; fetch them again"),
+        (b"<!DOCTYPE html>\n<html><body>404</body></html>", "got a web page; fetch it again"),
         (b"\xef\xbb\xbf\n<html>", "got a web page"),
         (b'{"error": "Repository not found"}', "got a text .*Repository not found"),
         (b"Invalid username or password.", "got a text .'Invalid username or password"),

@@ -9,6 +9,7 @@ from commands import bench
 
 from bench import testing
 from bench.data import manifest
+from bench.data.settings import DataSettings
 from bench.models.vision import Architecture
 from bench.records.nouns import Spec, UserError
 from bench.runs.claims import claim, commitment
@@ -141,7 +142,7 @@ def test_protect_registers_and_verify_holds_a_key_to_its_registry(tmp_path, regi
     key, owner = read(file), testing.owner()
     assert key.bound["rule"] == "cosine >= 0.9"
     pools = claim.owners_images(
-        manifest.read("images", claim.described("photos"), None), owner.preprocess
+        manifest.read("images", DataSettings("photos"), None), owner.preprocess
     )
     assert claim.replays(key, owner, pools, torch.device("cpu"))
     fitted = dataclasses.replace(key, secret={**key.secret, "norm.weight.value": torch.ones(1)})

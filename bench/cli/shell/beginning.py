@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 from bench.cli.parser import OK, Command, which_weights
+from bench.data.settings import EMBEDDED
 from bench.records.files import write_atomically
 from bench.records.nouns import UserError
 
@@ -44,10 +45,13 @@ alpha: 0.05
 """
 
 
-def suite_text(name: str, file: Path, owner: str, images: Path) -> str:
+def suite_text(name: str, file: Path, owner: str, images: str) -> str:
     """Return the text of a suite; `owner` is the owner as a mapping in one line."""
-    folder = json.dumps(str(images.resolve()), ensure_ascii=False)
-    mine = f"{{loader: folder, path: {folder}, max_images: 256}}"
+    if images in EMBEDDED and not Path(images).is_dir():  # a folder of yours comes first
+        mine = f"{{loader: {images}, max_images: 256}}   # embedded; loader: folder, path: FOLDER"
+    else:
+        folder = json.dumps(str(Path(images).resolve()), ensure_ascii=False)
+        mine = f"{{loader: folder, path: {folder}, max_images: 256}}"
     return SUITE.format(name=name, file=file, owner=owner, mine=mine)
 
 
@@ -70,7 +74,7 @@ def _owner(arguments: argparse.Namespace) -> str:
 
 def _arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("model", help="mini or LIBRARY:NAME, see `bench list models`")
-    command.add_argument("folder", type=Path, help="your images")
+    command.add_argument("folder", help="your images: a folder, or the embedded photos or digits")
     command.add_argument("--weights", default="hub", help="hub (default), random or a file")
     which_weights(command)
     command.add_argument(
@@ -80,14 +84,16 @@ def _arguments(command: argparse.ArgumentParser) -> None:
 
 def write_suite(arguments: argparse.Namespace) -> int:
     """Write a suite where there is none yet, and say what to do with it."""
-    folder: Path = arguments.folder
-    if not folder.is_dir():
-        raise UserError(f"expected a folder of images, got {folder}")
-    name = re.sub(r"[^\w.-]|^\W", "_", folder.resolve().name) or "mine"
+    from bench.data.settings import described
+
+    images: str = arguments.folder
+    if described(images).path and not Path(images).is_dir():
+        raise UserError(f"expected a folder of images, photos or digits, got {images}")
+    name = re.sub(r"[^\w.-]|^\W", "_", Path(images).resolve().name) or "mine"
     file: Path = arguments.output or Path(f"{name}.yaml")
     if file.exists():
         raise UserError(f"expected no file yet at {file}, found one; choose another with -o")
-    write_atomically(file, suite_text(name, file, _owner(arguments), folder).encode())
+    write_atomically(file, suite_text(name, file, _owner(arguments), images).encode())
     print(f"{file}: next, bench check {file}")
     return OK
 

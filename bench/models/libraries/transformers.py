@@ -14,7 +14,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from bench.models.libraries import Library, Place
+from bench.models.libraries import Library, Place, hub
+from bench.records.files import stands_for
 from bench.records.nouns import Json, UserError, canonical, digest, first_line
 
 if TYPE_CHECKING:
@@ -46,9 +47,6 @@ SAID = ("_name_or_path", "architectures", "dtype", "id2label", "label2id", "torc
 BESIDE = ("mask_token", "logit_scale", "logit_bias", "pooler", "text_model", "text_projection",
           "visual_projection")  # fmt: skip
 """Parts of names that pretraining leaves beside an image tower."""
-
-PATIENCE = 10.0
-"""Seconds the hub has to answer."""
 
 
 def folder(name: str) -> Path | None:
@@ -93,7 +91,7 @@ def describe(architecture: Architecture, revision: str | None) -> Architecture:
         raise UserError(f"transformers {name}: expected a {CONFIG}, found none")
     config = _read(name, CONFIG, said)
     kind = config.get("model_type")
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         known = ", ".join(sorted(KINDS))
         raise UserError(f"transformers {name}: expected a model_type of {known}, got {kind!r}")
     vision = config.get("vision_config", {}) if kind in ("clip", "siglip") else config
@@ -116,56 +114,114 @@ def _text(name: str, file: str, revision: str | None) -> str | None:
 
     """
     if (found := folder(name)) is not None:
-        return (found / file).read_text() if (found / file).is_file() else None
+        return _decoded(name, found / file) if (found / file).is_file() else None
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError
 
-    cached = try_to_load_from_cache(name, file, revision=revision)
-    if isinstance(cached, str):
-        return Path(cached).read_text()
     try:
-        got = hf_hub_download(name, file, revision=revision, etag_timeout=PATIENCE)
-    except LocalEntryNotFoundError:
-        raise UserError(
-            f"transformers {name}: expected a folder of that name, or a model on the hub, which "
-            "does not answer and of which there is no copy here; give a folder"
-        ) from None
+        cached = try_to_load_from_cache(name, file, revision=revision)
+        if isinstance(cached, str):
+            return _decoded(name, Path(cached))
+        if not hub.answers():
+            raise UserError(
+                f"transformers {name}: expected a folder of that name, or a model on the hub, "
+                "which does not answer and of which there is no copy here; give a folder"
+            )
+        got = hf_hub_download(name, file, revision=revision, etag_timeout=hub.PATIENCE)
+    except UserError:  # said already, and a ValueError
+        raise
     except EntryNotFoundError:
         return None
-    except Exception as error:  # the hub's client raises whatever its transport does
+    except hub.failures() as error:
         raise UserError(
             f"transformers {name}: expected a folder, or a model on the hub, got neither "
             f"({type(error).__name__}: {first_line(error)})"
         ) from None
-    return Path(got).read_text()
+    return _decoded(name, Path(got))
+
+
+def _decoded(name: str, file: Path) -> str:
+    """Read a model's file as text; refuse what was fetched in its place."""
+    with contextlib.suppress(UnicodeDecodeError):
+        text = file.read_text(encoding="utf-8")
+        if text.lstrip().startswith(("{", "[")):
+            return text
+    got = stands_for(file) or "what is no text; fetch it again"
+    raise UserError(f"transformers {name}: {file.name}: expected settings in JSON, got {got}")
 
 
 def _read(name: str, file: str, text: str) -> dict[str, Json]:
     try:
-        found = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"transformers {name}: {file}: {first_line(error)}") from None
+        found = json.loads(text, parse_constant=_no_number)
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"transformers {name}: {file}: expected settings in JSON, got a damaged file "
+            f"({first_line(error)}); copy it again"
+        ) from None
     if not isinstance(found, dict):
         raise UserError(f"transformers {name}: {file}: expected a mapping, got {text[:40]!r}")
     return found
 
 
+def _no_number(text: str) -> Json:
+    raise ValueError(f"{text} is no number")
+
+
 def make(architecture: Architecture) -> VisionModel:
-    """Build a model with the weights that the library draws."""
+    """Build a model with the weights that the library draws.
+
+    Raises:
+        UserError: the settings beside the weights are such that no model can be made of them.
+
+    """
     from bench.models.backbones import TransformersViT, refuse_rest
     from bench.models.vision import VisionModel
 
     library = _library()
     architecture = describe(architecture, None)
-    told = _told(architecture)
-    prepares, native = told["prepares"] or {}, int(_config(library, told).image_size)
+    told, who = _told(architecture), f"transformers {architecture.name}"
+    prepares = told["prepares"] or {}
+    with _refusing(who, told["kind"]):
+        native = int(_config(library, told).image_size)
     preprocess = _preprocess(architecture.name, prepares, native, architecture.image_size)
     side = preprocess.size[0]
-    trunk = TransformersViT(_net(library, told, side))
-    refuse_rest(f"transformers {architecture.name}", trunk, (side, side), (native, native))
-    half = (0.5, 0.5, 0.5)
-    mean, std = (tuple(prepares.get(key) or half) for key in ("image_mean", "image_std"))
+    with _refusing(who, told["kind"]):
+        trunk = TransformersViT(_net(library, told, side))
+        if not list(trunk.blocks.children()):
+            raise ValueError("it has no block")
+    refuse_rest(who, trunk, (side, side), (native, native))
+    mean, std = (_three(who, prepares, key) for key in ("image_mean", "image_std"))
     return VisionModel(architecture, trunk, preprocess, mean, std)
+
+
+@contextlib.contextmanager
+def _refusing(who: str, kind: str) -> Iterator[None]:
+    """Say that the library cannot make a model of the settings in its config.json."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    try:
+        yield
+    except UserError:  # said already, and a ValueError
+        raise
+    # What the library raises depends on where it comes upon a value that makes no sense.
+    except (StrictDataclassError, TypeError, ValueError, LookupError, ArithmeticError,
+            AttributeError, AssertionError, RuntimeError, MemoryError) as error:  # fmt: skip
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(
+            f"{who}: {CONFIG}: expected the settings of a {KINDS[kind]}, got some that no model "
+            f"can be made of ({reason}); save it again with save_pretrained"
+        ) from None
+
+
+def _three(who: str, said: Mapping[str, Any], key: str) -> tuple[float, float, float]:
+    """Read a number for each colour, by default a half; deviations are above 0."""
+    given = said.get(key) or (0.5, 0.5, 0.5)
+    numbers = isinstance(given, list | tuple) and all(isinstance(v, int | float) for v in given)
+    if not numbers or len(given) != 3 or (key == "image_std" and min(given) <= 0):
+        kind = "three numbers above 0" if key == "image_std" else "three numbers"
+        raise UserError(f"{who}: {PREPARES}: {key}: expected {kind}, got {given!r:.60}")
+    red, green, blue = given
+    return red, green, blue
 
 
 def published(architecture: Architecture, revision: str | None) -> VisionModel:
@@ -183,8 +239,12 @@ def convert(model: VisionModel, state: Mapping[str, Tensor]) -> Mapping[str, Ten
         LookupError: a tensor of the model is not among them.
 
     """
+    import torch
+
     made, spare = _loaded(model, None, dict(state), None)
-    return made | {n: state[n] for n in spare if n in state and not set(BESIDE) & {*n.split(".")}}
+    others = [name for name in spare if not set(BESIDE) & {*name.split(".")}]
+    # What the library renamed before it found no place for it is in no file under that name.
+    return made | {name: state.get(name, torch.empty(0)) for name in others}
 
 
 def _loaded(
@@ -243,7 +303,7 @@ def _preprocess(name: str, said: Mapping[str, Any], native: int, asked: int | No
             f"got {resample!r}"
         )
     way: Literal["bilinear", "bicubic"] = "bilinear" if resample == 2 else "bicubic"
-    resized, cut = _side(said.get("size")), _side(said.get("crop_size"))
+    resized, cut = _side(name, said, "size"), _side(name, said, "crop_size")
     if not said.get("do_center_crop") or cut is None:
         shortest = isinstance(said.get("size"), Mapping) and "shortest_edge" in said["size"]
         mode: Literal["center", "squash"] = "center" if shortest else "squash"
@@ -255,11 +315,18 @@ def _preprocess(name: str, said: Mapping[str, Any], native: int, asked: int | No
     return Preprocess((side, side), min(share, 1.0), way, "center")
 
 
-def _side(said: Any) -> int | None:
-    """Read a size of images: a number, a height and a width, or a shortest edge."""
+def _side(name: str, given: Mapping[str, Any], key: str) -> int | None:
+    """Read a size of images: a number, equal height and width, or a shortest edge; None of none."""
+    said = given.get(key)
     if isinstance(said, Mapping):
-        said = said.get("shortest_edge") or said.get("height")
-    return int(said) if said else None
+        edge, high, wide = (said.get(part) for part in ("shortest_edge", "height", "width"))
+        said = edge or (high if high == wide or None in (high, wide) else f"{high} x {wide}")
+    if said is None or (isinstance(said, int) and said > 0):
+        return said
+    raise UserError(
+        f"transformers {name}: {PREPARES}: {key}: expected the side of a square in pixels, "
+        f"got {said!r:.60}"
+    )
 
 
 def _told(architecture: Architecture) -> dict[str, Any]:

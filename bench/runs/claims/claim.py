@@ -19,13 +19,11 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 
 from bench.data.images import Images, Preprocess, load
 from bench.data.manifest import Manifest
-from bench.data.settings import DataSettings
 from bench.models.symmetry import rewritten
 from bench.models.vision import Architecture, VisionModel
 from bench.models.weights import (
@@ -156,12 +154,6 @@ class Verification:
         """Return the finding of the key that fits best, None if none does."""
         owned = [found for found in self.findings if found.outcome == "owned"]
         return min(owned, key=lambda found: (*found.rarity, -_score(found)), default=None)
-
-
-def described(images: str, labels: Literal["none", "sorted"] = "none") -> DataSettings:
-    """Return the data set that an owner names: an embedded one, or a folder."""
-    embedded = {"photos": DataSettings("photos"), "digits": DataSettings("digits")}
-    return embedded.get(images) or DataSettings("folder", path=images, labels=labels)
 
 
 def owners_images(listed: Manifest, preprocess: Preprocess) -> tuple[Images, Images]:
@@ -342,6 +334,7 @@ def weight_files(folder: str | Path | None) -> list[Path]:
     ]
     if not found:
         what = "none in it" if folder.is_dir() else "no such folder"
+        what = "a file: name the folder it lies in" if folder.is_file() else what
         raise UserError(f"expected files of weights in {folder}, found {what}")
     return found
 
@@ -360,6 +353,8 @@ def verify(
 
     All are read alike: what aligns the suspect aligns each innocent.
     """
+    if is_key(file):
+        raise UserError(f"{file.name}: expected a suspect's weights, got a key of `bench protect`")
     loaded = load_weights(file, architecture, entry)
     suspect = read(file.name, loaded, keys, device, bases)
     strangers, descendants = (

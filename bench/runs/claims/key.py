@@ -22,8 +22,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from bench.models.vision import Architecture
-from bench.records.files import write_atomically
+from bench.records.files import stands_for, write_atomically
 from bench.records.nouns import ALIGN, Access, Align, Json, Spec, UserError, canonical
+from bench.records.settings import nearest
 from bench.registry import METHODS, unhelped
 from bench.types import Method
 
@@ -215,7 +216,10 @@ def read(path: Path) -> Key:
     """
     found, secret = _opened(path)
     if "claim" not in found:
-        raise UserError(f"{path.name}: expected a key of `bench protect`, got other tensors")
+        raise UserError(
+            f"{path.name}: expected a key of `bench protect`, got other tensors; its keys are "
+            f"called {KEY}"
+        )
     if found.get("commitment") != _commitment(found["claim"], secret):
         raise UserError(
             f"{path.name}: expected a key that matches its commitment, got a changed one; "
@@ -233,13 +237,20 @@ def read(path: Path) -> Key:
 
 def _opened(path: Path) -> tuple[Mapping[str, str], dict[str, Tensor]]:
     if not path.is_file():
-        raise UserError(f"expected a key at {path}, found no such file")
+        there = [file.name for file in path.parent.glob("*.safetensors")]
+        inside = f"a folder; name {path / KEY}" if (path / KEY).is_file() else "no file"
+        raise UserError(f"expected a key at {path}, found {inside}{nearest(path.name, there)}")
+    if what := stands_for(path):
+        raise UserError(f"{path.name}: expected a key of `bench protect`, got {what}")
     try:
         with safe_open(path, "pt") as file:
             return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         reason = str(error).partition("\n")[0][:120]
-        raise UserError(f"{path.name}: expected a key of `bench protect`, got {reason}") from None
+        raise UserError(
+            f"{path.name}: expected a key of `bench protect`, got a damaged file or none of its "
+            f"kind ({reason}); take another copy of it"
+        ) from None
 
 
 def _commitment(facts: str, secret: Mapping[str, Tensor]) -> str:
