@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import sys
@@ -29,9 +30,10 @@ COMMANDS: tuple[Command, ...] = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status; a user's mistake is one line on stderr."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # names of files need be no text, nor in its code
-            stream.reconfigure(errors="backslashreplace")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Names of files need be no text, and a terminal's code need not have our signs.
+        with contextlib.suppress(OSError):  # a stream that already stands somewhere stays as it is
+            sys.stdout.reconfigure(errors="backslashreplace")
     arguments = parser(COMMANDS).parse_args(argv)
     try:
         status: int = arguments.carry_out(arguments)

@@ -325,6 +325,8 @@ def _refuse_no_file(name: str, path: Path) -> None:
         found = path.stat()
     except OSError as error:
         raise UserError(f"data '{name}': {path}: expected an image ({error.strerror})") from None
+    if not os.access(path, os.R_OK):
+        raise UserError(f"data '{name}': {path}: cannot be read; change its permissions")
     if not stat.S_ISREG(found.st_mode):
         raise UserError(f"data '{name}': {path}: expected an image, got what is no file")
     if found.st_size == 0:

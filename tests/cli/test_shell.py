@@ -138,3 +138,16 @@ def test_a_first_suite_is_one_that_loads(tmp_path, monkeypatch):
     again = bench("init", "mini", "my pets")
     assert again.status == 2
     assert "expected no file yet at my_pets.yaml" in again.err
+
+
+def test_a_first_suite_may_be_on_embedded_images_unless_a_folder_has_the_name(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    assert bench("init", "mini", "photos").status == 0  # as README writes it
+    assert reader.load(tmp_path / "photos.yaml").data["mine"].loader == "photos"
+    (tmp_path / "digits").mkdir()
+    assert bench("init", "mini", "digits").status == 0
+    assert reader.load(tmp_path / "digits.yaml").data["mine"].path == str(tmp_path / "digits")
+    said = bench("init", "mini", "phots")
+    assert (said.status, "did you mean 'photos'" in said.err) == (2, True)

@@ -216,7 +216,7 @@ def test_what_cannot_be_read_is_refused_in_one_line(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({**config, "model_type": "bert"}))
     refused("expected a model_type of clip, .*, got 'bert'")
     (tmp_path / "config.json").write_text("{")
-    refused("config.json: Expecting property name")
+    refused("config.json: expected settings in JSON, got a damaged file .Expecting property")
     (tmp_path / "config.json").unlink()
     refused("expected a config.json, found none")
     (tmp_path / "config.json").write_text(json.dumps(config))
@@ -250,3 +250,76 @@ def test_a_plan_names_an_owner_by_its_folder_and_no_path(saved, tmp_path):
     )
     made = plan.make(load(tmp_path / "suite.yaml"), None)
     assert {question.cell.owner.name for question in made.questions} == {saved[1].name}
+
+
+SETTINGS = {
+    "no kind": ({"model_type": None}, "expected a model_type of .*, got None"),
+    "a list of kinds": ({"model_type": ["vit"]}, r"expected a model_type of .*, got \['vit'\]"),
+    "a width of nothing": ({"hidden_size": None}, "settings of a ViTModel, .*hidden_size"),
+    "a side in words": ({"image_size": "big"}, "settings of a ViTModel, .*image_size"),
+    "two sides": ({"image_size": [32, 64]}, "settings of a ViTModel"),
+    "patches of no pixel": ({"patch_size": 0}, "settings of a ViTModel, .*by zero"),
+    "an activation nobody knows": ({"hidden_act": "gulu"}, "settings of a ViTModel, .*gulu"),
+    "no block": ({"num_hidden_layers": -1}, "settings of a ViTModel, .*it has no block"),
+    "a block too few": ({"num_hidden_layers": 2}, "got another architecture's weights .unknown"),
+    "a block too many": ({"num_hidden_layers": 4}, "got another architecture's"),
+    "a number that is none": ({"layer_norm_eps": float("nan")}, "a damaged file .NaN is no number"),
+}
+
+
+@pytest.mark.parametrize(("change", "words"), SETTINGS.values(), ids=SETTINGS)
+def test_settings_of_which_no_model_can_be_made_are_refused(change, words, tmp_path):
+    drawn("vit").save_pretrained(tmp_path / "model")
+    file = tmp_path / "model" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(UserError, match=words) as said:
+        owner_of(tmp_path / "model")
+    assert "\n" not in str(said.value)
+
+
+TEXTS = {
+    "nothing": (b"", "got an empty file; copy it again"),
+    "a pointer": (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS's pointer to it"),
+    "no text": (b"\xff\xfe\0", "expected settings in JSON, got what is no text"),
+    "half of it": (b'{"a": ', "a damaged file .*copy it again"),
+    "a list": (b"[]", "expected a mapping"),
+}
+
+
+@pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json"])
+@pytest.mark.parametrize(("content", "words"), TEXTS.values(), ids=TEXTS)
+def test_what_lies_in_the_place_of_settings_is_named(content, words, name, tmp_path):
+    drawn("vit").save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / name).write_bytes(content)
+    with pytest.raises(UserError, match=words) as said:
+        owner_of(tmp_path / "model")
+    assert "\n" not in str(said.value)
+
+
+PREPARED = {
+    "one mean": ({"image_mean": [0.5]}, r"image_mean: expected three numbers, got \[0\.5\]"),
+    "a mean in words": ({"image_mean": "grey"}, "image_mean: expected three numbers, got 'grey'"),
+    "no deviation": ({"image_std": [0, 0, 0]}, "image_std: expected three numbers above 0"),
+    "a side in words": ({"size": "big"}, "size: expected the side of a square in pixels"),
+    "a side below nought": ({"size": -3}, "size: expected the side of a square in pixels, got -3"),
+    "no square": (
+        {"do_center_crop": True, "crop_size": {"height": 32, "width": 16}},
+        "crop_size: expected the side of a square in pixels, got '32 x 16'",
+    ),
+}
+
+
+@pytest.mark.parametrize(("said", "words"), PREPARED.values(), ids=PREPARED)
+def test_images_that_cannot_be_prepared_so_are_refused(said, words, tmp_path):
+    drawn("vit").save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "preprocessor_config.json").write_text(json.dumps(said))
+    with pytest.raises(UserError, match=words):
+        owner_of(tmp_path / "model")
+
+
+@pytest.mark.parametrize("name", ["nobody/nothing", "a b/c d"])
+def test_a_name_that_no_hub_knows_is_refused_at_once(name, monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(UserError, match=f"transformers {name}: expected a folder"):
+        architecture_of(OwnerSettings("transformers", name))

@@ -470,7 +470,7 @@ KEY, SUSPECT = "out/alice/key.safetensors", "suspects/stolen.pth"
         ("bad/pickle.pth", ("--key", KEY), "got a pickle of other things, which is not opened"),
         ("bad/registers.safetensors", ("--key", KEY), "a head), got another architecture's"),
         ("bad/truncated.safetensors", ("--key", KEY), "expected a safetensors file, got a damaged"),
-        (KEY, ("--key", KEY), "of mini, got another architecture's (lacks 'cls_token'"),
+        (KEY, ("--key", KEY), "expected a suspect's weights, got a key of `bench protect`"),
         ("nowhere.pth", ("--key", KEY), "found no such file"),
     ],
 )

@@ -13,7 +13,7 @@ def failures() -> tuple[type[Exception], ...]:
     """Return what the hub's client raises where a file is not to be had.
 
     Those are its own errors and those of what it is made of: a name that cannot be is a ValueError,
-    a full disk an OSError, its transfer's own a RuntimeError; weights that are another model's are
+    a full disk an OSError, its transfer's own a RuntimeError. Weights that are another model's are
     a RuntimeError or a LookupError of the library that asked for them. Its transport is another
     library from version to version: what its own errors derive from tells which.
     """

@@ -238,7 +238,7 @@ def read(path: Path) -> Key:
 def _opened(path: Path) -> tuple[Mapping[str, str], dict[str, Tensor]]:
     if not path.is_file():
         there = [file.name for file in path.parent.glob("*.safetensors")]
-        inside = f"a folder; name {path / KEY}" if (path / KEY).is_file() else "no file"
+        inside = f"a folder; name {path / KEY}" if (path / KEY).is_file() else "no such file"
         raise UserError(f"expected a key at {path}, found {inside}{nearest(path.name, there)}")
     if what := stands_for(path):
         raise UserError(f"{path.name}: expected a key of `bench protect`, got {what}")
