@@ -208,7 +208,7 @@ def tune(
     """
     from bench.records.settings import settings
     from bench.records.store import Store
-    from bench.runs.budget import protecting
+    from bench.runs.budget import counted
     from bench.runs.tuning import choice, trials, writing
     from bench.runs.tuning.candidates import Terms
     from bench.suite import reader
@@ -216,7 +216,7 @@ def tune(
     asked = {"budget": budget, "price": price, "cosine": cosine, "passes": passes, "seed": seed}
     terms, file, root = settings(Terms, asked), Path(suite), _root(data)
     read, store = reader.load(file), Store(Path(results) / ".store")
-    pools = trials.pools(read, terms, root, lambda made: protecting(made, store))
+    pools = trials.pools(read, terms, root, lambda made: counted(made, store, "protect"))
     made = trials.plan_of(read, [c for pool in pools for c in pool.candidates], root)
     tuned = choice.chosen(read.name, terms, pools, run(made, results, data, **how))
     if write is not None:

@@ -8,7 +8,8 @@ import functools
 import json
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from bench.records.ledger import Results
-    from bench.records.nouns import Cell, Record
+    from bench.records.nouns import Cell, Outline, Record
     from bench.runs.session import Start
     from bench.suite.graph import Plan
 
@@ -180,7 +181,11 @@ def _how(
 
 
 def answered(records: Iterable[Record], home: Path, console: Console) -> Iterator[Record]:
-    """Pass records on; say what became of a method's claims once its last cell is answered."""
+    """Pass records on; say what became of a method's claims once its last cell is answered.
+
+    Of a method that has more to answer it is said before, as soon as most of its attacks have a
+    first verdict.
+    """
     from bench.records.ledger import read_results
     from bench.reports.blocks import labelled
     from bench.reports.page import glance
@@ -189,23 +194,76 @@ def answered(records: Iterable[Record], home: Path, console: Console) -> Iterato
     known = dict(found.records)
     cells = [cell for _, cell in found.outline.cells]
     owners, methods = map(labelled, ([c.owner for c in cells], [c.method for c in cells]))
-    asked: dict[tuple[str, str], dict[str, Cell]] = {}
-    for key, cell in found.outline.cells:
-        asked.setdefault(_asking(cell), {})[key] = cell
     settled = {key for key, record in known.items() if record.status != "failed"}
-    left = {asking: set(cells) - settled for asking, cells in asked.items()}
+    waiting = _waiting(found.outline, settled)
     for record in records:
         yield record
         known[record.key] = record
-        asking = _asking(record.cell)
-        left[asking].discard(record.key)
-        if left[asking]:
+        about = waiting[_asking(record.cell)]
+        told = about.told(record.key)
+        if not told:
             continue
-        own = dataclasses.replace(found.outline, cells=tuple(asked[asking].items()))
-        if said := glance.sentence(own, {key: known[key] for key in asked[asking]}):
+        own = dataclasses.replace(found.outline, cells=told)
+        if said := glance.sentence(own, {key: known[key] for key, _ in told}):
             who = f"{owners(record.cell.owner)}, {methods(record.cell.method)}"
-            line = f"{progress.clock(time.monotonic() - start)} {who}: {said}"
+            far = f", so far ({len(told)} of {len(about.cells)} cells)" if about.left else ""
+            line = f"{progress.clock(time.monotonic() - start)} {who}{far}: {said}"
             console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+@dataclasses.dataclass
+class _About:
+    """What is asked of one method on one model, and what of it has no answer yet.
+
+    `rows` are the cells that an attack's first verdict needs, all attacks' under (); those of a
+    finished row stay in `cells`.
+    """
+
+    cells: dict[str, Cell] = dataclasses.field(default_factory=dict)
+    left: set[str] = dataclasses.field(default_factory=set)
+    rows: dict[tuple[str, ...], list[str]] = dataclasses.field(default_factory=dict)
+    said: bool = False  # the first verdicts
+
+    def told(self, key: str) -> tuple[tuple[str, Cell], ...]:
+        """Return what can be told now that a cell is answered; nothing where it tells no more."""
+        self.left.discard(key)
+        if not self.left:
+            return tuple(self.cells.items())
+        if self.said or not self._most:
+            return ()
+        self.said = True
+        first = [*self.rows.get((), ()), *(key for row in self._judged for key in row)]
+        return tuple((key, self.cells[key]) for key in first)
+
+    @property
+    def _judged(self) -> list[list[str]]:
+        """Return the rows of attacks all of whose cells are answered."""
+        rows = (keys for row, keys in self.rows.items() if row)
+        return [keys for keys in rows if self.left.isdisjoint(keys)]
+
+    @property
+    def _most(self) -> bool:
+        attacks = len(self.rows) - (() in self.rows)
+        shared = self.left.isdisjoint(self.rows.get((), ()))
+        return shared and 2 * len(self._judged) > attacks
+
+
+def _waiting(outline: Outline, settled: Collection[str]) -> dict[tuple[str, str], _About]:
+    """Return what is asked of every method on every model, by their words."""
+    from bench.suite.todo import claim_of, firsts, row_of
+
+    first = firsts(cell for _, cell in outline.cells)
+    found = defaultdict[tuple[str, str], _About](_About)
+    for key, cell in outline.cells:
+        about, row = found[_asking(cell)], row_of(cell)
+        about.cells[key] = cell
+        if key not in settled:
+            about.left.add(key)
+        if row is not None and claim_of(cell) in first:
+            about.rows.setdefault(tuple(step.text for step in row), []).append(key)
+    for about in found.values():
+        about.said = about._most  # by an earlier run
+    return found
 
 
 def _asking(cell: Cell) -> tuple[str, str]:
@@ -298,13 +356,13 @@ def show_plan(arguments: argparse.Namespace) -> int:
     from bench.records import ledger
     from bench.records.store import Store
     from bench.runs import budget, session
+    from bench.runs.engines import in_line
     from bench.suite import sources
-    from bench.suite.todo import missing
 
     made = bench.plan(arguments.suite, arguments.data, assume=True)
     store = Store(arguments.results / ".store")
     todo = session.unanswered(made, arguments.results / made.suite.name)
-    found = budget.budget(made, store, missing(made, store, todo), arguments.device)
+    found = budget.budget(made, store, in_line(made, store, todo), arguments.device)
     hours = "GPU time" if arguments.device else "time"
     table = Grid("stage", "to run", "there, or not needed", "forward", "backward", hours, "GB")
     for row in (*found.rows, found.total):

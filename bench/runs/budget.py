@@ -159,7 +159,7 @@ def shape(architecture: Architecture) -> Shape:
 
 
 def budget(plan: Plan, store: Store, todo: Iterable[str], device: str | None = None) -> Budget:
-    """Price the stages in `todo`, kind by kind.
+    """Price the stages in `todo`, kind by kind; they are taken on in this order.
 
     Raises:
         UserError: nothing is declared of a device of this name.
@@ -167,7 +167,7 @@ def budget(plan: Plan, store: Store, todo: Iterable[str], device: str | None = N
     """
     if device is not None and device not in BFLOAT16_PEAKS:
         raise UserError(f"--device: no device '{device}'{suggestion(device, BFLOAT16_PEAKS)}")
-    estimates, left, rows = _Estimates(plan, store, device), set(todo), []
+    estimates, left, rows = _Estimates(plan, store, device), dict.fromkeys(todo), []
     for kind in dict.fromkeys(stage.kind for stage in plan.stages.values()):
         keys = [key for key, stage in plan.stages.items() if stage.kind == kind]
         ahead = [key for key in keys if key in left]
@@ -186,15 +186,15 @@ def budget(plan: Plan, store: Store, todo: Iterable[str], device: str | None = N
                 _total(estimates.bytes(key) for key in ahead),
             )
         )
-    sizes = {key: estimates.bytes(key) for key in plan.stages if key in left}
+    sizes = {key: estimates.bytes(key) for key in left}
     decoded = estimates.decoded([plan.stages[key] for key in left])
     return Budget(tuple(rows), at_once(plan, sizes), decoded)
 
 
-def protecting(plan: Plan, store: Store) -> dict[str, Passes | None]:
-    """Count the passes of every protection, by the key of its stage; None where nobody says."""
+def counted(plan: Plan, store: Store, *kinds: Kind) -> dict[str, Passes | None]:
+    """Count the passes of every stage of some kinds, by its key; None where nobody says."""
     count = _Estimates(plan, store, None).passes
-    return {key: count(stage) for key, stage in plan.stages.items() if stage.kind == "protect"}
+    return {key: count(stage) for key, stage in plan.stages.items() if stage.kind in kinds}
 
 
 def _total(parts: Iterable[float | None]) -> float | None:
@@ -314,9 +314,11 @@ def said_of(plan: Plan) -> list[str]:
 class _Estimates:
     """Answers for one plan and one store; measures every architecture and reads every list once."""
 
+    guessed = functools.cached_property(lambda self: guesses(self.plan, self._store))
+    pace = functools.cached_property(lambda self: pace(self._store))
+
     def __init__(self, plan: Plan, store: Store, device: str | None) -> None:
-        self.plan, self.device = plan, device
-        self.guessed, self.pace = guesses(plan, store), pace(store)
+        self.plan, self.device, self._store = plan, device, store
         self._pools = functools.cache(lambda data: split(plan.manifest(data)))
         self._model = functools.cache(functools.partial(architecture_at, plan))
 

@@ -24,10 +24,11 @@ from bench.records.leases import KEPT, POLL, Leases, drop_spare
 from bench.records.nouns import Incompatible, UserError
 from bench.runs.laboratory import Laboratory
 from bench.runs.machine import pin_threads
-from bench.suite.todo import missing, spare_copies
+from bench.suite.todo import in_turn, missing, spare_copies
 
 if TYPE_CHECKING:
-    from bench.suite.graph import Question, Stage
+    from bench.records.store import Store
+    from bench.suite.graph import Kind, Plan, Question, Stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,15 +104,14 @@ def walk(
 ) -> Iterator[tuple[Question, Failure | None]]:
     """Have a pool carry out what is missing and yield the questions as they are answered.
 
-    Stages start in the order of the questions as soon as their parents are made. A stage that fails
-    is not tried again in this run; the questions that need it fail with its reason and the others
-    go on.
+    Stages start in turn (`in_turn`) as soon as their parents are made. A stage that fails is not
+    tried again in this run; the questions that need it fail with its reason and the others go on.
     """
     stages, failures = laboratory.plan.stages, dict[str, Failure]()
     unanswered, told = list(questions), False
     with Leases(laboratory.store.leases) as leases, pool:
         # Now that others see this run, none drops what it counts on.
-        left = dict.fromkeys(missing(laboratory.plan, laboratory.store, questions))
+        left = dict.fromkeys(in_line(laboratory.plan, laboratory.store, questions))
         spare = _SpareCopies(laboratory, leases)
         while True:
             spare.drop(left, failures)
@@ -133,6 +133,35 @@ def walk(
                 if failure is not None:
                     failures[key] = failure
             _drop_descendants(stages, left, failures)
+
+
+def in_line(plan: Plan, store: Store, questions: Sequence[Question]) -> tuple[str, ...]:
+    """List the stages that must run to answer `questions`, as a run takes them on."""
+    works = dict[str, float]()
+    left = missing(plan, store, questions)
+    if left:
+        from bench.runs.budget import counted  # no worker asks for it
+
+        try:
+            passes = counted(plan, store, *LONG)
+        except Exception:  # a plug-in that cannot count costs the order alone
+            passes = {}
+        works = {key: found.work for key, found in passes.items() if found is not None}
+        works |= {k: _training(plan, k) for k, s in plan.stages.items() if s.kind == "cohort"}
+    return in_turn(plan, questions, frozenset(left), lambda key: works.get(key, 0.0))
+
+
+def _training(plan: Plan, cohort: str) -> float:
+    """Return how many forward passes it is worth to train strangers, on a share of the patches."""
+    recipe, size = plan.recipe, int(plan.stages[cohort].recipe["size"])
+    return 3.0 * size * recipe.steps * recipe.batch * recipe.patches_kept / PATCHES
+
+
+PATCHES = 64
+"""Patches of an image that `mini` has; in training its strangers see some of them."""
+
+LONG: tuple[Kind, ...] = ("classifier", "protect", "attack", "accuse")
+"""Kinds of stages in which something is trained or searched for; the others read, in no time."""
 
 
 def _start_ready(laboratory: Laboratory, left: dict[str, None], leases: Leases, pool: Pool) -> bool:

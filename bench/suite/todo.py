@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator, Mapping
+import functools
+from collections import Counter
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
 from statistics import median
 from typing import Any
 
-from bench.records.nouns import ALIGN, UNTOUCHED, Json, Passes, digest
+from bench.records.nouns import ALIGN, UNTOUCHED, Cell, Json, Passes, Spec, digest
 from bench.records.store import Artefact, Store
 from bench.suite.graph import Plan, Question, Stage
 from bench.verdicts.copies import NEAR, one_model
@@ -38,35 +40,131 @@ def missing(plan: Plan, store: Store, questions: Iterable[Question]) -> tuple[st
     return tuple(key for key in plan.stages if wanted.get(key))
 
 
+Claim = tuple[str, str, int, str]
+"""Whose model, by which method, under the key of which seed, and who accuses, in words."""
+
+
+def claim_of(cell: Cell) -> Claim:
+    """Return the claim that a cell tries."""
+    accuser = "" if cell.accuser is None else cell.accuser.text
+    return cell.owner.text, cell.method.text, cell.method_seed, accuser
+
+
+def row_of(cell: Cell) -> tuple[Spec, ...] | None:
+    """Return the attack whose first verdict needs a cell: () if all do, None if none does.
+
+    A mark's verdicts need an innocent of every recipe, and each stranger as it is; a fingerprint's
+    those that went through the attack alike. More seeds of a twin and other keys sharpen them, and
+    a claim that is made up is another question.
+    """
+    if cell.accuser is not None or cell.base == "other key":
+        return None
+    if cell.base == "released":
+        return cell.attack
+    if cell.lineage == "owner":
+        return () if cell.attack_seed in (0, cell.method_seed) else None
+    return cell.attack[1:]  # the first step makes the stranger, or leaves another model as it is
+
+
+def firsts(cells: Iterable[Cell]) -> frozenset[Claim]:
+    """Return the claims that are answered first: every method's on a model, with its first seed."""
+    found: dict[tuple[str, str], Claim] = {}
+    for cell in cells:
+        if cell.accuser is None:
+            found.setdefault((cell.owner.text, cell.method.text), claim_of(cell))
+    return frozenset(found.values())
+
+
+def in_turn(
+    plan: Plan, questions: Collection[Question], left: Container[str], work: Callable[[str], float]
+) -> tuple[str, ...]:
+    """List the stages that are `left` in the order in which they are best made, parents first.
+
+    A user wants some verdicts soon and all of them no later for it. So first comes, method by
+    method, what its first verdicts need, the cheapest attacks first (`row_of`); then all the rest,
+    claim by claim, the dearest first: what takes long must not be begun last. What is one to a
+    verdict is made the dearest first likewise. `work` says what a stage costs, in any unit.
+    """
+    ahead = _Ahead(plan, left, work)
+    first = firsts(question.cell for question in questions)
+    claims: dict[Claim, int] = {}
+    dearest: dict[Claim, float] = {}
+    for question in questions:
+        claim = claim_of(question.cell)
+        claims.setdefault(claim, len(claims))
+        dearest[claim] = max(dearest.get(claim, 0.0), ahead.cost(question.stages))
+
+    def place(question: Question) -> tuple[float, ...]:
+        cell = question.cell
+        claim, row = claim_of(cell), row_of(cell)
+        cost = ahead.cost(question.stages)
+        if row is None or claim not in first:
+            return 1, -dearest[claim], claims[claim], -cost
+        return 0, claims[claim], ahead.chain(question.suspect) if row else 0.0, -cost
+
+    found: dict[str, None] = {}
+    for question in sorted(questions, key=place):
+        for key in question.stages:
+            found.update(dict.fromkeys(ahead.lineage(key)))
+    return tuple(found)
+
+
+class _Ahead:
+    """What is left to be made before a stage has been, and what that costs."""
+
+    def __init__(self, plan: Plan, left: Container[str], work: Callable[[str], float]) -> None:
+        self._plan, self._left, self._work = plan, left, functools.cache(work)
+        self.lineage = functools.cache(self._lineage)
+
+    def _lineage(self, key: str) -> tuple[str, ...]:
+        """List a stage and all that it follows from, as far as they are left, parents first."""
+        above = (one for parent in self._plan.stages[key].parents for one in self.lineage(parent))
+        return *dict.fromkeys(above), *([key] if key in self._left else [])
+
+    def cost(self, keys: Iterable[str]) -> float:
+        """Return what it costs to make all of these stages."""
+        wanted = dict.fromkeys(one for key in keys for one in self.lineage(key))
+        return sum(map(self._work, wanted))
+
+    def chain(self, suspect: str) -> float:
+        """Return what it costs to attack a model, once that is there."""
+        made = (key for key in self.lineage(suspect) if self._plan.stages[key].kind == "attack")
+        return sum(map(self._work, made))
+
+
 def spare_copies(plan: Plan, left: Container[str]) -> Iterator[str]:
     """Yield the attacked copies, and their alignments, that no stage `left` makes or loads.
 
     Owners, marks and keys are never spare: they are few, and any later suite starts from them.
     """
-    needed = set[str]()
-    for key, stage in plan.stages.items():
-        if key in left:
-            needed.add(key)
-            for parent in stage.parents:
-                needed.add(parent)
-                while _is_loaded_from_its_parent(plan.stages[parent]):
-                    parent = plan.stages[parent].parents[0]
-                    needed.add(parent)
+    needed = {one for key in plan.stages if key in left for one in _keeps(plan, key)}
     yield from (k for k, s in plan.stages.items() if s.kind in COPIES and k not in needed)
 
 
 def at_once(plan: Plan, sizes: Mapping[str, float | None]) -> float | None:
     """Return the most that lies on disk when stages are made in turn and spare copies dropped."""
-    left, there, most = dict(sizes), dict[str, float](), 0.0
+    if None in sizes.values():
+        return None
+    needed = Counter[str](one for key in sizes for one in _keeps(plan, key))
+    there, most = 0.0, 0.0
     for key, size in sizes.items():
-        if size is None:
-            return None
-        there[key] = size
-        del left[key]
-        most = max(most, sum(there.values()))
-        for spare in spare_copies(plan, left):
-            there.pop(spare, None)
+        there += size or 0.0
+        most = max(most, there)
+        for one in _keeps(plan, key):
+            needed[one] -= 1
+            if not needed[one] and plan.stages[one].kind in COPIES:
+                there -= sizes.get(one) or 0.0
     return most
+
+
+def _keeps(plan: Plan, key: str) -> Iterator[str]:
+    """Yield what must stay until a stage is made: itself, and all that it loads."""
+    yield key
+    for parent in plan.stages[key].parents:
+        yield parent
+        while _is_loaded_from_its_parent(plan.stages[parent]):
+            parent = plan.stages[parent].parents[0]
+            yield parent
 
 
 def _is_loaded_from_its_parent(stage: Stage) -> bool:

@@ -12,8 +12,10 @@ import bench
 from bench.cli.progress import Seen, logged, names, show, working
 from bench.cli.running import answered
 from bench.models import meter
+from bench.records import ledger
 from bench.records.nouns import Cell, Evidence, Record, Rule, Spec, Utility
 from bench.suite.graph import Stage
+from bench.suite.todo import row_of
 
 RULE = Rule("bit errors", "<=", 5)
 
@@ -152,21 +154,57 @@ def test_machines_are_told_every_cell_in_a_line_of_json():
     assert (second["rate"], second["reason"]) == (None, "RuntimeError: [/red] broke")
 
 
-def test_a_methods_answer_is_said_with_its_last_cell_while_others_go_on(tmp_path):
-    demo = ROOT / "results/published/demo"
-    shutil.copy(demo / "suite.json", tmp_path)
-    found, console = bench.read(demo), Console(file=io.StringIO(), width=400)
+@pytest.fixture
+def demo(tmp_path):
+    """What the committed demo has answered, and a folder in which nothing is answered yet."""
+    home = ROOT / "results/published/demo"
+    shutil.copy(home / "suite.json", tmp_path)
+    return bench.read(home), tmp_path, Console(file=io.StringIO(), width=400)
+
+
+def said(console):
+    return console.file.getvalue().splitlines()
+
+
+def test_a_methods_answer_is_said_with_its_last_cell_while_others_go_on(demo):
+    found, home, console = demo
     records = [found.records[key] for key, _ in found.outline.cells]
     methods = list(dict.fromkeys(record.cell.method.text for record in records))
-    left, said = Counter(record.cell.method.text for record in records), 0
-    for record in answered(records, tmp_path, console):
-        assert len(console.file.getvalue().splitlines()) == said
+    left, whole = Counter(record.cell.method.text for record in records), 0
+    for record in answered(records, home, console):
+        assert sum(", so far (" not in line for line in said(console)) == whole
         left[record.cell.method.text] -= 1
-        said += not left[record.cell.method.text]
-    lines = console.file.getvalue().splitlines()
+        whole += not left[record.cell.method.text]
+    lines = [line for line in said(console) if ", so far (" not in line]
     assert len(lines) == len(methods)
     assert " mini, akh: owned after 7 attacks (" in lines[-3]
     assert "; not owned after finetune.segment 0.02; innocents at most 0.240" in lines[-3]
+
+
+def test_first_verdicts_are_said_once_most_attacks_of_a_method_have_one(demo):
+    found, home, console = demo
+    mine = [key for key, cell in found.outline.cells if cell.method.name == "committed_bits"]
+    cells = {key: found.records[key].cell for key in mine}
+    shared = [key for key in mine if row_of(cells[key]) == ()]
+    marked = [key for key in mine if cells[key].base == "released"]
+    later = [key for key in mine if row_of(cells[key]) is None]
+    records = [found.records[key] for key in (*marked[:5], *shared, *later, *marked[5:])]
+    for number, _ in enumerate(answered(records, home, console)):
+        assert len(said(console)) == (number >= len(shared) + 5)
+    first, last = said(console)
+    assert f" mini, committed_bits, so far ({len(shared) + 5} of {len(mine)} cells): owned" in first
+    assert first.split("mini, ")[1].endswith(" innocents at most 0.521")
+    assert " mini, committed_bits: owned after 8 attacks (" in last
+
+
+def test_first_verdicts_that_an_earlier_run_told_are_not_said_again(demo):
+    found, home, console = demo
+    cells = [key for key, cell in found.outline.cells if cell.method.name == "committed_bits"]
+    for key in cells[:-1]:
+        ledger.append(home / "records" / "earlier.jsonl", found.records[key])
+    assert len(list(answered([found.records[cells[-1]]], home, console))) == 1
+    (line,) = said(console)
+    assert " mini, committed_bits: owned after 8 attacks (" in line
 
 
 def test_work_without_a_plan_says_what_it_sent_through_models():
