@@ -117,6 +117,7 @@ class Registry(Announced, Generic[T]):
         super().__init__(kind)
         self._required = _members(protocol)
         self._plugins: dict[str, tuple[type, int]] = {}
+        self._seen: dict[str, object] = {}  # what was announced of those that were looked up
 
     def register(self, name: str, *, version: int = 1) -> Callable[[C], C]:
         """Name a class; `version` rises whenever its numbers would change."""
@@ -251,10 +252,14 @@ class Registry(Announced, Generic[T]):
             raise SettingError(f"{self.kind} '{name}': {error}", error.where) from None
 
     def _find(self, name: str) -> tuple[type[T], int]:
+        told = self._announced.get(name)
+        if name in self._plugins and name in self._seen and self._seen[name] is told:
+            return self._plugins[name]
         if point := self.point(name):
             self._load(name, point)
         if name not in self._plugins:
             raise self.refused(f"no {self.kind} named '{name}'{suggestion(name, self.names())}")
+        self._seen[name] = told
         return self._plugins[name]
 
     def _load(self, name: str, point: EntryPoint) -> None:

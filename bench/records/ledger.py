@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
-import gc
 import json
 import marshal
 import os
@@ -31,6 +30,7 @@ from bench.records.nouns import (
     StepFacts,
     UserError,
     canonical,
+    uncollected,
 )
 from bench.records.settings import nearest
 
@@ -197,13 +197,8 @@ def latest(records: Iterable[Record]) -> dict[str, Record]:
 
 def answers(folder: Path) -> dict[str, Record]:
     """Return what `latest` keeps of `folder`, read in one go."""
-    collecting = gc.isenabled()
-    gc.disable()  # records make no cycles, and looking for some among so many takes seconds
-    try:
+    with uncollected():  # records make no cycles, and looking for some among so many takes seconds
         return latest(read(folder))
-    finally:
-        if collecting:
-            gc.enable()
 
 
 def withdraw(folder: Path, keys: Container[str]) -> None:

@@ -37,12 +37,19 @@ class Announced:
         self.key = key
         self.group = group or f"bench.{kind}s"
         self._built_in = built_in
+        self._origins: dict[str, tuple[object, Origin]] = {}  # with what was announced
 
     def origin_of(self, name: str) -> Origin | None:
         """Say where `name` comes from, without importing it."""
-        for point in self._announced.get(name, ()):
-            return Origin(point.value, point.dist.name if point.dist else "")
-        return None
+        points = self._announced.get(name)
+        if not points:
+            return None
+        known = self._origins.get(name)
+        if known is None or known[0] is not points:
+            point = points[0]  # whose distribution's name is read from a file, every time
+            made = Origin(point.value, point.dist.name if point.dist else "")
+            known = self._origins[name] = points, made
+        return known[1]
 
     def point(self, name: str) -> EntryPoint | None:
         """Return where `name` lives, or refuse it if two claim it."""

@@ -163,6 +163,10 @@ class Store:
         self._sidecar(key).unlink(missing_ok=True)
         self._tensors(key).unlink(missing_ok=True)
 
+    def keys(self) -> set[str]:
+        """Return the keys of all artefacts that have a sidecar, readable or not."""
+        return {path.stem for path in self.root.glob("??/*.json")}
+
     def __iter__(self) -> Iterator[Artefact]:
         """Yield every readable artefact, in order of key."""
         for path in sorted(self.root.glob("??/*.json")):

@@ -36,7 +36,7 @@ from bench.registry import ACCUSERS, ATTACKS, METHODS
 from bench.reports.blocks import labelled
 from bench.runs.owners import architecture_at, unweighted
 from bench.suite.graph import Kind, Plan, Question, Stage
-from bench.suite.todo import at_once, guesses, pace, start
+from bench.suite.todo import at_once, began, guesses, pace
 from bench.training.hardness import MOST
 from bench.training.readout import head_for
 from bench.types import (
@@ -182,13 +182,12 @@ def budget(plan: Plan, store: Store, todo: Iterable[str], device: str | None = N
                 sum(p.forward for p in known) if whole else None,
                 sum(p.backward for p in known) if whole else None,
                 _bound(known),
-                _total(estimates.seconds(key) for key in ahead),
+                _total(map(estimates.seconds, ahead, passes)),
                 _total(estimates.bytes(key) for key in ahead),
             )
         )
-    sizes = {key: estimates.bytes(key) for key in left}
-    decoded = estimates.decoded([plan.stages[key] for key in left])
-    return Budget(tuple(rows), at_once(plan, sizes), decoded)
+    most = at_once(plan, {key: estimates.bytes(key) for key in left})
+    return Budget(tuple(rows), most, estimates.decoded(plan.stages[key] for key in left))
 
 
 def counted(plan: Plan, store: Store, *kinds: Kind) -> dict[str, Passes | None]:
@@ -321,6 +320,7 @@ class _Estimates:
         self.plan, self.device, self._store = plan, device, store
         self._pools = functools.cache(lambda data: split(plan.manifest(data)))
         self._model = functools.cache(functools.partial(architecture_at, plan))
+        self._read = functools.cache(self._passes_of_reading)
 
     def count(self, data: str, *names: str) -> int:
         """Count the images of some pools of a data set."""
@@ -328,7 +328,7 @@ class _Estimates:
 
     def shape(self, stage: Stage) -> Shape:
         """Measure the model a stage works on: that of the owner, or innocent, it began with."""
-        return shape(self._model(start(stage, self.plan.stages).key))
+        return shape(self._model(began(stage, self.plan.stages)))
 
     def passes(self, stage: Stage) -> Passes | None:
         """Count the passes of a stage, or None where its plug-in does not say."""
@@ -372,14 +372,14 @@ class _Estimates:
 
     def _extract(self, stage: Stage) -> Passes | None:
         protect = self.plan.stages[stage.parents[0]]
-        found = self._read(protect)
+        found = self._read(stage.parents[0])
         if found and stage.recipe.get("readout") == "relinear":
             fitted = self.count(protect.recipe["data"], "owner_images")
             return Passes(found.forward + fitted, found.backward, found.frozen, found.bound)
         return found
 
-    def _read(self, protect: Stage) -> Passes | None:
-        method = _method(protect)
+    def _passes_of_reading(self, key: str) -> Passes | None:
+        method = _method(protect := self.plan.stages[key])
         if not isinstance(method, CountsExtracting):
             return None
         return method.extract_passes(self._sizes(protect, protect.recipe["data"]))
@@ -429,18 +429,17 @@ class _Estimates:
         held_out = self.count(data, f"{whose}_held_out") if held else 0
         return Sizes(images, held_out, made.blocks, made.tokens, made.width)
 
-    def seconds(self, key: str) -> float | None:
+    def seconds(self, key: str, passes: Passes | None) -> float | None:
         """Price a stage: as others like it, by the pace of its model here, or as declared."""
         stage = self.plan.stages[key]
         if self.device is None and key in self.guessed:
             return self.guessed[key][0]
-        passes = self.passes(stage)
         if passes is None or not passes.work:
             return None if passes is None else 0.0
         if self.device is not None:
             speed = BFLOAT16_PEAKS[self.device] * UTILISATION
             return passes.work * self.shape(stage).operations / speed
-        found = self._model(start(stage, self.plan.stages).key)
+        found = self._model(began(stage, self.plan.stages))
         pace = self.pace.get((found.name, found.image_size))
         return None if pace is None else passes.work * pace
 
@@ -456,7 +455,7 @@ class _Estimates:
         kept = self.shape(stage).bytes if _keeps_a_model(stage) else 0
         if stage.kind not in ("protect", "accuse"):
             return kept
-        asked = self._read(stage)
+        asked = self._read(key)
         return None if asked is None else kept + asked.forward * self.shape(stage).pixels
 
     def decoded(self, stages: Iterable[Stage]) -> int:

@@ -159,6 +159,8 @@ def _see_to_other_code(session: Session) -> None:
 def unanswered(plan: Plan, home: Path) -> list[Question]:
     """Return the questions a run would ask: those without a record, and those that failed."""
     answered = ledger.answers(home)
+    if not answered:
+        return list(plan.questions)
     settled = {key for key, record in answered.items() if record.status != "failed"}
     return [q for q in plan.questions if q.key not in settled]
 

@@ -11,14 +11,26 @@ from __future__ import annotations
 
 import functools
 import itertools
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from bench.models.libraries import EMBEDDED
-from bench.records.nouns import UNTOUCHED, Cell, Json, Lineage, Shape, Spec
+from bench.data.manifest import Manifest
+from bench.models.libraries import EMBEDDED, LIBRARIES
+from bench.records.nouns import (
+    ALIGNED,
+    UNTOUCHED,
+    Access,
+    Cell,
+    Json,
+    Lineage,
+    Readout,
+    Shape,
+    Spec,
+)
 from bench.registry import ACCUSERS, ATTACKS, METHODS
-from bench.suite.graph import STRANGER
+from bench.suite.graph import READ_WITH, STRANGER
 from bench.suite.grid import Suite
 from bench.suite.innocents import descends, random, untouched
 from bench.types import SaysUnsuited, UsesBase, UsesCopies, UsesSurrogates
@@ -211,3 +223,68 @@ def uses_base(step: Spec) -> bool:
     """Say whether an attack mixes in the public base."""
     attack = ATTACKS.get(step.name)
     return isinstance(attack, UsesBase) and attack.uses_base
+
+
+def asks_only(method: Spec) -> bool:
+    """Say whether a method needs no more than answers in the owner's label space."""
+    return METHODS.get(method.name).needs in Access.BLACK_BOX
+
+
+def _readout(method: Spec) -> Readout | None:
+    """Return how a method says that its answers are got; None leaves it to the suspect's head."""
+    return method.args.get("readout") if asks_only(method) else None
+
+
+def answered(method: Spec) -> dict[str, Json]:
+    """Say whose head answers an accuser: the one that will answer the judge."""
+    readout = _readout(method)
+    return {} if readout is None else {"readout": readout}
+
+
+def access(method: Spec) -> str:
+    """Say in words what a method needs to see, by whose head it is answered, and in what basis."""
+    readout = _readout(method)
+    how = [*([READ_WITH[readout]] if readout else []), ALIGNED[method.align]]
+    said = ", ".join(filter(None, how))
+    return METHODS.get(method.name).needs.text + (f" ({said})" if said else "")
+
+
+def apart(method: Spec) -> tuple[Json, dict[str, Json]]:
+    """Name what makes the secret, and beside it the settings by which suspects are read later.
+
+    Alignment is neither: it is a stage of its own.
+    """
+    reading, given = METHODS.reading(method.name), method.unaligned.args
+    args = {name: value for name, value in given.items() if name not in reading}
+    how = {name: value for name, value in given.items() if name in reading}
+    return Spec(method.name, args, method.version).json(), how
+
+
+def unobtainable(cell: Cell, images: Manifest) -> str:
+    """Say why this suspect cannot be read at all; empty if it can."""
+    needs, readout = METHODS.get(cell.method.name).needs, _readout(cell.method)
+    named, classifier = cell.owner.args["library"], cell.owner.args.get("classifier")
+    if asks_only(cell.method) and not classifier and LIBRARIES.get(named).classifies is None:
+        return f"needs {needs.text}, {cell.owner.name} has no `classifier`"
+    if not METHODS.get(cell.method.name).marks and any(map(copies, cell.attack)):
+        return "needs copies under other keys, a fingerprint releases one model"
+    if readout == "relinear" and not labelled(images):
+        return f"relinear needs labelled images, {images.name} has none"
+    offered = functools.reduce(
+        operator.and_, (ATTACKS.get(step.name).offers for step in cell.attack)
+    )
+    # A head can be put on whatever gives features.
+    wanted = Access.FEATURES if readout in ("graft", "relinear") else needs
+    if Access.OWN_HEAD in needs:
+        wanted = needs & Access.ENCODER  # in whatever classes, a suspect's own head answers
+    who = f"{readout} needs" if readout else "needs"
+    if wanted in offered and cell.method.align != "none":
+        who, wanted = "align needs", Access.WEIGHTS  # it writes them in another basis
+    if wanted in offered:
+        return ""
+    return f"{who} {wanted.text}, the suspect offers {offered.text or 'nothing'}"
+
+
+def labelled(images: Manifest) -> bool:
+    """Say whether images show two classes or more, each image one."""
+    return len(images.classes) > 1 and not images.masked

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -18,7 +17,8 @@ from bench.records.nouns import (
     Spec,
     StepFacts,
     UserError,
-    digest,
+    canonical,
+    digest_of,
 )
 from bench.registry import ATTACKS
 from bench.suite.grid import Suite
@@ -88,7 +88,13 @@ class Stage:
     @property
     def key(self) -> str:
         """Name the stage, and what it makes, by the digest of its recipe."""
-        return digest(SCHEMA, self.kind, dict(self.recipe), list(self.parents))
+        return stage_key(self.kind, canonical(dict(self.recipe)), self.parents)
+
+
+def stage_key(kind: Kind, recipe: str, parents: tuple[str, ...]) -> str:
+    """Name a stage, given the canonical text of its recipe: millions of stages share one."""
+    above = ",".join([f'"{parent}"' for parent in parents])
+    return digest_of(f'[{SCHEMA},"{kind}",{recipe},[{above}]]')
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +121,9 @@ class Question:
     @property
     def key(self) -> str:
         """Name the question by the cell and every stage: other data or weights, another key."""
-        stages = [self.extract, self.utility, self.fidelity]
-        return digest(SCHEMA, "cell", _named(self.cell), stages, self.skip)
+        made = f'"{self.extract}","{self.utility}",{_quoted(self.fidelity)}'
+        skip = canonical(self.skip) if self.skip else '""'
+        return digest_of(f'[{SCHEMA},"cell",{_named(self.cell)},[{made}],{skip}]')
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -126,11 +133,28 @@ class Question:
         return tuple(key for key in wanted if key) if not self.skip else ()
 
 
-def _named(cell: Cell) -> dict[str, Json]:
-    """Return what a cell says; thousands are named in a plan, so that nothing is copied deeply."""
-    said = ((field.name, getattr(cell, field.name)) for field in dataclasses.fields(cell))
-    told = {name: v.json() if isinstance(v, Spec) else v for name, v in said if v is not None}
-    return {**told, "attack": [step.json() for step in cell.attack]}
+def _quoted(key: str | None) -> str:
+    return "null" if key is None else f'"{key}"'
+
+
+def _named(cell: Cell) -> str:
+    """Return the canonical text of what a cell says, made of texts that millions of them share."""
+    steps = ",".join([step.text for step in cell.attack])
+    said: dict[str, str | int | None] = {
+        "accused": cell.accused,
+        "accuser": None if cell.accuser is None else cell.accuser.text,
+        "attack": f"[{steps}]",
+        "attack_seed": cell.attack_seed,
+        "base": f'"{cell.base}"',
+        "lineage": f'"{cell.lineage}"',
+        "method": cell.method.text,
+        "method_seed": cell.method_seed,
+        "other_model": None if cell.other_model is None else cell.other_model.text,
+        "other_seed": cell.other_seed,
+        "owner": cell.owner.text,
+    }
+    told = [f'"{name}":{text}' for name, text in said.items() if text is not None]
+    return f"{{{','.join(told)}}}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
 
 from bench.data import manifest
 from bench.data.manifest import Manifest
@@ -19,32 +21,38 @@ from bench.models.libraries import EMBEDDED, LIBRARIES
 from bench.records.nouns import (
     ALIGN,
     ALIGN_VERSION,
-    ALIGNED,
     Access,
     Cell,
     Json,
-    Readout,
     Shape,
     Spec,
     UserError,
+    canonical,
     how_many,
+    uncollected,
 )
 from bench.registry import ACCUSERS, ATTACKS, METHODS
 from bench.suite.cells import (
     Peers,
     Person,
+    access,
     accusations,
+    answered,
+    apart,
+    asks_only,
     cells,
     colluders,
     copies,
+    labelled,
     people_of,
     strange_to,
     surrogates_of,
     unjudged,
+    unobtainable,
     unsuited,
     uses_base,
 )
-from bench.suite.graph import MOST, READ_WITH, Kind, Plan, Question, Stage, TooMany
+from bench.suite.graph import MOST, Kind, Plan, Question, Stage, TooMany, stage_key
 from bench.suite.grid import Suite
 from bench.suite.innocents import RECIPE, alike, families, kin, recipe_digest, untouched
 from bench.suite.owners import ClassifierSettings, OwnerSettings, weights_identity
@@ -71,13 +79,14 @@ def make(suite: Suite, data_dir: Path | None, assume: bool = False, most: int = 
     """
     manifests, assumed = _manifests(suite, data_dir, assume)
     builder = _Builder(suite, manifests, most)
-    for part in suite.parts or (suite,):
-        builder.begin(part)
-        for model in part.innocents.models:
-            builder.add_model(model, weights_identity(model, data_dir, assume))
-        builder.warnings += alike(builder.models)
-        for owner in part.owners:
-            builder.add_owner(owner, weights_identity(owner, data_dir, assume))
+    with uncollected():  # a plan is a tree of millions of parts, none of them in a circle
+        for part in suite.parts or (suite,):
+            builder.begin(part)
+            for model in part.innocents.models:
+                builder.add_model(model, weights_identity(model, data_dir, assume))
+            builder.warnings += alike(builder.models)
+            for owner in part.owners:
+                builder.add_owner(owner, weights_identity(owner, data_dir, assume))
     _refuse_unlabelled_probe(suite, manifests)
     _refuse_unlabelled_attacks(suite, manifests)
     read = (f"data {name}: {said}" for name, made in manifests.items() for said in made.notes)
@@ -117,7 +126,7 @@ def _refuse_unlabelled_probe(suite: Suite, manifests: Mapping[str, Manifest]) ->
     """Refuse to probe on a folder that might have had class folders, and has not."""
     for part in suite.parts or (suite,):
         probe = manifests[part.probe]
-        if probe.settings.labelled and not _labelled(probe):
+        if probe.settings.labelled and not labelled(probe):
             raise UserError(
                 f"probe: expected labelled images, got '{part.probe}'; put them in two class "
                 "folders or more"
@@ -139,6 +148,39 @@ def _refuse_unlabelled_attacks(suite: Suite, manifests: Mapping[str, Manifest]) 
                 )
 
 
+NOTHING: Mapping[str, Json] = MappingProxyType({})
+"""Beside most recipes there is nothing: millions of stages share it."""
+
+
+class _Recipe(NamedTuple):
+    """What stages of one kind on different parents have in common, and its canonical text."""
+
+    kind: Kind
+    recipe: Mapping[str, Json]
+    text: str
+    beside: Mapping[str, Json] = NOTHING
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """What is the same for all cells of one method on one owner."""
+
+    owner: str  # the key of its stage
+    access: str
+    marks: bool
+    images: Manifest  # the owner's, that its secret is drawn from
+    task: str
+    made: Json
+    reading: _Recipe
+    copies: dict[int, str] = field(default_factory=dict)  # by seed
+    skipped: dict[tuple[str, ...], str] = field(default_factory=dict)  # why, by chain
+
+    @property
+    def recipe(self) -> dict[str, Json]:
+        """Return what makes its secret, but for the seed."""
+        return {"method": self.made, "data": self.images.digest}
+
+
 class _Builder:
     """Grow the graph owner by owner; equal recipes meet in one stage."""
 
@@ -151,12 +193,17 @@ class _Builder:
         self.models: list[Spec] = []
         self.public: str | None = None  # what the owner's backbone was finetuned from
         self._people: list[Person] = []  # who owes the owner nothing
+        self._claims: dict[str, _Told] = {}  # of one owner in one part, by method
+        self._suspects: dict[
+            tuple[str, int, tuple[str, ...]], tuple[str, str | None]
+        ] = {}  # likewise
+        self._utilities: dict[tuple[str | None, ...], str] = {}
         self.warnings: list[str] = []
         self.recipe = dataclasses.replace(RECIPE, steps=suite.innocents.pretraining_steps)
 
     def begin(self, part: Suite) -> None:
         """Ask what one part of the suite asks from here on."""
-        self.suite, self.models = part, []
+        self.suite, self.models, self._utilities = part, [], {}
 
     def add_model(self, model: OwnerSettings, weights: str) -> None:
         self._loaded(model, weights)
@@ -174,7 +221,7 @@ class _Builder:
         else:
             self.public = None
         peers = Peers(claimed, strangers, others, public)
-        self._people = people_of(peers)
+        self._people, self._claims, self._suspects = people_of(peers), {}, {}
         self.warnings += unjudged(self.suite, owner.name, len(self._people))
         seeds = self.suite.seeds
         # Every seed asks for as much as the first: millions are counted without being made.
@@ -200,7 +247,7 @@ class _Builder:
     ) -> tuple[Spec, str]:
         """Add the training of an owner's classifier; what follows starts from its result."""
         images = self.manifests[classifier.data]
-        if not _labelled(images):
+        if not labelled(images):
             raise UserError(
                 f"owner '{owner.name}': classifier: data: expected labelled images, got "
                 f"'{images.name}'; put them in class folders"
@@ -241,67 +288,93 @@ class _Builder:
                     )
 
     def _ask(self, cell: Cell, owner: str) -> None:
-        method, access = METHODS.get(cell.method.name), _access(cell.method)
-        task = self._task(cell.owner)
-        images = task if _asks_only(cell.method) else self.manifests[self.suite.owner_images]
-        owner_data = images.digest
-        made, how = _apart(cell.method)
-        recipe = {"method": made, "seed": cell.method_seed, "data": owner_data}
-        if skip := (cell.accuser and unsuited(cell.accuser, cell.method)) or _unobtainable(
-            cell, images
-        ):
-            empty = Question(cell, access, method.marks, owner, "", "", "", "", None, skip)
+        told = self._claim(cell, owner)
+        if skip := self._skipped(cell, told):
+            empty = Question(cell, told.access, told.marks, owner, "", "", "", "", None, skip)
             self.questions.setdefault(empty.key, empty)
             return
-        honest = protect = self._add("protect", recipe, (owner,), how)
-
-        def other_copy(seed: int) -> str:
-            return self._add("protect", {**recipe, "seed": seed}, (owner,), how)
-
-        forged = self._forged(cell, recipe, owner, honest, how, other_copy)
+        honest = protect = self._protected(told, cell.method_seed)
+        other_copy = functools.partial(self._protected, told)
+        forged = self._forged(cell, told, honest, other_copy)
         if forged and cell.other_seed is None:
             protect = forged
-        start = honest if cell.base == "released" and method.marks else owner
+        start = honest if cell.base == "released" and told.marks else owner
         if forged and cell.base == "accuser":
             start = forged
         elif cell.other_seed is not None:
-            start = self._add("protect", {**recipe, "seed": cell.other_seed}, (owner,), how)
+            start = other_copy(cell.other_seed)
         if cell.other_model is not None:
             start = self._loaded_before(cell.other_model)
         suspect, data = self._attacked(cell, owner, start, other_copy)
-        align = self._aligned(cell.method, suspect, honest if method.marks else owner, images)
-        extract = self._add("extract", how, (protect, align or suspect, owner))
-        probe = self.manifests[self.suite.probe].digest
-        tests = {"own": data, "owner": task.digest, "probe": probe}
-        utility = self._add("utility", tests, (suspect,))
+        reference = honest if told.marks else owner
+        align = self._aligned(cell.method, suspect, reference, told.images)
+        extract = self._added(told.reading, (protect, align or suspect, owner))
+        utility = self._measured(suspect, data, told)
         fidelity = None
-        priced = method.marks and cell.lineage == "released" and forged is None
+        priced = told.marks and cell.lineage == "released" and forged is None
         if priced and untouched(cell.attack):
-            tests = {"task": task.digest, "owner": owner_data, "probe": probe}
+            probe = self.manifests[self.suite.probe].digest
+            tests = {"task": told.task, "owner": told.images.digest, "probe": probe}
             fidelity = self._add("fidelity", tests, (owner, protect))
         hardness = None
         if self.suite.hardness:
-            hardness = self._add("hardness", {"owner": task.digest}, (suspect, owner))
+            hardness = self._add("hardness", {"owner": told.task}, (suspect, owner))
         question = Question(
-            *(cell, access, method.marks, owner, protect, suspect, extract, utility, fidelity),
+            *(cell, told.access, told.marks, owner, protect),
+            *(suspect, extract, utility, fidelity),
             align=align,
             hardness=hardness,
         )
         self.questions.setdefault(question.key, question)
 
+    def _claim(self, cell: Cell, owner: str) -> _Told:
+        """Return what is the same for all cells of a method on an owner, found once."""
+        found = self._claims.get(cell.method.text)
+        if found is None:
+            method = METHODS.get(cell.method.name)
+            task = self._task(cell.owner)
+            images = task if asks_only(cell.method) else self.manifests[self.suite.owner_images]
+            made, how = apart(cell.method)
+            reading = _Recipe("extract", how, canonical(how))
+            found = _Told(
+                *(owner, access(cell.method), method.marks, images, task.digest, made, reading)
+            )
+            self._claims[cell.method.text] = found
+        return found
+
+    def _skipped(self, cell: Cell, told: _Told) -> str:
+        """Say why a question is not asked; empty if it is."""
+        if cell.accuser and (why := unsuited(cell.accuser, cell.method)):
+            return why
+        chain = tuple([step.text for step in cell.attack])
+        if chain not in told.skipped:
+            told.skipped[chain] = unobtainable(cell, told.images)
+        return told.skipped[chain]
+
+    def _protected(self, told: _Told, seed: int) -> str:
+        if seed not in told.copies:
+            recipe = {**told.recipe, "seed": seed}
+            told.copies[seed] = self._add("protect", recipe, (told.owner,), told.reading.recipe)
+        return told.copies[seed]
+
+    def _measured(self, suspect: str, data: str | None, told: _Told) -> str:
+        """Add the measuring of a suspect's utility, once for all methods that read it."""
+        asked = suspect, data, told.task
+        if asked not in self._utilities:
+            probe = self.manifests[self.suite.probe].digest
+            tests = {"own": data, "owner": told.task, "probe": probe}
+            self._utilities[asked] = self._add("utility", tests, (suspect,))
+        return self._utilities[asked]
+
     def _forged(
-        self,
-        cell: Cell,
-        recipe: dict[str, Json],
-        owner: str,
-        honest: str,
-        how: dict[str, Json],
-        other_copy: Callable[[int], str],
+        self, cell: Cell, told: _Told, honest: str, other_copy: Callable[[int], str]
     ) -> str | None:
         """Add the stage in which an accuser makes up a claim, with all that he looks at."""
         if cell.accuser is None:
             return None
         spec, accuser = cell.accuser, ACCUSERS.get(cell.accuser.name)
+        owner, how = told.owner, told.reading.recipe
+        recipe = {**told.recipe, "seed": cell.method_seed}
         parents, given = [owner], list[str]()
         people = self._people
         looked = [people[cell.accused]] if cell.accused is not None else []
@@ -315,9 +388,9 @@ class _Builder:
         if accuser.accuses == "owner":
             parents.append(honest)
             given.append("victim")
-        answered = _answered(cell.method)
-        asked = {"accuser": spec.json(), **recipe, **answered, "given": given}
-        read = {name: value for name, value in how.items() if name not in answered}
+        head = answered(cell.method)
+        asked = {"accuser": spec.json(), **recipe, **head, "given": given}
+        read = {name: value for name, value in how.items() if name not in head}
         if accuser.post_hoc and read:  # what he makes may be chosen by what a judge will read
             asked["reading"] = read
         return self._add("accuse", asked, tuple(parents), how)
@@ -351,6 +424,17 @@ class _Builder:
 
         `other_copy` adds what the owner released under the key of another seed.
         """
+        asked = key, cell.attack_seed, tuple([step.text for step in cell.attack])
+        if asked not in self._suspects:
+            made = self._chained(cell, owner, key, other_copy)
+            if any(map(copies, cell.attack)):  # which copies, each cell says
+                return made
+            self._suspects[asked] = made
+        return self._suspects[asked]
+
+    def _chained(
+        self, cell: Cell, owner: str, key: str, other_copy: Callable[[int], str]
+    ) -> tuple[str, str | None]:
         data = None
         for position, step in enumerate(cell.attack):
             attack = ATTACKS.get(step.name)
@@ -390,11 +474,14 @@ class _Builder:
         kind: Kind,
         recipe: Mapping[str, Json],
         parents: tuple[str, ...] = (),
-        beside: Mapping[str, Json] | None = None,
+        beside: Mapping[str, Json] = NOTHING,
     ) -> str:
-        stage = Stage(kind, recipe, parents, beside or {})
-        key = stage.key
-        self.stages.setdefault(key, stage)
+        return self._added(_Recipe(kind, recipe, canonical(dict(recipe)), beside), parents)
+
+    def _added(self, what: _Recipe, parents: tuple[str, ...]) -> str:
+        key = stage_key(what.kind, what.text, parents)
+        if key not in self.stages:
+            self.stages[key] = Stage(what.kind, what.recipe, parents, what.beside)
         return key
 
 
@@ -410,67 +497,3 @@ _recipe_digest = functools.cache(recipe_digest)
 def _alone(model: Spec) -> Spec:
     """Return what a model is loaded as, whatever family it counts as."""
     return Spec(model.name, {k: v for k, v in model.args.items() if k != "family"})
-
-
-def _asks_only(method: Spec) -> bool:
-    """Say whether a method needs no more than answers in the owner's label space."""
-    return METHODS.get(method.name).needs in Access.BLACK_BOX
-
-
-def _readout(method: Spec) -> Readout | None:
-    """Return how a method says that its answers are got; None leaves it to the suspect's head."""
-    return method.args.get("readout") if _asks_only(method) else None
-
-
-def _answered(method: Spec) -> dict[str, Json]:
-    """Say whose head answers an accuser: the one that will answer the judge."""
-    readout = _readout(method)
-    return {} if readout is None else {"readout": readout}
-
-
-def _access(method: Spec) -> str:
-    """Say in words what a method needs to see, by whose head it is answered, and in what basis."""
-    readout = _readout(method)
-    how = [*([READ_WITH[readout]] if readout else []), ALIGNED[method.align]]
-    said = ", ".join(filter(None, how))
-    return METHODS.get(method.name).needs.text + (f" ({said})" if said else "")
-
-
-def _apart(method: Spec) -> tuple[Json, dict[str, Json]]:
-    """Name what makes the secret, and beside it the settings by which suspects are read later.
-
-    Alignment is neither: it is a stage of its own.
-    """
-    reading, given = METHODS.reading(method.name), method.unaligned.args
-    args = {name: value for name, value in given.items() if name not in reading}
-    how = {name: value for name, value in given.items() if name in reading}
-    return Spec(method.name, args, method.version).json(), how
-
-
-def _unobtainable(cell: Cell, images: Manifest) -> str:
-    """Say why this suspect cannot be read at all; empty if it can."""
-    needs, readout = METHODS.get(cell.method.name).needs, _readout(cell.method)
-    named, classifier = cell.owner.args["library"], cell.owner.args.get("classifier")
-    if _asks_only(cell.method) and not classifier and LIBRARIES.get(named).classifies is None:
-        return f"needs {needs.text}, {cell.owner.name} has no `classifier`"
-    if not METHODS.get(cell.method.name).marks and any(map(copies, cell.attack)):
-        return "needs copies under other keys, a fingerprint releases one model"
-    if readout == "relinear" and not _labelled(images):
-        return f"relinear needs labelled images, {images.name} has none"
-    offered = functools.reduce(
-        operator.and_, (ATTACKS.get(step.name).offers for step in cell.attack)
-    )
-    # A head can be put on whatever gives features.
-    wanted = Access.FEATURES if readout in ("graft", "relinear") else needs
-    if Access.OWN_HEAD in needs:
-        wanted = needs & Access.ENCODER  # in whatever classes, a suspect's own head answers
-    who = f"{readout} needs" if readout else "needs"
-    if wanted in offered and cell.method.align != "none":
-        who, wanted = "align needs", Access.WEIGHTS  # it writes them in another basis
-    if wanted in offered:
-        return ""
-    return f"{who} {wanted.text}, the suspect offers {offered.text or 'nothing'}"
-
-
-def _labelled(images: Manifest) -> bool:
-    return len(images.classes) > 1 and not images.masked

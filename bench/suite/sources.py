@@ -126,6 +126,8 @@ class OtherCode:
 def other_code(plan: Plan, store: Store, records: Mapping[str, Record]) -> OtherCode:
     """Find what was made by other code; what an answer of today's follows from is not looked at."""
     answers = answered_by_others(plan, records)
+    if not records:
+        return OtherCode(made_by_others(plan, store, plan.stages.keys()), answers)
     behind = set(answers)
     fresh = [q.stages for q in plan.questions if q.key in records and q.key not in behind]
     seen = plan.lineage(itertools.chain(*fresh))
@@ -135,8 +137,9 @@ def other_code(plan: Plan, store: Store, records: Mapping[str, Record]) -> Other
 def made_by_others(plan: Plan, store: Store, keys: Collection[str]) -> dict[str, list[str]]:
     """List which of these stages lie in the store, made by other code, by plug-in and by stage."""
     found: dict[str, list[str]] = {}
-    for key, stage in plan.stages.items():
-        made = store.find(key) if key in keys else None
+    there = store.keys() & set(keys)  # few of the millions that a plan may have
+    for key, stage in plan.stages.items() if there else ():
+        made = store.find(key) if key in there else None
         if made is None:
             continue
         before = made.payload.get("code")
@@ -147,6 +150,8 @@ def made_by_others(plan: Plan, store: Store, keys: Collection[str]) -> dict[str,
 
 def answered_by_others(plan: Plan, records: Mapping[str, Record]) -> list[str]:
     """List the answers of a plan that say they follow from other code, or do not say from what."""
+    if not records:
+        return []
     now: dict[str, str] = {}
     for stage in plan.stages.values():
         now |= code_of(stage, plan.stages)

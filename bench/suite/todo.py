@@ -17,17 +17,21 @@ COPIES = ("attack", "align")
 """Kinds of stages that make suspects or say how they are rewritten: made again at will."""
 
 
-def missing(plan: Plan, store: Store, questions: Iterable[Question]) -> tuple[str, ...]:
+def missing(plan: Plan, store: Store, questions: Collection[Question]) -> tuple[str, ...]:
     """List the stages that must run to answer `questions`, parents first.
 
     An artefact that is there is used; one that a missing stage would have to load is checked byte
     by byte first, and made again if it is damaged.
     """
     wanted: dict[str, bool] = {}
+    listed = store.keys()  # to look for millions one by one takes minutes
+    if not listed and len(questions) == len(plan.questions):
+        return tuple(plan.stages)
 
     def want(key: str, loaded: bool) -> bool:
         if key not in wanted or (loaded and not wanted[key]):
-            there = store.verify(key) if loaded else store.find(key) is not None
+            look = store.verify if loaded else store.find
+            there = key in listed and bool(look(key))
             wanted[key] = not there
             if not there or (loaded and _stands_on_its_parent(store, key)):
                 for parent in plan.stages[key].parents:
@@ -92,41 +96,58 @@ def in_turn(
     for question in questions:
         claim = claim_of(question.cell)
         claims.setdefault(claim, len(claims))
-        dearest[claim] = max(dearest.get(claim, 0.0), ahead.cost(question.stages))
+        dearest[claim] = max(dearest.get(claim, 0.0), ahead.longest(question))
 
     def place(question: Question) -> tuple[float, ...]:
         cell = question.cell
         claim, row = claim_of(cell), row_of(cell)
-        cost = ahead.cost(question.stages)
+        cost = ahead.longest(question)
         if row is None or claim not in first:
             return 1, -dearest[claim], claims[claim], -cost
         return 0, claims[claim], ahead.chain(question.suspect) if row else 0.0, -cost
 
     found: dict[str, None] = {}
     for question in sorted(questions, key=place):
-        for key in question.stages:
+        made, read = _apart(question)
+        for key in made:
             found.update(dict.fromkeys(ahead.lineage(key)))
+        found.update((key, None) for key in read if key in left)
     return tuple(found)
+
+
+def _apart(question: Question) -> tuple[list[str], list[str]]:
+    """Return the stages that make what is read, and those that read it and follow from them."""
+    if question.skip:
+        return [], []
+    made = question.owner, question.protect, question.suspect, question.align
+    read = question.extract, question.utility, question.fidelity, question.hardness
+    return list(filter(None, made)), list(filter(None, read))
 
 
 class _Ahead:
     """What is left to be made before a stage has been, and what that costs."""
 
     def __init__(self, plan: Plan, left: Container[str], work: Callable[[str], float]) -> None:
-        self._plan, self._left, self._work = plan, left, functools.cache(work)
-        self.lineage = functools.cache(self._lineage)
+        self._plan, self._left, self._work = plan, left, work
+        # Of what is made there is little, beside the millions of readings of a large plan.
+        self.lineage, self._cost = functools.cache(self._lineage), functools.cache(self._whole)
+        self.chain = functools.cache(self._chain)
 
     def _lineage(self, key: str) -> tuple[str, ...]:
         """List a stage and all that it follows from, as far as they are left, parents first."""
         above = (one for parent in self._plan.stages[key].parents for one in self.lineage(parent))
         return *dict.fromkeys(above), *([key] if key in self._left else [])
 
-    def cost(self, keys: Iterable[str]) -> float:
-        """Return what it costs to make all of these stages."""
-        wanted = dict.fromkeys(one for key in keys for one in self.lineage(key))
-        return sum(map(self._work, wanted))
+    def longest(self, question: Question) -> float:
+        """Return what the dearer costs of the two that a reading waits for: secret and suspect."""
+        if question.skip:
+            return 0.0
+        return max(self._cost(question.protect), self._cost(question.suspect))
 
-    def chain(self, suspect: str) -> float:
+    def _whole(self, key: str) -> float:
+        return sum(map(self._work, self.lineage(key)))
+
+    def _chain(self, suspect: str) -> float:
         """Return what it costs to attack a model, once that is there."""
         made = (key for key in self.lineage(suspect) if self._plan.stages[key].kind == "attack")
         return sum(map(self._work, made))
@@ -193,6 +214,8 @@ def alike(plan: Plan, store: Store) -> dict[str, list[Artefact]]:
     """
     made = {artefact.key: artefact for artefact in store}
     past: dict[str, list[Artefact]] = {}
+    if not made:
+        return {}
     for artefact in made.values():
         past.setdefault(_likeness(artefact, made), []).append(artefact)
     found = {key: past.get(_likeness(stage, plan.stages)) for key, stage in plan.stages.items()}
@@ -208,6 +231,15 @@ def start(stage: Stage | Artefact, known: Mapping[str, Stage] | Mapping[str, Art
     while found is not None and found.parents:
         found = known.get(found.parents[found.kind == "extract"])
     return found
+
+
+def began(stage: Stage, known: Mapping[str, Stage]) -> str:
+    """Return the key of the stage that a line of descent began with, of a whole plan."""
+    key = None
+    while stage.parents:
+        key = stage.parents[stage.kind == "extract"]
+        stage = known[key]
+    return stage.key if key is None else key
 
 
 def _likeness(stage: Stage | Artefact, known: Mapping[str, Stage] | Mapping[str, Artefact]) -> str:

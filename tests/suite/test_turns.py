@@ -1,11 +1,13 @@
 """In which order the stages of a plan are made: some verdicts soon, and all of them no later."""
 
+import dataclasses
+
 import pytest
 from made import MARK, PRINT, UNTOUCHED, cell, stranger, suite
 
-from bench.records.nouns import Spec
-from bench.suite import plan, reader
-from bench.suite.todo import claim_of, firsts, in_turn, row_of
+from bench.records.nouns import SCHEMA, Spec, digest
+from bench.suite import graph, plan, reader
+from bench.suite.todo import began, claim_of, firsts, in_turn, row_of, start
 
 pytestmark = pytest.mark.usefixtures("stand_ins")
 
@@ -156,3 +158,28 @@ OTHER = Spec("vit", {"library": "timm"})
 )
 def test_a_cell_is_needed_first_for_one_attack_for_all_or_for_none(asked, row):
     assert row_of(asked) == row
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        cell(attack=(*PRUNED, *UNTOUCHED)),
+        cell(base="other key", attack=PRUNED, other_seed=1),
+        cell(PRINT, "other model", UNTOUCHED, other_model=OTHER),
+        cell(accuser=MARK, accused=0),
+    ],
+)
+def test_a_key_made_of_texts_at_hand_is_that_of_the_whole_written_anew(asked):
+    question = graph.Question(asked, "weights", True, "o", "p", "s", "e", "u", None, 'why "not"')
+    said = {k: v for k, v in dataclasses.asdict(asked).items() if v is not None}
+    stages = [question.extract, question.utility, None]
+    assert question.key == digest(SCHEMA, "cell", said, stages, question.skip)
+    stage = graph.Stage("attack", {"seed": None, "data": "d"}, ("a", "b"))
+    assert stage.key == digest(SCHEMA, "attack", {"seed": None, "data": "d"}, ["a", "b"])
+    assert graph.Stage("owner", {}).key == digest(SCHEMA, "owner", {}, [])
+
+
+def test_where_a_line_of_descent_began_is_found_by_its_key_alone(make):
+    made = make()
+    for key, stage in made.stages.items():
+        assert began(stage, made.stages) == start(stage, made.stages).key, key
