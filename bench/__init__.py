@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from bench.data.images import Images
-    from bench.models.vision import VisionModel
+    import torch
+
     from bench.records.ledger import Results as Results
     from bench.records.nouns import Align, Json
     from bench.records.nouns import Incompatible as Incompatible
@@ -23,10 +23,13 @@ if TYPE_CHECKING:
     from bench.records.nouns import UserError as UserError
     from bench.records.table import Format as Format
     from bench.records.table import Table as Table
-    from bench.runs.claims.claim import Claim as Claim
     from bench.runs.claims.claim import Finding as Finding
     from bench.runs.claims.claim import Verification as Verification
     from bench.runs.claims.key import Key as Key
+    from bench.runs.claims.making import Claim as Claim
+    from bench.runs.claims.making import Material
+    from bench.runs.claims.replaying import Origin as Origin
+    from bench.runs.claims.replaying import Replay as Replay
     from bench.runs.claims.tracing import Trace as Trace
     from bench.runs.engines import Look
     from bench.runs.session import Watch
@@ -35,13 +38,15 @@ if TYPE_CHECKING:
     from bench.suite.owners import OwnerSettings
 
 NOUNS = {
-    "Claim": "bench.runs.claims.claim",
+    "Claim": "bench.runs.claims.making",
     "Finding": "bench.runs.claims.claim",
     "Format": "bench.records.table",
     "Incompatible": "bench.records.nouns",
     "Key": "bench.runs.claims.key",
+    "Origin": "bench.runs.claims.replaying",
     "Plan": "bench.suite.graph",
     "Record": "bench.records.nouns",
+    "Replay": "bench.runs.claims.replaying",
     "Results": "bench.records.ledger",
     "Table": "bench.records.table",
     "Trace": "bench.runs.claims.tracing",
@@ -262,7 +267,7 @@ def protect(
 
     """
     from bench.registry import METHODS
-    from bench.runs.claims import claim, commitment, key
+    from bench.runs.claims import commitment, key, making
     from bench.runs.machine import find_device
     from bench.suite.owners import owner_of
 
@@ -271,9 +276,13 @@ def protect(
     spec, there = key.with_rule(METHODS.spec(method, settings or {})), find_device(device)
     named = owner_of(model, weights, pretrained, image_size, entry)
     homes = key.homes(Path(output), [users] if isinstance(users, str) else users)
-    owner, pools = _owner_and_images(named, images, labels, data, note)
-    registrar = claim.Registrar(Path(registry), holder, alpha) if registry is not None else None
-    return claim.protect_copies(owner, spec, pools, homes, seed, there, watch, registrar)
+    given = _material(named, images, labels, data, note)
+    registrar = None
+    if registry is not None:
+        registrar = making.Registrar(Path(registry), holder, alpha, given.images)
+    return making.protect_copies(
+        given.owner, spec, given.pools, homes, seed, there, watch, registrar
+    )
 
 
 def copies(
@@ -311,8 +320,9 @@ def copies(
     first = keys.read_all([key if isinstance(key, keys.Key) else Path(key)], None)[0]
     named = owner_of(model, weights, pretrained, image_size, entry)
     homes = keys.homes(Path(output), [users] if isinstance(users, str) else users)
-    owner, pools = _owner_and_images(named, images, labels, data, note)
-    return tracing.copy_for_users(owner, first, pools, homes, find_device(device), watch)
+    given = _material(named, images, labels, data, note)
+    there = find_device(device)
+    return tracing.copy_for_users(given.owner, first, given.pools, homes, there, watch)
 
 
 def verify(
@@ -330,6 +340,7 @@ def verify(
     align: Align | None = None,
     seen: str | None = None,
     reference: str | Path | Sequence[str | Path] = (),
+    replay: Origin | None = None,
     device: str = "auto",
 ) -> Verification:
     """Say whether a file of weights is the model that a key was made for.
@@ -344,13 +355,15 @@ def verify(
     Suspect and innocents are written in the basis of the released model before they are read, where
     that lies beside the key or is the `reference`; `align` says how, by default as the key does.
 
+    With `replay` the secret of every key is made again: one that does not follow says nothing.
+
     Raises:
         UserError: a file is missing, damaged or not what it should be.
 
     """
     import dataclasses
 
-    from bench.runs.claims import claim, commitment, reading
+    from bench.runs.claims import claim, commitment, reading, replaying
     from bench.runs.claims.key import Key
     from bench.runs.machine import find_device
     from bench.verdicts.verdict import innocents_needed
@@ -360,6 +373,7 @@ def verify(
     placed = [k if isinstance(k, Key) else Path(k) for k in given]
     known, standings = commitment.shown(placed, commitments, alpha, seen)
     there = find_device(device)
+    made_of = replay and _made_of(replay, known, there)
     kind = reading.architecture(known[0].owner, str(suspect), model, pretrained, image_size)
     innocents = claim.weight_files(strangers), claim.weight_files(descendants)
     files = [reference] if isinstance(reference, str | Path) else reference
@@ -368,7 +382,9 @@ def verify(
     level = commitment.level(alpha, standings, len(known))
     found = claim.verify(Path(suspect), kind, known, innocents, level, there, entry, bases)
     notes = (*found.notes, *commitment.said(standings, alpha, level))
-    return dataclasses.replace(found, notes=notes)
+    read = (found.evidence, (Path(suspect), kind, entry))
+    again = replaying.each(*read, made_of, there, align) if made_of else ()
+    return dataclasses.replace(found, notes=notes, replays=again)
 
 
 def trace(
@@ -406,17 +422,17 @@ def trace(
     return tracing.trace(Path(suspect).name, loaded, known, users, alpha, there)
 
 
-def _owner_and_images(
+def _material(
     named: OwnerSettings,
     images: str,
     labels: Literal["none", "sorted"],
     data: str | Path | None,
     note: Callable[[str], object],
-) -> tuple[VisionModel, tuple[Images, Images]]:
+) -> Material:
     """Load an owner's model and images, those to work with and those held out."""
     from bench.data import manifest
     from bench.data.settings import described
-    from bench.runs.claims import claim
+    from bench.runs.claims import making
     from bench.runs.owners import load_owner
     from bench.suite.owners import weights_file
 
@@ -427,7 +443,21 @@ def _owner_and_images(
     listed = manifest.read("images", described(images, labels, root), root)
     for told in listed.notes:
         note(f"images: {told}")
-    return owner, claim.owners_images(listed, owner.preprocess)
+    return making.Material(owner, making.owners_images(listed, owner.preprocess), listed.digest)
+
+
+def _made_of(origin: Origin, keys: Sequence[Key], device: torch.device) -> Material:
+    """Load what keys are said to have been made of, refuse other, and say what a replay takes."""
+    from bench.runs.claims import replaying
+    from bench.suite.owners import owner_of
+
+    owner = keys[0].owner
+    name, size = f"{owner.library}:{owner.name}", owner.image_size
+    named = owner_of(name, str(origin.clean), owner.tag, size, origin.entry)
+    made_of = _material(named, origin.images, origin.labels, origin.data, origin.note)
+    replaying.refuse_others(keys, made_of)
+    origin.note(replaying.price(keys, made_of, device))
+    return made_of
 
 
 def _root(data: str | Path | None) -> Path | None:

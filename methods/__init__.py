@@ -137,14 +137,30 @@ With `--registry` nobody chooses a key, its owner neither:
 
 * Before the key is drawn, an intent is registered: a hash.
   It binds the holder's name, the method, how suspects are aligned, the clean weights and a salt.
+  It binds a digest of the images, too; keys from before that verify as ever, and `verify` says so.
 * The registry answers with a nonce, and the key is drawn from all of these.
 * The key is registered in turn; it is bound to the level `--alpha` and to the method's own rule.
 * The file only grows: each line holds the hash of the one before.
   Who keeps it vouches for dates.
 * `verify` says in one line what is missing or does not fit.
 * The level is shared by all keys that a holder meant to make, shown or not.
-* That a secret follows from its nonce takes a protection to see: `replays` in
-  `bench.runs.claims.claim`.
+
+That a secret follows from its nonce takes a protection to see:
+
+```bash
+bench verify mine/suspect.safetensors --key out/key.safetensors \
+    --commitment mine/registry.jsonl --replay photos
+```
+
+* `--replay` takes the images that `protect` was given, `--clean` the unmarked weights in a file.
+* What it takes is said first, in passes and seconds.
+* On a machine such as the key was made on, the secret comes out bit for bit.
+* Elsewhere sums are taken in another order, and the suspect is read with both secrets.
+  Their agreements may then be 0.01 apart.
+* A secret that was fitted to its suspect *does not follow*: the key is refused, with status 1.
+* The bits of `committed_bits` hash features, which other processors round otherwise.
+  Of these it says *cannot be told here*, and owned becomes undecided.
+* A classifier on the clean weights is not bound: a fingerprint of answers hangs on it, too.
 
 `verify` ranks the suspect among innocents, files of weights of the owner's architecture in two
 folders:

@@ -28,8 +28,10 @@ from bench.verdicts.verdict import innocents_needed
 
 if TYPE_CHECKING:
     from bench.records.nouns import Json
-    from bench.runs.claims.claim import Claim, Finding, Verification
+    from bench.runs.claims.claim import Finding, Verification
     from bench.runs.claims.key import Key
+    from bench.runs.claims.making import Claim
+    from bench.runs.claims.replaying import Replay
     from bench.verdicts.verdict import Kind, Rank, Verdict
 
 STATUSES = {"owned": 0, "undecided": 3, "not owned": 1, "incompatible": 4}
@@ -56,12 +58,7 @@ def _protect_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--images", required=True, help="your images: a folder, or the embedded photos or digits"
     )
-    command.add_argument(
-        "--labels",
-        choices=("none", "sorted"),
-        default="none",
-        help="sorted: the files of a flat folder show one class each, in the order of their names",
-    )
+    _owners_labels(command)
     command.add_argument(
         "--users",
         type=lambda text: text.split(","),
@@ -91,6 +88,15 @@ def _protect_arguments(command: argparse.ArgumentParser) -> None:
     data_root(command)
     a_device(command)
     threads(command)
+
+
+def _owners_labels(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--labels",
+        choices=("none", "sorted"),
+        default="none",
+        help="sorted: the files of a flat folder show one class each, in the order of their names",
+    )
 
 
 def protect_model(arguments: argparse.Namespace) -> int:
@@ -154,8 +160,9 @@ def _print_lines(lines: Sequence[tuple[str, str]]) -> None:
 
 def _verify_arguments(command: argparse.ArgumentParser) -> None:
     command.epilog = (
-        "Exit status: 0 owned (with several keys: by one of them), 1 not owned, 2 something to put "
-        "right, 3 undecided, 4 incompatible: no key can read this suspect."
+        "Exit status: 0 owned (with several keys: by one of them), 1 not owned, or every key was "
+        "refused by --replay, 2 something to put right, 3 undecided, 4 incompatible: no key can "
+        "read this suspect."
     )
     command.add_argument("suspect", type=Path, help="its weights: safetensors, or a state dict")
     command.add_argument(
@@ -197,6 +204,20 @@ def _verify_arguments(command: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="the released model of each key (default: model.safetensors beside it)",
     )
+    command.add_argument(
+        "--replay",
+        metavar="IMAGES",
+        help="make the secret of every registered key again, of its owner's images as `protect` "
+        "was given them; a secret that does not follow from its key speaks for nothing",
+    )
+    command.add_argument(
+        "--clean",
+        default="hub",
+        metavar="FILE",
+        help="with --replay: the owner's unmarked weights (default: the library's)",
+    )
+    _owners_labels(command)
+    data_root(command)
     a_device(command)
     threads(command)
 
@@ -212,7 +233,8 @@ def _pin(arguments: argparse.Namespace) -> None:
 def verify_suspect(arguments: argparse.Namespace) -> int:
     """Read a suspect and the innocents given with every key; the status is the verdict."""
     _pin(arguments)
-    with progress.working(f"reading {arguments.suspect}", wide_console()):
+    replaying = "" if arguments.replay is None else " and making secrets again"
+    with progress.working(f"reading {arguments.suspect}{replaying}", wide_console()):
         found = bench.verify(
             arguments.suspect,
             arguments.key,
@@ -227,6 +249,7 @@ def verify_suspect(arguments: argparse.Namespace) -> int:
             align=arguments.align,
             seen=arguments.seen,
             reference=arguments.reference,
+            replay=_origin(arguments),
             device=arguments.device,
         )
     _print_lines([("suspect", description(found)), *(("basis", said) for said in found.bases)])
@@ -234,13 +257,27 @@ def verify_suspect(arguments: argparse.Namespace) -> int:
     if arguments.commitment is None:
         late = "without --commitment nothing shows that a key is older than the suspect"
         _print_lines([("note", late)])
+    replays = {replay.key: replay for replay in found.replays}
     for finding in found.findings:
-        _print_lines(sentences(finding, found.alpha))
+        _print_lines(sentences(finding, found.alpha, replays.get(finding.key)))
     if len(found.findings) > 1:
         best = found.named
         who = "nobody" if best is None else best.key.user or best.key.commitment
         _print_lines([("named", who)])
     return STATUSES[found.outcome]
+
+
+def _origin(arguments: argparse.Namespace) -> bench.Origin | None:
+    """Return what keys are to be made again of, None where no replay was asked for."""
+    if arguments.replay is None:
+        return None
+    return bench.Origin(
+        images=arguments.replay,
+        labels=arguments.labels,
+        clean=arguments.clean,
+        data=arguments.data,
+        note=lambda told: _print_lines([("replay", told)]),
+    )
 
 
 def _trace_arguments(command: argparse.ArgumentParser) -> None:
@@ -327,8 +364,19 @@ def advice(made: Claim) -> list[tuple[str, str]]:
     return lines
 
 
-def sentences(found: Finding, alpha: float) -> list[tuple[str, str]]:
-    """Say what one key found, in lines of a label and a text."""
+def sentences(found: Finding, alpha: float, replay: Replay | None = None) -> list[tuple[str, str]]:
+    """Say what one key found, and what came of its replay, in lines of a label and a text."""
+    lines = _found(found, alpha)
+    if replay is None:
+        return lines
+    if replay.follows is None and found.outcome == "owned":
+        lines[-1] = ("verdict", "undecided: it cannot be told here whether the secret was fitted")
+    if replay.follows is False:
+        lines[-1] = ("verdict", "refused: the key was not made as it says, and speaks for nothing")
+    return [*lines[:-1], ("replay", replay.text), lines[-1]]
+
+
+def _found(found: Finding, alpha: float) -> list[tuple[str, str]]:
     key, evidence, verdict = found.key, found.evidence, found.verdict
     whose = f", the copy released to {key.user}" if key.user else ""
     lines = [("key", f"{key.method.name}{whose}, commitment {key.commitment}")]

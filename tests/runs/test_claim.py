@@ -21,7 +21,7 @@ from bench.models.vision import Architecture, clone
 from bench.models.weights import load_weights
 from bench.records.nouns import Evidence, Rule
 from bench.registry import ATTACKS
-from bench.runs.claims import claim
+from bench.runs.claims import making
 from bench.runs.claims.key import _commitment, read
 from bench.runs.claims.reading import said_of_digests
 
@@ -269,16 +269,16 @@ def test_protect_says_what_is_wrong_with_a_mark(story, released, clean, note):
     key = read(story / "out/alice/key.safetensors")
     rule = Rule("bit errors", "<=", 5)
     found = [Evidence((n / 32,), (32.0 - n,), rule, "image", 0.5) for n in (released, clean)]
-    made = claim.Claim(key, *found, Path("key.safetensors"), Path("model.safetensors"))
+    made = making.Claim(key, *found, Path("key.safetensors"), Path("model.safetensors"))
     lines = advice(made)
     notes = [text for label, text in lines if label == "note"]
     assert [text[: len(note or "")] for text in notes] == ([note] if note else [])
 
 
 def test_without_a_seed_no_two_secrets_are_alike():
-    draws = [torch.rand(4, generator=claim.generator(None, "")) for _ in range(2)]
+    draws = [torch.rand(4, generator=making.generator(None, "")) for _ in range(2)]
     assert not torch.equal(*draws)
-    draws = [torch.rand(4, generator=claim.generator(3, "alice")) for _ in range(2)]
+    draws = [torch.rand(4, generator=making.generator(3, "alice")) for _ in range(2)]
     assert torch.equal(*draws)
 
 

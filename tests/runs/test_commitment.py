@@ -12,7 +12,7 @@ from bench.data import manifest
 from bench.data.settings import DataSettings
 from bench.models.vision import Architecture
 from bench.records.nouns import Spec, UserError
-from bench.runs.claims import claim, commitment
+from bench.runs.claims import commitment
 from bench.runs.claims.key import Key, read
 
 METHOD = Spec("oracle.weights", {"threshold": 0.9})
@@ -139,20 +139,16 @@ def test_protect_registers_and_verify_holds_a_key_to_its_registry(tmp_path, regi
     )
     assert made.status == 0, made.err
     file = tmp_path / "key" / "key.safetensors"
-    key, owner = read(file), testing.owner()
-    assert key.bound["rule"] == "cosine >= 0.9"
-    pools = claim.owners_images(
-        manifest.read("images", DataSettings("photos"), None), owner.preprocess
-    )
-    assert claim.replays(key, owner, pools, torch.device("cpu"))
-    fitted = dataclasses.replace(key, secret={**key.secret, "norm.weight.value": torch.ones(1)})
-    assert not claim.replays(fitted, owner, pools, torch.device("cpu"))
+    owner, images = testing.owner(), manifest.read("images", DataSettings("photos"), None)
+    key = read(file)
+    assert (key.bound["rule"], key.bound["images"]) == ("cosine >= 0.9", images.digest)
     from bench.models.weights import release
 
     release(owner, tmp_path / "suspect.safetensors")
     asked = ("verify", tmp_path / "suspect.safetensors", "--key", file, "--device", "cpu")
     found = bench(*asked, "--commitment", registry, "--seen", "2999-01-01")
     assert "registered by alice on" in found.out
+    assert f"its intent binds the owner's images {images.digest}" in found.out
     assert found.status == 3
     late = bench(*asked, "--commitment", registry, "--seen", "2020-01-01")
     assert (late.status, late.err.count("\n")) == (2, 1)

@@ -10,7 +10,8 @@ from bench.cli.owning import advice, sentences
 from bench.models.weights import Loaded, headless, weights_digest
 from bench.records.nouns import UserError
 from bench.registry import METHODS
-from bench.runs.claims import claim, key
+from bench.runs.claims import claim, key, making
+from bench.runs.claims.reading import read
 from bench.testing import CPU, context, owner
 from methods.committed_bits import CommittedBits
 
@@ -29,13 +30,13 @@ def made():
     ctx = context(0, "owner")
     spec = METHODS.spec("committed_bits", SETTINGS)
     pools = ctx.images, ctx.held_out
-    return claim.protect(owner(), spec, pools, claim.generator(0, ""), CPU)
+    return making.protect(owner(), spec, pools, making.generator(0, ""), CPU)
 
 
 def finding(made, model, keys=1):
     loaded = Loaded(headless(model), {}, weights_digest(headless(model)), ())
     given = [made.key, *(dataclasses.replace(made.key, user=f"u{i}") for i in range(1, keys))]
-    suspect = claim.read("suspect", loaded, given, CPU)
+    suspect = read("suspect", loaded, given, CPU)
     return claim.judge(given, suspect, [], [], ALPHA)[0]
 
 
@@ -67,8 +68,8 @@ def test_with_several_keys_p_is_multiplied(made):
 
 
 def test_protect_says_p_of_both_models(made, tmp_path):
-    file = tmp_path / claim.RELEASED
-    lines = advice(claim.Claim(made.key, made.released, made.clean, tmp_path / claim.KEY, file))
+    file = tmp_path / key.RELEASED
+    lines = advice(making.Claim(made.key, made.released, made.clean, tmp_path / key.KEY, file))
     assert "of the released copy" in dict(lines)["p-value"]
 
 

@@ -12,7 +12,7 @@ import bench as api
 from bench.models.suspect import View
 from bench.models.weights import Loaded, headless, weights_digest
 from bench.registry import METHODS
-from bench.runs.claims import claim, tracing
+from bench.runs.claims import making, tracing
 from bench.runs.claims.key import write
 from bench.runs.claims.reading import nothing_else
 from bench.testing import CPU, context, owner, stranger
@@ -39,7 +39,7 @@ def copies(tmp_path_factory):
     ctx = context(0, "owner")
     pools = ctx.images, ctx.held_out
     spec = METHODS.spec("committed_bits", QUICK)
-    first = claim.protect(owner(), spec, pools, claim.generator(0, ""), CPU).key
+    first = making.protect(owner(), spec, pools, making.generator(0, ""), CPU).key
     home = tmp_path_factory.mktemp("copies")
     homes = {str(user): home / str(user) for user in USERS}
     made = tracing.copy_for_users(owner(), first, pools, homes, CPU, lambda made: None)

@@ -43,7 +43,7 @@ LEGEND = (
     "the accused model was there. A key chosen from K registered ones is judged at alpha / K; what "
     "is refused before it is read is owned by nobody.",
     "Refused says which check of a registered commitment stops the claim; here it is declared, and "
-    "not carried out. A replay is made from Python alone: `bench verify` asks for none.",
+    "not carried out. `bench verify --replay` carries out a replay of a claim that is at hand.",
     "A claim is ranked among strangers alone, for nobody can check of which clean model a forged "
     "mark is said to descend: for a mark these verdicts favour the accuser.",
 )

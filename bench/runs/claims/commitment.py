@@ -2,9 +2,13 @@
 
 A key that was chosen after its suspect proves nothing, and neither does the best of many. So an
 owner first registers an *intent*: a hash of his name, the method with all its settings and how
-suspects are aligned, the weights of his clean model, and a salt. The registry answers with a nonce.
-The key is drawn from both, so that none of its randomness is anybody's choice, and its commitment
-is registered in turn, which binds the secret and the rule.
+suspects are aligned, the weights of his clean model, his images, and a salt. The registry answers
+with a nonce. The key is drawn from both, so that none of its randomness is anybody's choice, and
+its commitment is registered in turn, which binds the secret and the rule. Whether a secret was
+drawn so is seen by making it again, see `bench.runs.claims.replaying`.
+
+Images are named by the digest of their listing. Keys from before they were bound have none, and
+verify as ever.
 
 A registry is a file of JSON lines that only grows: each line holds the hash of the one before. Who
 keeps it vouches for dates and names, and hands out the nonces. Kept by the owner himself it shows
@@ -70,6 +74,7 @@ class Intent:
     line: int
     nonce: str
     salt: str
+    images: str = ""  # the digest of the owner's; "" of an intent that binds none
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +86,11 @@ class Standing:
     holder: str
     intents: int  # or keys, where more followed from fewer intents
     registry: str  # what its first line says, whole
+    images: str  # the digest of the owner's that the intent binds, "" if none
 
 
-def intend(path: Path, holder: str, method: Spec, clean: str) -> Intent:
-    """Register that a key will be made, and return it with its nonce.
+def intend(path: Path, holder: str, method: Spec, clean: str, images: str = "") -> Intent:
+    """Register that a key will be made of a clean model and images; return it with its nonce.
 
     Raises:
         UserError: the holder has no name, or the registry is no such file.
@@ -93,9 +99,9 @@ def intend(path: Path, holder: str, method: Spec, clean: str) -> Intent:
     if not holder.strip():
         raise UserError("--holder: expected the name that claims are made in, got none")
     salt = secrets.token_hex(32)
-    value = _hash([holder, method.json(), clean, salt])
+    value = _hash([holder, method.json(), clean, salt, *_named(images)])
     made = _append(path, "intent", holder, value, nonce=secrets.token_hex(32))
-    return Intent(holder, made.line, made.nonce, salt)
+    return Intent(holder, made.line, made.nonce, salt, images)
 
 
 def refuse_seed(seed: int | None) -> None:
@@ -111,12 +117,14 @@ def refuse_seed(seed: int | None) -> None:
 
 def bound(intent: Intent, rule: str, alpha: float) -> dict[str, Json]:
     """Return what a key holds beside its secret: its intent opened, and how it will be judged."""
-    return {**asdict(intent), "rule": rule, "alpha": alpha}
+    opened = {k: v for k, v in asdict(intent).items() if k != "images" or v}
+    return {**opened, "rule": rule, "alpha": alpha}
 
 
 def generator(intent: Intent, method: Spec, clean: str) -> torch.Generator:
     """Return the randomness of a key that follows from an intent, the whole of it."""
-    return _seeded([intent.holder, method.json(), clean, intent.nonce, intent.salt])
+    drawn = [intent.holder, method.json(), clean, intent.nonce, intent.salt]
+    return _seeded([*drawn, *_named(intent.images)])
 
 
 def generator_of(key: Key) -> torch.Generator:
@@ -127,7 +135,28 @@ def generator_of(key: Key) -> torch.Generator:
 
     """
     said = _bound(key)
-    return _seeded([said["holder"], key.method.json(), key.clean, said["nonce"], said["salt"]])
+    drawn = [said["holder"], key.method.json(), key.clean, said["nonce"], said["salt"]]
+    return _seeded([*drawn, *_named(images_of(key))])
+
+
+def images_of(key: Key) -> str:
+    """Return the digest of the owner's images that a key's intent binds, "" if it binds none.
+
+    Raises:
+        UserError: the key is bound to nothing.
+
+    """
+    return str(_bound(key).get("images", ""))
+
+
+def rule_of(key: Key) -> str:
+    """Return the rule of the paper's own that a bound key will be read by.
+
+    Raises:
+        UserError: the key is bound to nothing.
+
+    """
+    return str(_bound(key)["rule"])
 
 
 def register(path: Path, key: Key) -> Entry:
@@ -182,10 +211,12 @@ def standing(entries: Sequence[Entry], key: Key, seen: str | None = None) -> Sta
         raise UserError(f"the key is {said['holder']}'s, and {entry.holder} registered it")
     if intent is None or intent.kind != "intent" or entry.intent != intent.line:
         raise UserError(f"line {said['line']} of the registry is not the intent of this key")
-    opened = _hash([said["holder"], key.method.json(), key.clean, said["salt"]])
+    images = images_of(key)
+    opened = _hash([said["holder"], key.method.json(), key.clean, said["salt"], *_named(images)])
     if intent.value != opened or intent.holder != said["holder"]:
         raise UserError(
-            f"the intent in line {intent.line} is of another holder, method, align or clean model"
+            f"the intent in line {intent.line} is of another holder, method, align, clean model or "
+            "images"
         )
     if intent.nonce != said["nonce"]:
         raise UserError(f"the key was drawn with another nonce than line {intent.line} gives")
@@ -198,7 +229,7 @@ def standing(entries: Sequence[Entry], key: Key, seen: str | None = None) -> Sta
         sum(e.kind == kind and e.holder == entry.holder for e in entries)
         for kind in ("intent", "key")
     )
-    return Standing(entry.date, entry.line, entry.holder, meant, entries[0].digest)
+    return Standing(entry.date, entry.line, entry.holder, meant, entries[0].digest, images)
 
 
 def level(alpha: float, standings: Sequence[Standing], keys: int) -> float:
@@ -250,6 +281,8 @@ def said(standings: Sequence[Standing], alpha: float, level: float) -> Iterator[
     """Say in a line each what registries show, and what the level pays for."""
     for one in standings:
         yield f"registered by {one.holder} on {one.date}, line {one.line}"
+        bound = f"the owner's images {one.images}" if one.images else "none of the owner's images"
+        yield f"its intent binds {bound}"
     for (_, holder), intents in {(s.registry, s.holder): s.intents for s in standings}.items():
         if level < alpha:
             keys = how_many(intents, "key")
@@ -290,6 +323,11 @@ def _day(text: str) -> str:
         return datetime.date.fromisoformat(text).isoformat()
     except ValueError:
         raise UserError(f"--seen: expected a date such as 2026-05-31, got '{text}'") from None
+
+
+def _named(images: str) -> list[Json]:
+    # Left out where there are none: old intents were hashed, and old keys drawn, without.
+    return [images] if images else []
 
 
 def _hash(value: Json) -> str:

@@ -17,8 +17,8 @@ from bench.models.vision import VisionModel
 from bench.models.weights import Loaded, headless, release, sketch, weights_digest
 from bench.records.nouns import Evidence, Spec, UserError
 from bench.registry import METHODS
-from bench.runs.claims.claim import Claim, generator
 from bench.runs.claims.key import KEY, RELEASED, Key, write
+from bench.runs.claims.making import Claim, generator
 from bench.runs.claims.reading import extract, nothing_else
 from bench.types import Context, TracesUsers
 from bench.verdicts.exact.coins import log10_p
