@@ -82,7 +82,7 @@ def test_a_key_disclosed_in_one_dispute_is_no_use_in_the_next(registry):
     taken = dataclasses.replace(key, bound={**key.bound, "holder": "mallory"})
     assert "is not in the registry" in complaint(registry, taken)
     commitment.register(registry, taken)
-    assert "of another holder, method, align or clean model" in complaint(registry, taken)
+    assert "of another holder, method, align, clean model or images" in complaint(registry, taken)
     intent = commitment.intend(registry, "mallory", METHOD, "clean")
     opened = commitment.bound(intent, "cosine >= 0.9", 0.05)
     again = dataclasses.replace(key, bound=opened)  # the old secret, under an intent of his own
