@@ -7,7 +7,7 @@ import json
 import re
 from pathlib import Path
 
-from bench.cli.parser import OK, Command, which_weights
+from bench.cli.parser import OK, Command, positive, which_weights
 from bench.data.settings import EMBEDDED
 from bench.records.files import write_atomically
 from bench.records.nouns import UserError
@@ -23,7 +23,8 @@ owners:
     classifier: {{data: digits}}
 
 methods:                          # `bench list methods`; `bench explain NAME` for settings
-  - {{name: ipguard}}               # a fingerprint by labels: the model stays as it is
+  # A fingerprint by labels: the model stays as it is. Its authors ask 100 points, 1000 iterations.
+  - {{name: ipguard, points: 30, iterations: 100, lr: 0.01}}
   - {{name: cka}}                   # a fingerprint by features
 
 attacks:                          # `bench list attacks`; a list of several is done in turn
@@ -61,7 +62,7 @@ def _owner(arguments: argparse.Namespace) -> str:
 
     model, weights = arguments.model, arguments.weights
     file = weights if weights in ("hub", "random") else str(Path(weights).resolve())
-    made = owner_of(model, file, arguments.pretrained, entry=arguments.entry)
+    made = owner_of(model, file, arguments.pretrained, arguments.image_size, arguments.entry)
     lines = [f"{made.library}: {json.dumps(made.name, ensure_ascii=False)}"]
     if weights != "hub":
         lines.append(f"weights: {json.dumps(file)}")
@@ -69,6 +70,8 @@ def _owner(arguments: argparse.Namespace) -> str:
         lines.append(f"pretrained: {json.dumps(arguments.pretrained)}")
     if arguments.entry:
         lines.append(f"entry: {json.dumps(arguments.entry)}")
+    if arguments.image_size:
+        lines.append(f"image_size: {arguments.image_size}")
     return "\n    ".join(lines)
 
 
@@ -77,6 +80,9 @@ def _arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("folder", help="your images: a folder, or the embedded photos or digits")
     command.add_argument("--weights", default="hub", help="hub (default), random or a file")
     which_weights(command)
+    command.add_argument(
+        "--image-size", type=positive, help="its side in pixels, where not the library's own"
+    )
     command.add_argument(
         "-o", "--output", type=Path, metavar="FILE", help="default: the folder's name, as .yaml"
     )
