@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from bench.records import ledger
 from bench.reports import page, tables
@@ -359,3 +360,13 @@ def luminance(rgb):
 def contrast(one, other):
     high, low = max(one, other), min(one, other)
     return (high + 0.05) / (low + 0.05)
+
+
+def test_the_picture_of_the_first_screen_says_what_the_page_says(browser, url):
+    import screen
+
+    browser.open(url, *screen.SIZE)
+    with Image.open(screen.PICTURE) as picture:
+        assert picture.size == screen.SIZE
+        assert picture.info["shows"] == screen.shows(browser), "python tests/browser/screen.py"
+    assert screen.PICTURE.stat().st_size < 150_000
