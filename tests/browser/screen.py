@@ -15,7 +15,7 @@ PICTURE = Path(__file__).parents[2] / "results" / "screens" / "page.png"
 SIZE = (1280, 940)
 """In pixels: the whole map, and what its colours mean."""
 
-COLOURS = 64
+COLOURS = 128
 """Kept of a picture: a page has few, and the file is a third."""
 
 
