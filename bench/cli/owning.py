@@ -204,6 +204,12 @@ def _verify_arguments(command: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="the released model of each key (default: model.safetensors beside it)",
     )
+    _replay_arguments(command)
+    a_device(command)
+    threads(command)
+
+
+def _replay_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--replay",
         metavar="IMAGES",
@@ -218,8 +224,6 @@ def _verify_arguments(command: argparse.ArgumentParser) -> None:
     )
     _owners_labels(command)
     data_root(command)
-    a_device(command)
-    threads(command)
 
 
 def _pin(arguments: argparse.Namespace) -> None:
