@@ -11,7 +11,6 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import NamedTuple
 
 from bench.data import manifest
@@ -148,8 +147,8 @@ def _refuse_unlabelled_attacks(suite: Suite, manifests: Mapping[str, Manifest]) 
                 )
 
 
-NOTHING: Mapping[str, Json] = MappingProxyType({})
-"""Beside most recipes there is nothing: millions of stages share it."""
+NOTHING: Mapping[str, Json] = {}
+"""Beside most recipes there is nothing: millions of stages share it, and send it to workers."""
 
 
 class _Recipe(NamedTuple):

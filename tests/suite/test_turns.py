@@ -1,6 +1,7 @@
 """In which order the stages of a plan are made: some verdicts soon, and all of them no later."""
 
 import dataclasses
+import pickle
 
 import pytest
 from made import MARK, PRINT, UNTOUCHED, cell, stranger, suite
@@ -177,6 +178,12 @@ def test_a_key_made_of_texts_at_hand_is_that_of_the_whole_written_anew(asked):
     stage = graph.Stage("attack", {"seed": None, "data": "d"}, ("a", "b"))
     assert stage.key == digest(SCHEMA, "attack", {"seed": None, "data": "d"}, ["a", "b"])
     assert graph.Stage("owner", {}).key == digest(SCHEMA, "owner", {}, [])
+
+
+def test_a_plan_is_sent_to_workers_as_it_is(make):
+    made = make()
+    there = pickle.loads(pickle.dumps(made))
+    assert (there.stages, there.questions) == (made.stages, made.questions)
 
 
 def test_where_a_line_of_descent_began_is_found_by_its_key_alone(make):
