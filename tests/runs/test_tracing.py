@@ -65,7 +65,7 @@ def test_copies_share_all_of_a_claim_but_their_bits(copies):
             if not torch.equal(value, first.secret[name])
         }
         assert different == {commitment.BITS}
-        assert one.released.rate > 0.75
+        assert one.released.rate > 0.6  # drawn anew every time: 0.70 to 0.80, and 0.5 by chance
 
 
 @pytest.mark.parametrize("which", [0, 1])
