@@ -213,7 +213,7 @@ def tune(
     """
     from bench.records.settings import settings
     from bench.records.store import Store
-    from bench.runs.budget import protecting
+    from bench.runs.budget import counted
     from bench.runs.tuning import choice, trials, writing
     from bench.runs.tuning.candidates import Terms
     from bench.suite import reader
@@ -221,7 +221,7 @@ def tune(
     asked = {"budget": budget, "price": price, "cosine": cosine, "passes": passes, "seed": seed}
     terms, file, root = settings(Terms, asked), Path(suite), _root(data)
     read, store = reader.load(file), Store(Path(results) / ".store")
-    pools = trials.pools(read, terms, root, lambda made: protecting(made, store))
+    pools = trials.pools(read, terms, root, lambda made: counted(made, store, "protect"))
     made = trials.plan_of(read, [c for pool in pools for c in pool.candidates], root)
     tuned = choice.chosen(read.name, terms, pools, run(made, results, data, **how))
     if write is not None:
@@ -431,6 +431,7 @@ def _material(
 ) -> Material:
     """Load an owner's model and images, those to work with and those held out."""
     from bench.data import manifest
+    from bench.data.settings import described
     from bench.runs.claims import making
     from bench.runs.owners import load_owner
     from bench.suite.owners import weights_file
@@ -439,7 +440,7 @@ def _material(
     owner = load_owner(named, weights_file(named, root) if named.from_file else None)
     for told in owner.notes.get("weights", []):
         note(f"{named.name}: {told}")
-    listed = manifest.read("images", making.described(images, labels), root)
+    listed = manifest.read("images", described(images, labels, root), root)
     for told in listed.notes:
         note(f"images: {told}")
     return making.Material(owner, making.owners_images(listed, owner.preprocess), listed.digest)
