@@ -93,6 +93,7 @@ def plant(tmp_path, monkeypatch):
         (tmp_path / file).write_text(text.replace(old, new))
         for registry in (METHODS, ATTACKS):
             monkeypatch.setattr(registry, "_plugins", dict(registry._plugins))
+            monkeypatch.setattr(registry, "_seen", {})  # or it would not be looked for again
         for name in [n for n in sys.modules if n.startswith(f"{package}.")]:
             monkeypatch.delitem(sys.modules, name)
         monkeypatch.setattr(importlib.import_module(package), "__path__", [str(tmp_path / package)])

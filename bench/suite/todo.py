@@ -107,7 +107,7 @@ def in_turn(
         return 0, claims[claim], ahead.chain(question.suspect) if row else 0.0, -cost
 
     found: dict[str, None] = {}
-    for question in sorted(questions, key=place):
+    for question in sorted((q for q in questions if not q.skip), key=place):
         made, read = _apart(question)
         for key in made:
             found.update(dict.fromkeys(ahead.lineage(key)))
@@ -117,8 +117,6 @@ def in_turn(
 
 def _apart(question: Question) -> tuple[list[str], list[str]]:
     """Return the stages that make what is read, and those that read it and follow from them."""
-    if question.skip:
-        return [], []
     made = question.owner, question.protect, question.suspect, question.align
     read = question.extract, question.utility, question.fidelity, question.hardness
     return list(filter(None, made)), list(filter(None, read))

@@ -60,8 +60,10 @@ def records(planned):
 
 
 @pytest.fixture(scope="module")
-def rows(records):
-    table, *_ = tables.tables(outline(records), {r.key: r for r in records})
+def rows(planned, records):
+    asked = [question.key for question in planned[0].questions]  # whatever was answered first
+    listed = sorted(records, key=lambda record: asked.index(record.key))
+    table, *_ = tables.tables(outline(listed), {r.key: r for r in records})
     named = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
     return {row["attack"]: row for row in named if not row["attack"].startswith("price")}
 

@@ -19,7 +19,7 @@ from bench.testing import CPU, context, owner, stranger
 from methods import commitment
 
 QUICK = {
-    **{"images": 24, "bits": 16, "steps": 150, "batch": 24, "lr": 5e-3, "decoys": 64},
+    **{"images": 24, "bits": 16, "steps": 300, "batch": 24, "lr": 5e-3, "decoys": 64},
     **{"public": 192},
 }
 pytestmark = pytest.mark.slow

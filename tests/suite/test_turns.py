@@ -90,6 +90,23 @@ def test_what_is_there_is_not_made_and_what_stands_behind_it_may_be(make):
     assert turns(made, ()) == ()
 
 
+def test_nothing_is_made_for_what_cannot_be_read(make):
+    made = make()
+    read, *others = made.questions
+    left_out = dataclasses.replace(read, skip="no access", suspect="", extract="", utility="")
+    order = in_turn(made, [left_out, *others], made.stages.keys(), work_of(made))
+    assert set(order) == {key for question in others for key in question.stages} | {
+        above for question in others for key in question.stages for above in upwards(made, key)
+    }
+
+
+def upwards(made, key):
+    """List all that a stage follows from."""
+    for parent in made.stages[key].parents:
+        yield parent
+        yield from upwards(made, parent)
+
+
 def test_first_verdicts_of_every_method_come_before_all_else(make):
     made = make(seeds="[0, 7]")
     end = ended(made, turns(made))
