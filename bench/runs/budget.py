@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench.data.images import Images, Preprocess
 from bench.data.manifest import split
+from bench.models.meter import aside
 from bench.models.vision import Architecture
 from bench.records.nouns import (
     UNTOUCHED,
@@ -141,14 +142,13 @@ def basis(device: str | None) -> str:
 def shape(architecture: Architecture) -> Shape:
     """Measure a model by its shapes alone."""
     model = unweighted(architecture)
-    with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        blank = torch.zeros(1, 3, *model.preprocess.size)
-        with torch.no_grad():
-            tokens = model.forward_features(blank)
+    uncounted = aside(torch.device("cpu"))  # on no device at all, this pass is no work
+    with uncounted, torch.no_grad(), torch.device("meta"), FlopCounterMode(display=False) as flops:
+        tokens = model.forward_features(torch.zeros(1, 3, *model.preprocess.size))
     blocks = 1 if model.trunk.blocks is None else len(model.blocks)
     size = sum(value.nbytes for value in model.state_dict().values())
     return Shape(
-        float(counter.get_total_flops()),
+        float(flops.get_total_flops()),
         size,
         model.classes,
         blocks,
