@@ -1,6 +1,7 @@
 """What holds for every test: one thread, slow files first, bfloat16 only where a CPU knows it."""
 
 import contextlib
+import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -57,3 +58,12 @@ def skip_bfloat16(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("bfloat16"):
             item.add_marker(skip)
+
+
+@pytest.fixture
+def data_root():
+    found = os.environ.get("BENCH_DATA")
+    root = Path(found) if found else Path(__file__).parents[1] / "shared" / "data"
+    if not (root / "weights").is_dir():
+        pytest.skip(f"no weights at {root.name}; set BENCH_DATA to the folder that has them")
+    return root

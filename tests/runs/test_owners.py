@@ -1,5 +1,4 @@
 import json
-import os
 import pickle
 import random
 import time
@@ -40,15 +39,6 @@ def no_hub(monkeypatch, tmp_path):
     """A hub nobody answers for, whatever the network is, and an empty cache."""
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-
-
-@pytest.fixture
-def data_root():
-    found = os.environ.get("BENCH_DATA")
-    root = Path(found) if found else Path(__file__).parents[2] / "shared" / "data"
-    if not (root / "weights").is_dir():
-        pytest.skip(f"no weights at {root.name}; set BENCH_DATA to the folder that has them")
-    return root
 
 
 def one_line(settings, file, words):
