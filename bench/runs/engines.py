@@ -14,10 +14,12 @@ import multiprocessing
 import os
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Protocol, Self
 
 from bench.records.leases import KEPT, POLL, Leases, drop_spare
@@ -28,7 +30,7 @@ from bench.suite.todo import in_turn, missing, spare_copies
 
 if TYPE_CHECKING:
     from bench.records.store import Store
-    from bench.suite.graph import Kind, Plan, Question, Stage
+    from bench.suite.graph import Kind, Plan, Question
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,21 +109,18 @@ def walk(
     Stages start in turn (`in_turn`) as soon as their parents are made. A stage that fails is not
     tried again in this run; the questions that need it fail with its reason and the others go on.
     """
-    stages, failures = laboratory.plan.stages, dict[str, Failure]()
-    unanswered, told = list(questions), False
+    told = False
     with Leases(laboratory.store.leases) as leases, pool:
         # Now that others see this run, none drops what it counts on.
-        left = dict.fromkeys(in_line(laboratory.plan, laboratory.store, questions))
-        spare = _SpareCopies(laboratory, leases)
+        order = in_line(laboratory.plan, laboratory.store, questions)
+        left, spare = _Left(laboratory.plan, order, questions), _SpareCopies(laboratory, leases)
         while True:
-            spare.drop(left, failures)
-            for question in [q for q in unanswered if left.keys().isdisjoint(q.stages)]:
-                unanswered.remove(question)
-                yield question, _failure(question, failures)
-            if not unanswered:
+            spare.drop(left.stages, left.failures)
+            yield from left.answered()
+            if not left.asked:
                 return
             elsewhere = _start_ready(laboratory, left, leases, pool)
-            look(pool.busy, left)
+            look(pool.busy, left.stages)
             if elsewhere and not pool.busy:
                 if not told:
                     laboratory.note("waiting for stages that another run on this store is at")
@@ -129,10 +128,74 @@ def walk(
                 time.sleep(POLL)
             for key, failure in pool.finished(POLL if elsewhere else None):
                 leases.release(key)
-                del left[key]
+                left.end(key, failure)
+
+
+class _Left:
+    """The stages left to be made, which of them could start, and the questions that wait for them.
+
+    What ends costs what waits for it, however much else is left.
+    """
+
+    def __init__(self, plan: Plan, order: Sequence[str], questions: Sequence[Question]) -> None:
+        self.stages = dict.fromkeys(order)
+        self.failures: dict[str, Failure] = {}
+        self._order, self._turn = order, {key: turn for turn, key in enumerate(order)}
+        self._waits, self._children = self._counted(plan.stages[key].parents for key in order)
+        self._ready = [turn for turn, parents in enumerate(self._waits) if not parents]  # a heap
+        self._questions = questions
+        self._open, self._waiting = self._counted(question.stages for question in questions)
+        self._answered = [n for n, stages in enumerate(self._open) if not stages]
+        self.asked = len(questions)
+
+    def _counted(self, needs: Iterable[Iterable[str]]) -> tuple[list[int], dict[str, list[int]]]:
+        """Count how many stages left each needs, by number, and list who needs a stage."""
+        counts, needed_by = list[int](), defaultdict[str, list[int]](list)
+        for number, need in enumerate(needs):
+            keys = {key for key in need if key in self.stages}
+            counts.append(len(keys))
+            for key in keys:
+                needed_by[key].append(number)
+        return counts, needed_by
+
+    def answered(self) -> Iterator[tuple[Question, Failure | None]]:
+        """Yield the questions that wait no more, each once, and why one has no answer."""
+        found, self._answered = sorted(self._answered), []
+        for number in found:
+            self.asked -= 1
+            question = self._questions[number]
+            failed = (self.failures[key] for key in question.stages if key in self.failures)
+            yield question, next(failed, None)
+
+    def next(self) -> str | None:
+        """Take the first stage in turn whose parents are made; None where there is none."""
+        return self._order[heappop(self._ready)] if self._ready else None
+
+    def put_back(self, keys: Iterable[str]) -> None:
+        """Let stages that were taken be taken once more."""
+        for key in keys:
+            heappush(self._ready, self._turn[key])
+
+    def end(self, key: str, failure: Failure | None = None) -> None:
+        """Say that a stage is made, or why it failed; what follows from it fails likewise."""
+        ended = [key]
+        while ended:
+            key = ended.pop()
+            if key not in self.stages:  # another of its parents failed before
+                continue
+            del self.stages[key]
+            if failure is not None:
+                self.failures[key] = failure
+            for turn in self._children.pop(key, ()):
+                self._waits[turn] -= 1
                 if failure is not None:
-                    failures[key] = failure
-            _drop_descendants(stages, left, failures)
+                    ended.append(self._order[turn])
+                elif not self._waits[turn] and self._order[turn] in self.stages:
+                    heappush(self._ready, turn)
+            for number in self._waiting.pop(key, ()):
+                self._open[number] -= 1
+                if not self._open[number]:
+                    self._answered.append(number)
 
 
 def in_line(plan: Plan, store: Store, questions: Sequence[Question]) -> tuple[str, ...]:
@@ -164,23 +227,20 @@ LONG: tuple[Kind, ...] = ("classifier", "protect", "attack", "accuse")
 """Kinds of stages in which something is trained or searched for; the others read, in no time."""
 
 
-def _start_ready(laboratory: Laboratory, left: dict[str, None], leases: Leases, pool: Pool) -> bool:
+def _start_ready(laboratory: Laboratory, left: _Left, leases: Leases, pool: Pool) -> bool:
     """Start what there is room for; say whether some of it had to be left to another run."""
-    room, busy, elsewhere = pool.room, pool.busy, False
-    for key in list(left):
-        if room <= 0:
-            break
-        if key in busy or not left.keys().isdisjoint(laboratory.plan.stages[key].parents):
-            continue
+    room, elsewhere = pool.room, list[str]()
+    while room > 0 and (key := left.next()):
         if not leases.take(key):
-            elsewhere = True
+            elsewhere.append(key)
         elif laboratory.store.verify(key):  # another run made it meanwhile
             leases.release(key)
-            del left[key]
+            left.end(key)
         else:
             pool.start(key)
             room -= 1
-    return elsewhere
+    left.put_back(elsewhere)
+    return bool(elsewhere)
 
 
 class _SpareCopies:
@@ -312,25 +372,6 @@ def attempt(laboratory: Laboratory, key: str) -> Failure | None:
     except Exception as error:  # whatever a plug-in raises is that cell's result
         return dataclasses.replace(Failure.of(error), environment=laboratory.environment)
     return None
-
-
-def _inherited(stage: Stage, failures: dict[str, Failure]) -> Failure | None:
-    return next((failures[p] for p in stage.parents if p in failures), None)
-
-
-def _failure(question: Question, failures: dict[str, Failure]) -> Failure | None:
-    return next((failures[key] for key in question.stages if key in failures), None)
-
-
-def _drop_descendants(
-    stages: Mapping[str, Stage], left: dict[str, None], failures: dict[str, Failure]
-) -> None:
-    """Drop what can no longer be made because a parent failed; parents come first in `left`."""
-    for key in list(left):
-        inherited = _inherited(stages[key], failures)
-        if inherited is not None:
-            failures[key] = inherited
-            del left[key]
 
 
 _here: list[tuple[Laboratory, list[str]]] = []

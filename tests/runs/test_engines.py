@@ -4,6 +4,7 @@ import dataclasses
 from collections import Counter
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from made import suite
 from bench.records.leases import KEPT, Leases
 from bench.records.nouns import Incompatible
 from bench.records.store import Store
-from bench.runs import engines
+from bench.runs import budget, engines
 from bench.runs.engines import Failure
 from bench.runs.laboratory import Laboratory
 from bench.suite import plan
@@ -123,3 +124,62 @@ def test_a_worker_that_dies_takes_no_stage_with_it_that_had_ended(laboratory, mo
     assert found["lost"].reason.startswith("the worker process died")
     assert not pool.busy
     assert laboratory.note.__self__ == ["a note"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Made:
+    """A stage, or a question, by what it needs."""
+
+    parents: tuple[str, ...] = ()
+    stages: tuple[str, ...] = ()
+
+
+DIAMOND = {"a": Made(), "b": Made(), "c": Made(("a", "b", "made before")), "d": Made(("c",))}
+"""Both a and b are needed for c, and c for d."""
+
+
+@pytest.fixture
+def left():
+    asked = [Made(stages=s) for s in [("d", "a"), ("b", "a"), ("made before",), ("d", "c")]]
+    return engines._Left(SimpleNamespace(stages=DIAMOND), tuple("abcd"), asked)
+
+
+def test_stages_come_in_turn_and_questions_once_nothing_they_need_is_left(left):
+    asked = left._questions
+    assert list(left.answered()) == [(asked[2], None)]
+    assert [left.next(), left.next(), left.next()] == ["a", "b", None]
+    left.put_back(["b", "a"])
+    assert [left.next(), left.next()] == ["a", "b"]
+    left.end("b")
+    assert left.next() is None
+    left.end("a")
+    assert list(left.answered()) == [(asked[1], None)]
+    assert left.next() == "c"
+    left.end("c")
+    left.end(left.next())
+    assert list(left.answered()) == [(asked[0], None), (asked[3], None)]
+    assert not left.stages
+    assert not left.asked
+
+
+def test_what_follows_from_a_failure_fails_with_it_and_never_starts(left):
+    assert [left.next(), left.next()] == ["a", "b"]
+    first, second = Failure("first"), Failure("second")
+    left.end("a", first)
+    assert set(left.stages) == {"b"}
+    left.end("b")  # the last that c waited for, had a not failed
+    assert left.next() is None
+    left.end("b", second)  # said twice changes nothing
+    assert [why for _, why in left.answered()] == [first, first, None, first]
+    assert left.failures.keys() == {"a", "c", "d"}
+
+
+def test_a_plug_in_that_cannot_count_costs_the_order_alone(laboratory, monkeypatch):
+    def fails(*_):
+        raise ZeroDivisionError("a count of a plug-in's own")
+
+    line = engines.in_line(laboratory.plan, laboratory.store, laboratory.plan.questions)
+    monkeypatch.setattr(budget, "counted", fails)
+    unordered = engines.in_line(laboratory.plan, laboratory.store, laboratory.plan.questions)
+    assert set(unordered) == set(line)
+    assert not [why for _, why in answered(laboratory) if why]
