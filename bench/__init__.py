@@ -213,7 +213,7 @@ def tune(
     """
     from bench.records.settings import settings
     from bench.records.store import Store
-    from bench.runs.budget import counted
+    from bench.runs.foresight.budget import counted
     from bench.runs.tuning import choice, trials, writing
     from bench.runs.tuning.candidates import Terms
     from bench.suite import reader

@@ -104,7 +104,7 @@ def _laid_out(
     loaded: Suite, data_dir: Path | None
 ) -> tuple[list[tuple[str, str | UserError, str]], tuple[str, ...]]:
     """Count a suite's cells, and look at what they ask for; return lines, and notes."""
-    from bench.runs import budget
+    from bench.runs.foresight import reach
     from bench.suite import graph, plan
 
     who = f"suite {loaded.name}"
@@ -116,13 +116,14 @@ def _laid_out(
         told = f"more than {LAID_OUT:,} cells: `bench plan` looks at each of so many"
         return [(who, told, "")], loaded.warnings
     wrong = [(what, UserError(why), "wrong") for what, why in _unfit(made)]
-    found = (*_unread(made), *_other_classes(made), *made.warnings, *budget.said_of(made))
+    found = (*_unread(made), *_other_classes(made), *made.warnings, *reach.said_of(made))
     return [(who, how_many(len(made.questions), "cell"), ""), *wrong], found
 
 
 def _weights_line(owner: OwnerSettings, data_dir: Path | None) -> tuple[str | UserError, str]:
     """Say whether an owner's weights are there, and mark what a run would fetch."""
-    from bench.runs import budget, owners
+    from bench.runs import owners
+    from bench.runs.foresight import budget
     from bench.suite.owners import weights_identity
 
     try:
@@ -227,7 +228,8 @@ def _unfit(made: Plan) -> Iterator[tuple[str, str]]:
     """Yield which method cannot protect an owner with the images there are, and why."""
     from bench.data.manifest import split
     from bench.registry import METHODS
-    from bench.runs import budget, owners
+    from bench.runs import owners
+    from bench.runs.foresight import budget
     from bench.types import SaysUnfit
 
     for stage in made.stages.values():
@@ -276,7 +278,8 @@ def _twice(suite: Suite, data_dir: Path | None) -> Iterator[str]:
 
 def _other_classes(made: Plan) -> Iterator[str]:
     """Say where an owner's own classifier and the labels of its images do not go together."""
-    from bench.runs import budget, owners
+    from bench.runs import owners
+    from bench.runs.foresight import budget
 
     for part in made.suite.parts or (made.suite,):
         listed = made.manifests[part.owner_images]

@@ -355,14 +355,19 @@ def show_plan(arguments: argparse.Namespace) -> int:
 
     from bench.records import ledger
     from bench.records.store import Store
-    from bench.runs import budget, session
+    from bench.runs import session
     from bench.runs.engines import in_line
+    from bench.runs.foresight import budget, reach
+    from bench.runs.foresight.pace import pace_here
+    from bench.runs.machine import find_device
     from bench.suite import sources
 
     made = bench.plan(arguments.suite, arguments.data, assume=True)
     store = Store(arguments.results / ".store")
     todo = session.unanswered(made, arguments.results / made.suite.name)
-    found = budget.budget(made, store, in_line(made, store, todo), arguments.device)
+    here = find_device("auto")
+    pace = functools.partial(pace_here, device=here)
+    found = budget.budget(made, store, in_line(made, store, todo), arguments.device, pace)
     hours = "GPU time" if arguments.device else "time"
     table = Grid("stage", "to run", "there, or not needed", "forward", "backward", hours, "GB")
     for row in (*found.rows, found.total):
@@ -382,8 +387,12 @@ def show_plan(arguments: argparse.Namespace) -> int:
     console.print(table)
     for line in (budget.basis(arguments.device), *found.notes):
         console.print(line, markup=False, highlight=False)
+    at_once = session.side_by_side(here, 1)
+    if arguments.device is None and found.total.seconds and at_once > 1:
+        wall = _duration(found.total.seconds / at_once)
+        console.print(f"`bench run`, {at_once} stages at a time: about {wall}", highlight=False)
     _print_warnings(made, console)
-    for line in budget.said_of(made):
+    for line in reach.said_of(made):
         console.print(f"note: {line}", markup=False, highlight=False)
     answers = ledger.answers(arguments.results / made.suite.name)
     for line in sources.told(sources.other_code(made, store, answers)):

@@ -203,25 +203,16 @@ def in_line(plan: Plan, store: Store, questions: Sequence[Question]) -> tuple[st
     works = dict[str, float]()
     left = missing(plan, store, questions)
     if left:
-        from bench.runs.budget import counted  # no worker asks for it
+        from bench.runs.foresight.budget import counted, training_work  # no worker asks for it
 
         try:
             passes = counted(plan, store, *LONG)
         except Exception:  # a plug-in that cannot count costs the order alone
             passes = {}
         works = {key: found.work for key, found in passes.items() if found is not None}
-        works |= {k: _training(plan, k) for k, s in plan.stages.items() if s.kind == "cohort"}
+        works |= {k: training_work(plan, k) for k, s in plan.stages.items() if s.kind == "cohort"}
     return in_turn(plan, questions, frozenset(left), lambda key: works.get(key, 0.0))
 
-
-def _training(plan: Plan, cohort: str) -> float:
-    """Return how many forward passes it is worth to train strangers, on a share of the patches."""
-    recipe, size = plan.recipe, int(plan.stages[cohort].recipe["size"])
-    return 3.0 * size * recipe.steps * recipe.batch * recipe.patches_kept / PATCHES
-
-
-PATCHES = 64
-"""Patches of an image that `mini` has; in training its strangers see some of them."""
 
 LONG: tuple[Kind, ...] = ("classifier", "protect", "attack", "accuse")
 """Kinds of stages in which something is trained or searched for; the others read, in no time."""

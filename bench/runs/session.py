@@ -243,7 +243,7 @@ def _engine(session: Session) -> Iterator[tuple[Engine, torch.device, str]]:
     if session.address is not None:
         raise UserError("--address: expected none without --engine ray")
     device = find_device(session.device)
-    workers = workers or (1 if device.type == "cuda" else _room(threads))
+    workers = workers or side_by_side(device, threads)
     engine: Engine = functools.partial(engines.serial, look=session.look)
     if workers > 1:
         engine = functools.partial(
@@ -252,10 +252,12 @@ def _engine(session: Session) -> Iterator[tuple[Engine, torch.device, str]]:
     yield engine, device, device_name(device)
 
 
-def _room(threads: int) -> int:
-    """Return how many stages run side by side unless told: by cores, and 1.5 GB of memory each."""
+def side_by_side(device: torch.device, threads: int) -> int:
+    """Return how many stages run at once unless told: by cores, and 1.5 GB of memory each."""
     from bench.runs.machine import available_memory_mb, usable_cores
 
+    if device.type == "cuda":
+        return 1
     return max(1, min(usable_cores() // threads, int(available_memory_mb() // 1500), 8))
 
 

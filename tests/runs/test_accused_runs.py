@@ -7,7 +7,7 @@ import bench
 from bench.records.store import Store
 from bench.reports import audit
 from bench.reports.price import accusers
-from bench.runs.budget import budget
+from bench.runs.foresight.budget import budget
 from bench.suite import plan, reader
 
 pytestmark = pytest.mark.slow

@@ -10,8 +10,9 @@ from bench.models.vision import Architecture
 from bench.records.nouns import Access, Passes, Sizes, UserError, unpacked
 from bench.records.store import Store
 from bench.registry import ATTACKS, METHODS
-from bench.runs import budget, engines
-from bench.runs.budget import shape
+from bench.runs import engines
+from bench.runs.foresight import budget, reach
+from bench.runs.foresight.budget import shape
 from bench.runs.laboratory import Laboratory, load_owners
 from bench.suite import plan, reader
 from bench.suite.graph import Kind
@@ -236,7 +237,7 @@ def test_a_plug_in_that_counts_nothing_is_unknown_not_free(tmp_path, monkeypatch
 def test_whom_a_plug_in_that_does_not_say_can_read_is_taken_for_all_and_said(tmp_path, monkeypatch):
     monkeypatch.setitem(METHODS._plugins, "silent", (Silent, 1))
     text = suite(methods=["{name: silent}"], innocents="{strangers: 1, other_shapes: 2}")
-    (said,) = budget.said_of(planned(tmp_path, text))
+    (said,) = reach.said_of(planned(tmp_path, text))
     assert said.startswith(
         "mini: silent: 5 of 5 strangers can be read, 4 of them as far as is known before a run;"
     )

@@ -13,8 +13,9 @@ from made import suite
 from bench.records.leases import KEPT, Leases
 from bench.records.nouns import Incompatible
 from bench.records.store import Store
-from bench.runs import budget, engines
+from bench.runs import engines
 from bench.runs.engines import Failure
+from bench.runs.foresight import budget
 from bench.runs.laboratory import Laboratory
 from bench.suite import plan
 from bench.suite.reader import load

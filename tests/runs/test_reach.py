@@ -10,7 +10,7 @@ from bench.models.building import randomised
 from bench.models.suspect import View
 from bench.models.vision import Architecture
 from bench.records.nouns import Access, Incompatible
-from bench.runs import budget
+from bench.runs.foresight import reach
 from bench.runs.owners import unweighted
 from bench.suite import plan, reader
 from bench.testing import context, owner
@@ -42,7 +42,7 @@ def planned(folder, **parts):
 
 def test_strangers_are_counted_method_by_method_by_what_each_must_find_in_them(tmp_path):
     made = planned(tmp_path)
-    counts = [(r.method.name, r.listed, r.readable, r.draws) for r in budget.reaches(made)]
+    counts = [(r.method.name, r.listed, r.readable, r.draws) for r in reach.reaches(made)]
     assert counts == [
         ("activemark", 8, 4, 4),  # of width 48: three strangers, and a deeper one
         ("activemark", 8, 7, 6),  # of any width, but no transformer is no sequence of blocks
@@ -50,7 +50,7 @@ def test_strangers_are_counted_method_by_method_by_what_each_must_find_in_them(t
         ("akh", 8, 8, 6),  # three are of one family
         ("oracle.weights", 8, 4, 4),  # no matrix of another width has a shape of the owner's
     ]
-    assert budget.said_of(made) == [
+    assert reach.said_of(made) == [
         "mini: activemark incompatible, akh graft, oracle.weights: 4 of 8 strangers can be read; "
         "6 are needed at alpha = 0.15: verdicts stay undecided",
         "mini: activemark pad: 7 of 8 strangers can be read, counted as 6 at most",
@@ -65,14 +65,14 @@ def test_strangers_of_a_fingerprint_are_counted_after_an_attack_too(tmp_path):
                                                "attacked_strangers: 5")  # fmt: skip
     made = planned(tmp_path, methods=methods, attacks=attacks, innocents=innocents)
     short = "; 6 are needed at alpha = 0.15: verdicts stay undecided"
-    assert budget.said_of(made) == [
+    assert reach.said_of(made) == [
         f"mini: akh: 4 of 8 strangers can be read{short}",
         f"mini: akh: 3 of 5 strangers attacked alike can be read{short}",
     ]
 
 
 def test_of_strangers_in_the_owners_own_shape_nothing_is_said(tmp_path):
-    assert budget.said_of(planned(tmp_path, innocents="{strangers: 3}")) == []
+    assert reach.said_of(planned(tmp_path, innocents="{strangers: 3}")) == []
 
 
 SHAPES = [

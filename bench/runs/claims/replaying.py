@@ -28,11 +28,11 @@ from bench.models.vision import Architecture, VisionModel
 from bench.models.weights import Loaded, headless, load_weights, weights_digest
 from bench.records.nouns import Align, Evidence, Passes, Sizes, UserError
 from bench.registry import METHODS
-from bench.runs.budget import shape
 from bench.runs.claims import commitment
 from bench.runs.claims.key import Key
 from bench.runs.claims.making import Material, ProtectedCopy, protect
 from bench.runs.claims.reading import Bases, read
+from bench.runs.foresight.budget import shape
 from bench.types import CountsProtecting
 from bench.verdicts import copies
 

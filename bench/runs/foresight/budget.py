@@ -1,4 +1,4 @@
-"""Foresee a plan from settings and shapes: what it costs, and whom its methods can read.
+"""Foresee what a plan costs, from settings and shapes.
 
 Passes follow from the plug-ins' settings, time from what was measured here. Or from what is
 declared of a device that is not here: its peak, at a stated share of it. Passes alone are priced;
@@ -10,46 +10,36 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.data.images import Images, Preprocess
+from bench.data.images import Preprocess
 from bench.data.manifest import split
 from bench.models.meter import aside
 from bench.models.vision import Architecture
 from bench.records.nouns import (
     UNTOUCHED,
-    Access,
-    Incompatible,
     Passes,
-    Readout,
     Sizes,
-    Spec,
     UserError,
-    how_many,
 )
 from bench.records.settings import suggestion
 from bench.records.store import Store
 from bench.registry import ACCUSERS, ATTACKS, METHODS
-from bench.reports.blocks import labelled
 from bench.runs.owners import architecture_at, unweighted
-from bench.suite.graph import Kind, Plan, Question, Stage
+from bench.suite.graph import Kind, Plan, Stage
 from bench.suite.todo import at_once, began, guesses, pace
 from bench.training.hardness import MOST
-from bench.training.readout import head_for
 from bench.types import (
     CountsAccusing,
     CountsExtracting,
     CountsPasses,
     CountsProtecting,
     Method,
-    SaysUnreadable,
 )
-from bench.verdicts.innocents import WHOLE, attack_of, family
-from bench.verdicts.verdict import innocents_needed
 
 BFLOAT16_PEAKS: dict[str, float] = {"a100-80gb": 312e12, "h100": 989e12, "h200": 989e12}
 """Operations a second on dense bfloat16 matrices, by the makers' data sheets (SXM boards)."""
@@ -128,8 +118,9 @@ def basis(device: str | None) -> str:
     """Say where times and sizes come from."""
     if device is None:
         return (
-            "time and GB: of stages alike in the store, else of as many passes of the same model; "
-            "forward and backward: images through the whole model; ? nothing here tells"
+            "time and GB: of stages alike in the store, else of as many passes of the same model, "
+            "there or, without any, as one of its blocks takes now; forward and backward: images "
+            "through the whole model; ? nothing here tells"
         )
     peak = BFLOAT16_PEAKS[device] / 1e12
     return (
@@ -158,8 +149,16 @@ def shape(architecture: Architecture) -> Shape:
     )
 
 
-def budget(plan: Plan, store: Store, todo: Iterable[str], device: str | None = None) -> Budget:
+def budget(
+    plan: Plan,
+    store: Store,
+    todo: Iterable[str],
+    device: str | None = None,
+    pace_here: Callable[[Architecture], float] | None = None,
+) -> Budget:
     """Price the stages in `todo`, kind by kind; they are taken on in this order.
+
+    `pace_here` says how long a pass of a model takes of which the store knows nothing.
 
     Raises:
         UserError: nothing is declared of a device of this name.
@@ -167,7 +166,7 @@ def budget(plan: Plan, store: Store, todo: Iterable[str], device: str | None = N
     """
     if device is not None and device not in BFLOAT16_PEAKS:
         raise UserError(f"--device: no device '{device}'{suggestion(device, BFLOAT16_PEAKS)}")
-    estimates, left, rows = _Estimates(plan, store, device), dict.fromkeys(todo), []
+    estimates, left, rows = _Estimates(plan, store, device, pace_here), dict.fromkeys(todo), []
     for kind in dict.fromkeys(stage.kind for stage in plan.stages.values()):
         keys = [key for key, stage in plan.stages.items() if stage.kind == kind]
         ahead = [key for key in keys if key in left]
@@ -196,6 +195,16 @@ def counted(plan: Plan, store: Store, *kinds: Kind) -> dict[str, Passes | None]:
     return {key: count(stage) for key, stage in plan.stages.items() if stage.kind in kinds}
 
 
+def training_work(plan: Plan, cohort: str) -> float:
+    """Return how many forward passes it is worth to train strangers, on a share of the patches."""
+    recipe, size = plan.recipe, int(plan.stages[cohort].recipe["size"])
+    return 3.0 * size * recipe.steps * recipe.batch * recipe.patches_kept / PATCHES
+
+
+PATCHES = 64
+"""Patches of an image that `mini` has; in training its strangers see some of them."""
+
+
 def _total(parts: Iterable[float | None]) -> float | None:
     found = list(parts)
     return None if None in found else float(sum(cast(list[float], found)))
@@ -207,117 +216,20 @@ def _bound(passes: Iterable[Passes]) -> str:
     return found.pop() if len(found) == 1 else "~" if found else ""
 
 
-@dataclass(frozen=True, slots=True)
-class Reach:
-    """How many strangers of a claim its method can read, as far as shapes tell before a run."""
-
-    owner: str
-    method: Spec
-    attacked: bool  # alike, for a fingerprint
-    listed: int
-    readable: int
-    unknown: int  # of the readable: nothing tells of them
-    draws: int  # as how many the readable count at most: those of a family are one
-
-    def text(self, alpha: float) -> str:
-        """Say how many can be read, and whether they are too few for any verdict."""
-        alike = " attacked alike" if self.attacked else ""
-        parts = [f"{self.readable} of {how_many(self.listed, 'stranger')}{alike} can be read"]
-        if self.unknown:
-            parts.append(f"{self.unknown} of them as far as is known before a run")
-        if self.draws < self.readable:
-            parts.append(f"counted as {self.draws} at most")
-        needed = innocents_needed(alpha)
-        short = f"; {needed} are needed at alpha = {alpha:g}: verdicts stay undecided"
-        return ", ".join(parts) + (short if self.draws < needed else "")
-
-
-def reaches(plan: Plan) -> list[Reach]:
-    """Count whom each method can read, of claims with strangers of other shapes than the owner's.
-
-    Strangers of a mark are untouched; those of a fingerprint count attack by attack. Shapes are
-    those they start with.
-    """
-    claims: dict[tuple[str, str, str], dict[str, Question]] = {}
-    for question in plan.questions:
-        cell = question.cell
-        if cell.lineage == "stranger" and cell.accuser is None and not question.skip:
-            attack = WHOLE if question.marks else attack_of(cell)
-            strangers = claims.setdefault((cell.owner.text, cell.method.text, attack), {})
-            strangers[(cell.other_model or cell.attack[0]).text] = question
-    model = functools.cache(functools.partial(architecture_at, plan))
-    methods = {question.cell.method.text: question.cell.method for question in plan.questions}
-    why = functools.cache(lambda name, *models: _unreadable(methods[name], *models))
-    found = list[Reach]()
-    for (_, name, attack), strangers in claims.items():
-        claim = next(iter(strangers.values()))
-        owner, suspects = model(claim.owner), {s: model(q.suspect) for s, q in strangers.items()}
-        if all(_alike(owner, suspect) for suspect in suspects.values()):
-            continue
-        said = {s: why(name, owner, suspect) for s, suspect in suspects.items()}
-        read = [s for s, reason in said.items() if not reason]
-        unknown = sum(said[s] is None for s in read)
-        models = {s: strangers[s].cell.other_model for s in read}
-        draws = {(model and family(model)) or s for s, model in models.items()}
-        counts = len(said), len(read), unknown, len(draws)
-        found.append(Reach(claim.cell.owner.name, methods[name], attack != WHOLE, *counts))
-    return found
-
-
-def _unreadable(method: Spec, owner: Architecture, suspect: Architecture) -> str | None:
-    """Say why a suspect cannot be read; empty if it can, None if nobody knows before a run."""
-    plugin = METHODS.build(method.name, method.args)
-    if method.align != "none" and not _alike(owner, suspect):
-        return None  # aligned it may take the owner's shape
-    if plugin.needs in Access.BLACK_BOX:
-        return _without_head(method.args.get("readout", "native"), owner, suspect)
-    if not isinstance(plugin, SaysUnreadable):
-        return "" if _alike(owner, suspect) else None
-    try:
-        with torch.device("meta"), torch.no_grad():
-            return plugin.unreadable(unweighted(owner), unweighted(suspect))
-    except Incompatible as error:
-        return str(error)
-
-
-def _alike(one: Architecture, other: Architecture) -> bool:
-    return replace(one, head=other.head) == other
-
-
-@functools.cache
-def _without_head(how: Readout, owner: Architecture, suspect: Architecture) -> str:
-    """Say why nothing answers for a suspect in the owner's classes; empty if a head does."""
-    none = Images(torch.empty(0, 3, 1, 1, dtype=torch.uint8), None, 0, ())
-    try:
-        if how != "relinear":  # which fits whatever gives features
-            head_for(how, unweighted(suspect), unweighted(owner), none, torch.device("meta"))
-    except Incompatible as error:
-        return str(error)
-    return ""
-
-
-def said_of(plan: Plan) -> list[str]:
-    """Say whom methods can read, in a line for all methods of an owner of which the same is so."""
-    lines: dict[tuple[str, str], dict[str, Spec]] = {}
-    found = reaches(plan)
-    for reach in found:
-        told = lines.setdefault((reach.owner, reach.text(plan.suite.alpha)), {})
-        told[reach.method.text] = reach.method
-    label = labelled(reach.method for reach in found)
-    return [
-        f"{owner}: {', '.join(map(label, methods.values()))}: {text}"
-        for (owner, text), methods in lines.items()
-    ]
-
-
 class _Estimates:
     """Answers for one plan and one store; measures every architecture and reads every list once."""
 
     guessed = functools.cached_property(lambda self: guesses(self.plan, self._store))
     pace = functools.cached_property(lambda self: pace(self._store))
 
-    def __init__(self, plan: Plan, store: Store, device: str | None) -> None:
-        self.plan, self.device, self._store = plan, device, store
+    def __init__(
+        self,
+        plan: Plan,
+        store: Store,
+        device: str | None,
+        pace_here: Callable[[Architecture], float] | None = None,
+    ) -> None:
+        self.plan, self.device, self._store, self._pace_here = plan, device, store, pace_here
         self._pools = functools.cache(lambda data: split(plan.manifest(data)))
         self._model = functools.cache(functools.partial(architecture_at, plan))
         self._read = functools.cache(self._passes_of_reading)
@@ -434,14 +346,20 @@ class _Estimates:
         stage = self.plan.stages[key]
         if self.device is None and key in self.guessed:
             return self.guessed[key][0]
-        if passes is None or not passes.work:
-            return None if passes is None else 0.0
+        if stage.kind == "cohort":
+            work: float | None = training_work(self.plan, key) if self.device is None else None
+        else:
+            work = None if passes is None else passes.work
+        if not work:
+            return work
         if self.device is not None:
             speed = BFLOAT16_PEAKS[self.device] * UTILISATION
-            return passes.work * self.shape(stage).operations / speed
+            return work * self.shape(stage).operations / speed
         found = self._model(began(stage, self.plan.stages))
         pace = self.pace.get((found.name, found.image_size))
-        return None if pace is None else passes.work * pace
+        if pace is None and self._pace_here is not None:
+            pace = self._pace_here(found)
+        return None if pace is None else work * pace
 
     def bytes(self, key: str) -> float | None:
         """Foresee the disk a stage takes: a model's weights, and a secret's images."""

@@ -1,0 +1,1 @@
+"""What a run would cost, and whom its methods could read, before anything is run."""
