@@ -30,6 +30,7 @@ class Loaded:
     ignored: Mapping[str, int]  # tensors left out, by the first part of their names
     digest: str
     notes: tuple[str, ...]  # what was understood: which set of weights, prefix, grid and head
+    image_size: int | None = None  # at which positions that were resampled would stay as they are
 
 
 def load_state(model: VisionModel, state: Mapping[str, Tensor], origin: str) -> VisionModel:
@@ -164,7 +165,8 @@ def load_weights(file: Path, architecture: Architecture, entry: str | None = Non
             raise _other_classes(file.name, whole, given)
         notes += _described_head(whole, given)
     ignored = Counter(map(_first, [*outside, *fitted.spare]))
-    return Loaded(model, ignored, weights_digest(headless(model)), tuple(notes))
+    named = weights_digest(headless(model))
+    return Loaded(model, ignored, named, tuple(notes), fitted.image_size)
 
 
 WAY_OUT = "name the model that they are of, a suspect's with --model"
@@ -177,6 +179,7 @@ class _Fitted:
     ours: Mapping[str, Tensor]
     spare: Sequence[str]
     notes: tuple[str, ...] = ()
+    image_size: int | None = None  # at which nothing would have been
 
 
 def _fitted(model: VisionModel, given: Mapping[str, Tensor]) -> _Fitted | None:
@@ -219,15 +222,19 @@ def _converted(model: VisionModel, given: Mapping[str, Tensor]) -> _Fitted | Non
         return None  # what the library makes of weights that are none of its own is its business
     if not _fits(model, names, made):
         return None
-    notes = list[str]()
+    resampled = list[tuple[str, int | None]]()
     for name in names:
         before, after = _before(given, name), made[name]
         if before is not None and before.shape != after.shape:
             if not _are_positions([name]):
                 return None  # patches of another size are another architecture
-            notes.append(_resampled(name, before, after, model))
+            resampled.append(_resampled(name, before, after, model))
     spare = [name for name in made if name not in names]
-    return _Fitted({ours: made[name] for name, ours in names.items()}, spare, tuple(notes[:1]))
+    ours = {ours: made[name] for name, ours in names.items()}
+    if not resampled:
+        return _Fitted(ours, spare)
+    note, image_size = resampled[0]
+    return _Fitted(ours, spare, (note,), image_size)
 
 
 def _before(given: Mapping[str, Tensor], name: str) -> Tensor | None:
@@ -236,15 +243,18 @@ def _before(given: Mapping[str, Tensor], name: str) -> Tensor | None:
     return given.get(name) if name in given else next(prefixed, None)
 
 
-def _resampled(name: str, before: Tensor, after: Tensor, model: VisionModel) -> str:
-    """Say from which grid to which a table of positions was brought, and how to keep it."""
+def _resampled(
+    name: str, before: Tensor, after: Tensor, model: VisionModel
+) -> tuple[str, int | None]:
+    """Say from which grid to which positions were brought; return what `image_size` keeps them."""
     sides = [_side(table, model.prefix) for table in (before, after)]
     grids = [
         f"{side} x {side}" if side else f"{max(table.shape[:-1], default=0)}"
         for side, table in zip(sides, (before, after), strict=True)
     ]
     said = f"{name} of a grid of {grids[0]} is resampled to {grids[1]}, as the library does"
-    return said + _kept_by(sides[0], sides[1], model)
+    kept_by = _kept_by(sides[0], sides[1], model)
+    return said + (f"; `image_size: {kept_by}` keeps it" if kept_by else ""), kept_by
 
 
 def _side(table: Tensor, prefix: int) -> int | None:
@@ -254,14 +264,14 @@ def _side(table: Tensor, prefix: int) -> int | None:
     return next((side for side, n in sides.items() if side * side == n), None)
 
 
-def _kept_by(side: int | None, own: int | None, model: VisionModel) -> str:
-    """Name the size of images at which a model has the grid of a file; empty if none is known."""
+def _kept_by(side: int | None, own: int | None, model: VisionModel) -> int | None:
+    """Return the side of images at which a model has the grid of a file, if it is known."""
     patch, grid = model.trunk.patch, getattr(model.trunk, "grid", None)
     resizes = LIBRARIES.get(model.architecture.library).resizes
     # A table of relative positions is no grid of patches.
     if not side or patch is None or grid is None or own not in grid or not resizes:
-        return ""
-    return f"; `image_size: {side * patch[0]}` keeps it"
+        return None
+    return side * patch[0]
 
 
 def _fits(model: VisionModel, names: Mapping[str, str], given: Mapping[str, Tensor]) -> bool:
@@ -419,9 +429,10 @@ def _another_architecture(
     if other and not lacking and not unknown and _are_positions(other):
         table = names[other[0]]
         there, here = (_side(state, model.prefix) for state in (given[other[0]], own[table]))
-        way_out = _kept_by(there, here, model).removeprefix("; ") or (
-            "its images are of another size or shape: give `image_size`"
-        )
+        kept_by = _kept_by(there, here, model)
+        way_out = "its images are of another size or shape: give `image_size`"
+        if kept_by:
+            way_out = f"`image_size: {kept_by}` keeps it"
     return UserError(
         f"{origin}: expected weights of {model.architecture.name}, got another architecture's "
         f"({'; '.join(parts)}); {way_out}"

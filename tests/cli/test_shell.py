@@ -4,11 +4,14 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import timm
+import torch
 import yaml
 from commands import bench
 from documents import ROOT
 from made import suite
 from PIL import Image
+from safetensors.torch import save_file
 
 from bench.cli.parser import parser
 from bench.cli.program import COMMANDS, main
@@ -138,6 +141,30 @@ def test_a_first_suite_is_one_that_loads(tmp_path, monkeypatch):
     again = bench("init", "mini", "my pets")
     assert again.status == 2
     assert "expected no file yet at my_pets.yaml" in again.err
+
+
+def test_a_first_suite_has_images_as_large_as_the_file_was_trained_on(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, size in (("own", {}), ("at112", {"img_size": 112})):
+        model = timm.create_model("test_vit", num_classes=0, **size)
+        save_file(model.state_dict(), f"{name}.safetensors")
+    made = bench("init", "timm:test_vit", "photos", "--weights", "at112.safetensors")
+    assert "at112.safetensors: its positions are of images of 112 pixels" in made.out
+    assert reader.load(Path("photos.yaml")).owners[0].image_size == 112
+    for output, more in (("own.yaml", "own"), ("told.yaml", "at112")):
+        said = ("--image-size", "96") if output == "told.yaml" else ()
+        asked = "timm:test_vit", "photos", "--weights", f"{more}.safetensors", "-o", output, *said
+        assert "positions" not in bench("init", *asked).out
+        assert reader.load(Path(output)).owners[0].image_size == (96 if said else None)
+
+
+def test_a_first_suite_is_not_written_for_weights_of_another_model(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_file({"weight": torch.ones(1)}, "other.safetensors")
+    said = bench("init", "timm:test_vit", "photos", "--weights", "other.safetensors")
+    assert (said.status, said.err.count("\n")) == (2, 1)
+    assert "expected weights of test_vit" in said.err
+    assert not Path("photos.yaml").exists()
 
 
 def test_a_first_suite_may_be_on_embedded_images_unless_a_folder_has_the_name(

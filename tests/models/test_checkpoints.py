@@ -315,6 +315,7 @@ def test_positions_of_another_grid_are_resampled_as_timm_does_and_said(tmp_path)
         "pos_embed of a grid of 7 x 7 is resampled to 4 x 4, as the library does; "
         "`image_size: 112` keeps it",
     )
+    assert loaded.image_size == 112
 
 
 @pytest.mark.parametrize("registers", [0, 4])

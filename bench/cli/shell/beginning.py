@@ -6,11 +6,15 @@ import argparse
 import json
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bench.cli.parser import OK, Command, positive, which_weights
 from bench.data.settings import EMBEDDED
 from bench.records.files import write_atomically
 from bench.records.nouns import UserError
+
+if TYPE_CHECKING:
+    from bench.suite.owners import OwnerSettings
 
 SUITE = """\
 # What is asked: every method of every owner, after every attack. `bench check {file}` says what it
@@ -70,9 +74,23 @@ def _owner(arguments: argparse.Namespace) -> str:
         lines.append(f"pretrained: {json.dumps(arguments.pretrained)}")
     if arguments.entry:
         lines.append(f"entry: {json.dumps(arguments.entry)}")
-    if arguments.image_size:
-        lines.append(f"image_size: {arguments.image_size}")
+    size = arguments.image_size
+    if not size and weights not in ("hub", "random"):
+        size = _size_of_images(made, Path(file))
+    if size:
+        lines.append(f"image_size: {size}")
     return "\n    ".join(lines)
+
+
+def _size_of_images(owner: OwnerSettings, file: Path) -> int | None:
+    """Return the side of the images that a file's positions are of, where not the library's own."""
+    from bench.models.weights import load_weights
+    from bench.runs.owners import architecture_of
+
+    size = load_weights(file, architecture_of(owner), owner.entry).image_size
+    if size:
+        print(f"{file.name}: its positions are of images of {size} pixels; so is the owner")
+    return size
 
 
 def _arguments(command: argparse.ArgumentParser) -> None:
