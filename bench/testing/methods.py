@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Hashable, Mapping
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from safetensors.torch import load, save
@@ -57,10 +57,8 @@ def check_method(
 
 def method_leaves_its_input_untouched(method: Method) -> None:
     """Work on copies: the owner, the secret and the suspect stay as they were."""
-    given = _owner_for(method.needs)
-    before = _snapshot(given)
-    protected = method.protect(given, context(0, "owner"))
-    _same(before, _snapshot(given), "protect() changed the owner it was given")
+    protected, before, after = _protect_once(cast(Hashable, method))
+    _same(before, after, "protect() changed the owner it was given")
     secret = {name: value.clone() for name, value in protected.secret.items()}
     view = View(protected.model, method.needs)
     weights = _snapshot(view._model)
@@ -251,16 +249,26 @@ METHOD_CHECKS: tuple[Callable[[Method], None], ...] = (
 """What every method must pass, cheapest explanation of a failure first."""
 
 
+class _Once(NamedTuple):
+    """What was made of an owner, and all there is to tell of that owner before and after."""
+
+    made: Protected
+    before: Mapping[str, Any]
+    after: Mapping[str, Any]
+
+
 def _protected(method: Method) -> Protected:
     # Protecting is the slow part, and no check changes what it gets.
-    return _protect_once(cast(Hashable, method))
+    return _protect_once(cast(Hashable, method)).made
 
 
 @functools.cache
-def _protect_once(method: Any) -> Protected:
+def _protect_once(method: Any) -> _Once:
+    given = _owner_for(method.needs)
+    before = _snapshot(given)
     with _global_seed(1):
-        made: Protected = method.protect(_owner_for(method.needs), context(0, "owner"))
-    return made
+        made = method.protect(given, context(0, "owner"))
+    return _Once(made, before, _snapshot(given))
 
 
 def _read(method: Method, protected: Protected, suspect: VisionModel) -> Evidence:
