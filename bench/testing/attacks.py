@@ -198,6 +198,10 @@ class _Attacked(NamedTuple):
 
 def _attacked(attack: Attack, seed: int = 0) -> _Attacked:
     # Running is the slow part, and no check changes what it gets.
+    try:
+        hash(attack)
+    except TypeError:  # a setting that is a mapping, such as the method of `overwrite`
+        return _attack_once.__wrapped__(attack, seed)
     return _attack_once(cast(Hashable, attack), seed)
 
 
