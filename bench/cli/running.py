@@ -366,7 +366,8 @@ def show_plan(arguments: argparse.Namespace) -> int:
     store = Store(arguments.results / ".store")
     todo = session.unanswered(made, arguments.results / made.suite.name)
     here = find_device("auto")
-    pace = functools.partial(pace_here, device=here)
+    at_once = session.side_by_side(here, 1)
+    pace = functools.partial(pace_here, device=here, at_once=at_once)
     found = budget.budget(made, store, in_line(made, store, todo), arguments.device, pace)
     hours = "GPU time" if arguments.device else "time"
     table = Grid("stage", "to run", "there, or not needed", "forward", "backward", hours, "GB")
@@ -387,7 +388,6 @@ def show_plan(arguments: argparse.Namespace) -> int:
     console.print(table)
     for line in (budget.basis(arguments.device), *found.notes):
         console.print(line, markup=False, highlight=False)
-    at_once = session.side_by_side(here, 1)
     if arguments.device is None and found.total.seconds and at_once > 1:
         wall = _duration(found.total.seconds / at_once)
         console.print(f"`bench run`, {at_once} stages at a time: about {wall}", highlight=False)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import statistics
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor, nn
@@ -23,21 +25,22 @@ SECONDS = 0.2
 
 @functools.cache
 @torch.inference_mode()
-def pace_here(architecture: Architecture, device: torch.device) -> float:
+def pace_here(architecture: Architecture, device: torch.device, at_once: int = 1) -> float:
     """Return the seconds of a forward pass of one image, by the first block of the model.
 
     The others count as so many of its kind. Weights are made up, of one block alone, so that a
-    model of any size is timed in a second or two; without blocks it is timed whole.
+    model of any size is timed in a second or two; without blocks it is timed whole. So many passes
+    go on side by side as stages do, `at_once`: cores share caches, and some are halves of one.
     """
     model = copy.deepcopy(unweighted(architecture))  # others ask for it, too
     with aside(device), _one_thread():
         if model.trunk.blocks is None:
             _filled(model, device)
             images = torch.zeros(1, 3, *model.preprocess.size, device=device)
-            return _fastest(lambda: model.forward_features(images), device)
+            return _timed(lambda: model.forward_features(images), device, at_once)
         _filled(model.blocks[0], device)
         tokens = _tokens(model, device)  # (b, n, d)
-        block = _fastest(lambda: model.run_blocks(tokens, 0, 1), device)
+        block = _timed(lambda: model.run_blocks(tokens, 0, 1), device, at_once)
         return len(model.blocks) * block / len(tokens)
 
 
@@ -69,10 +72,16 @@ def _tokens(model: VisionModel, device: torch.device) -> Tensor:
     return torch.rand(max(1, TOKENS // n), n, d, device=device)
 
 
-def _fastest(work: Callable[[], object], device: torch.device) -> float:
-    """Return the seconds of the fastest turn."""
+def _timed(work: Callable[[], object], device: torch.device, at_once: int) -> float:
+    """Return the seconds of work of which so much is done side by side."""
     work()
-    turns = [timed(work, device)]
-    while sum(turns) < SECONDS:
-        turns.append(timed(work, device))
-    return min(turns)
+
+    @torch.inference_mode()
+    def typical(_: int) -> float:
+        turns = [timed(work, device)]
+        while sum(turns) < SECONDS:
+            turns.append(timed(work, device))
+        return statistics.median(turns)
+
+    with ThreadPoolExecutor(at_once) as side_by_side:
+        return statistics.mean(side_by_side.map(typical, range(at_once)))
