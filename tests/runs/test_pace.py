@@ -34,7 +34,7 @@ def turns(monkeypatch):
 
 def test_a_pass_takes_as_long_as_all_blocks(turns):
     model = owners.unweighted(MINI)
-    images = pace.TOKENS // 65  # 64 patches and CLS
+    images = pace.VALUES // (65 * model.width)  # 64 patches and CLS
     assert pace.pace_here(MINI, CPU) == pytest.approx(len(model.blocks) / images)
 
 

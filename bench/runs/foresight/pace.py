@@ -16,8 +16,8 @@ from bench.models.meter import aside, timed
 from bench.models.vision import Architecture, VisionModel
 from bench.runs.owners import unweighted
 
-TOKENS = 2048
-"""Of about so many is the batch that is timed, in whole images."""
+VALUES = 98304
+"""Of about so many is the stream that is timed, in whole images: the wider a model, the fewer."""
 
 SECONDS = 0.2
 """So long is a block tried, after a first turn that makes room and kernels."""
@@ -69,7 +69,7 @@ def _tokens(model: VisionModel, device: torch.device) -> Tensor:
     with torch.device("meta"):
         one = model.embed(torch.zeros(1, 3, *model.preprocess.size))  # (1, n, d)
     n, d = one.shape[1:]
-    return torch.rand(max(1, TOKENS // n), n, d, device=device)
+    return torch.rand(max(1, VALUES // (n * d)), n, d, device=device)
 
 
 def _timed(work: Callable[[], object], device: torch.device, at_once: int) -> float:
