@@ -30,7 +30,7 @@ def pace_here(architecture: Architecture, device: torch.device, at_once: int = 1
 
     The others count as so many of its kind. Weights are made up, of one block alone, so that a
     model of any size is timed in a second or two; without blocks it is timed whole. So many passes
-    go on side by side as stages do, `at_once`: cores share caches, and some are halves of one.
+    go on side by side as stages do, `at_once`: cores share caches. Optimisers come on top.
     """
     model = copy.deepcopy(unweighted(architecture))  # others ask for it, too
     with aside(device), _one_thread():
