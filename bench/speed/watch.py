@@ -163,7 +163,28 @@ def against(
     baseline: Baseline,
     device: torch.device,
 ) -> Iterator[Row]:
-    """Time every workload in turns, by the working tree and by revision `base`."""
+    """Time every workload in turns, by the working tree and by revision `base`.
+
+    What is found slower is timed again, by two new processes: where the memory of a process lies
+    can make it a fifth slower for as long as it lives.
+    """
+    slower = list[str]()
+    for row in _raced(base, files, workloads, baseline, device):
+        if row.outcome == "worse":
+            slower.append(row.workload)
+        else:
+            yield row
+    if slower:
+        yield from _raced(base, files, slower, baseline, device)
+
+
+def _raced(
+    base: str,
+    files: Sequence[Path],
+    workloads: Iterable[str],
+    baseline: Baseline,
+    device: torch.device,
+) -> Iterator[Row]:
     with revisions.revisions(base, files, str(device)) as (old, new):
         for name in workloads:
             known, what = baseline.workloads.get(name), f"ratio to {base}"

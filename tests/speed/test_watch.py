@@ -431,6 +431,27 @@ def test_two_revisions_take_turns_on_one_processor(tmp_path):
     assert told == [f"on {[min(os.sched_getaffinity(0))]}"] * 2
 
 
+@pytest.mark.parametrize(
+    ("factors", "outcome"),
+    [
+        pytest.param([1.0], "holds", id="as fast"),
+        pytest.param([1.3, 1.0], "holds", id="slower in one process alone"),
+        pytest.param([1.3, 1.3], "worse", id="slower in two"),
+    ],
+)
+def test_slower_is_what_is_slower_in_two_processes(factors, outcome, monkeypatch):
+    left = list(factors)
+
+    @contextlib.contextmanager
+    def rivals(*_):
+        took = left.pop(0)
+        yield (lambda _: 1.0), (lambda _: took)
+
+    monkeypatch.setattr(watch.revisions, "revisions", rivals)
+    (row,) = watch.against("HEAD", [], ["work"], watch.NOBODY, CPU)
+    assert (row.outcome, left) == (outcome, [])
+
+
 @pytest.mark.perf
 @pytest.mark.slow
 def test_a_tree_holds_against_itself_where_both_know_the_work(tree, tmp_path, monkeypatch):
