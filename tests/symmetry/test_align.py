@@ -146,6 +146,29 @@ def test_every_activation_of_a_copy_in_another_basis_comes_back(case, way):
     assert apart(model, rewritten(copy, alignment)) < ONE
 
 
+def test_wide_streams_come_back_in_single_precision(monkeypatch):
+    """Their embeddings leave most of the basis to attention: here 20 columns of 48 channels."""
+    model = clone(owner())
+    with torch.no_grad():
+        read(model).embeddings[0].weight.flatten(1)[:, 19:] = 0
+        for token in read(model).tokens:
+            token.zero_()
+    copy = turned("mini", inside_out(model.double(), generator(5)), generator(5)).float()
+    model, kinds, answered = model.float(), list[torch.dtype](), fits._answered
+
+    def told(*asked):
+        made = answered(*asked)
+        kinds.extend(answer.dtype for answer in made)
+        return made
+
+    monkeypatch.setattr(fits, "_answered", told)
+    for width, kind in ((gauge.WIDE, torch.float64), (47, torch.float32)):
+        kinds.clear()
+        monkeypatch.setattr(gauge, "WIDE", width)
+        assert apart(model, rewritten(copy, found(copy, model)).float()) < 1e-4
+        assert set(kinds) == {kind}
+
+
 def test_a_model_that_nobody_transformed_keeps_its_weights():
     for case in ("mini", "registers", "clip"):
         model = transformer(case)

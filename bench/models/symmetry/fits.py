@@ -86,17 +86,17 @@ def refined(
     there, here = (
         _attentions(body, which, inside, fixed) for body, which in zip(bodies, blocks, strict=True)
     )
-    every = torch.eye(len(wanted), dtype=torch.float64)
+    kind = here[0][0][0].dtype
     share = max(1, len(wanted) // ASKED)
     for turn in range(TURNS):
-        part = slice(turn % share, None, share)
+        part, seen = slice(turn % share, None, share), basis.to(kind)
         answers = (
-            [found, *_answered(there, basis[:, part], summed)],
-            [wanted, *_answered(here, every[:, part], summed)],
+            [found, *_answered(there, part, seen, summed)],
+            [wanted, *_answered(here, part, None, summed)],
         )
         products = torch.zeros_like(basis)
-        for one, other in zip(*(map(frames.unit, kind) for kind in answers), strict=True):
-            apart = float((one - basis @ other).norm())
+        for one, other in zip(*(map(frames.unit, side) for side in answers), strict=True):
+            apart = float((one - basis.to(one) @ other).norm())
             products += one.shape[1] / max(apart, EXACT) ** 2 * (one @ other.T)
         before, basis = basis, frames.nearest_turn(products, fixed)
         if (basis - before).norm() < STILL * basis.norm():
@@ -114,7 +114,9 @@ def _attentions(
     """
     kinds = list[list[tuple[Tensor, Tensor]]]()
     for attention, _ in (body.blocks[i] for i in kept):
-        reader, writer = gauge.read(attention.norm, attention.qkv)[0], gauge.written(attention)[0]
+        single = gauge.compared_in(attention, attention.qkv.weight.shape[1])
+        reader = gauge.read(attention.norm, attention.qkv, single)[0]
+        writer = gauge.written(attention, single)[0]
         if fixed:
             reader, writer = reader - reader.mean(1, keepdim=True), frames.centred(writer)
         queries, keys, values = reader.chunk(3)
@@ -126,10 +128,20 @@ def _attentions(
 
 
 def _answered(
-    kinds: Sequence[Sequence[tuple[Tensor, Tensor]]], asked: Tensor, summed: bool
+    kinds: Sequence[Sequence[tuple[Tensor, Tensor]]],
+    part: slice,
+    basis: Tensor | None,
+    summed: bool,
 ) -> list[Tensor]:
-    """Say what products make of directions (d, s): of every block, or of all their sum."""
-    found = [[left @ (right @ asked) for left, right in kind] for kind in kinds]
+    """Say what products make of some of the reference's channels, (d, s), of each or their sum.
+
+    `basis` brings those channels to these products' stream; without one they are its own.
+    """
+
+    def seen(reader: Tensor) -> Tensor:
+        return reader[:, part] if basis is None else reader @ basis[:, part]
+
+    found = [[left @ seen(right) for left, right in kind] for kind in kinds]
     if summed:
         return [torch.stack(kind).sum(0) for kind in found]
     return [answer for kind in found for answer in kind]

@@ -33,6 +33,9 @@ RIDGE = 1e-12
 SKETCH = 128
 """Random directions on which neurons are sought, in streams that are wider."""
 
+WIDE = 512
+"""Streams wider than this are compared in single precision: in double one would wait for it."""
+
 Branch = Attention | Mlp
 
 TIMM_TAIL = ("vit.norm", "vit.fc_norm", "vit.attn_pool", "projection")
@@ -52,19 +55,26 @@ def vector(value: Tensor | None, size: int, fill: float = 0.0) -> Tensor:
     return double(value)
 
 
-def read(norm: Norm, reader: Linear) -> tuple[Tensor, Tensor]:
+def compared_in(branch: Branch, width: int) -> torch.dtype:
+    """Return the precision in which what a branch reads and writes is compared."""
+    known = torch.promote_types(torch.float32, branch.writer.weight.dtype)
+    return known if width > WIDE else torch.float64
+
+
+def read(norm: Norm, reader: Linear, kind: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
     """Return what is read of the normalised stream: weight (m, d) and bias (m,)."""
-    weight = double(reader.weight)
+    weight = reader.weight.detach().to("cpu", kind)
     rows, width = weight.shape
-    shift = weight @ vector(norm.bias, width)
-    return weight * vector(norm.gain, width, 1.0), vector(reader.bias, rows) + shift
+    shift = weight @ vector(norm.bias, width).to(kind)
+    gain = vector(norm.gain, width, 1.0).to(kind)
+    return weight * gain, vector(reader.bias, rows).to(kind) + shift
 
 
-def written(branch: Branch) -> tuple[Tensor, Tensor]:
+def written(branch: Branch, kind: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
     """Return what a branch adds to the stream: weight (d, k) and bias (d,)."""
-    weight = double(branch.writer.weight)
-    gain = vector(branch.scale, len(weight), 1.0)
-    return weight * gain[:, None], vector(branch.writer.bias, len(weight)) * gain
+    weight = branch.writer.weight.detach().to("cpu", kind)
+    gain = vector(branch.scale, len(weight), 1.0).to(kind)
+    return weight * gain[:, None], vector(branch.writer.bias, len(weight)).to(kind) * gain
 
 
 def written_sizes(branch: Branch) -> tuple[Tensor, Tensor]:
@@ -191,28 +201,34 @@ def _branch(
     }
     if not ours.norm.centred:
         return made
-    (found, _), (wanted, offset) = written(theirs), written(ours)
+    compared = compared_in(theirs, width)
+    (found, _), (wanted, offset) = written(theirs, compared), written(ours, compared)
     # In single precision for a model of it: no function shows what comes of this.
     kind = torch.promote_types(torch.float32, theirs.writer.weight.dtype)
-    found = frames.centred((basis.T.to(kind) @ found.to(kind)).double() / scale)
+    found = frames.centred((basis.T.to(kind) @ found.to(kind)).to(compared) / scale)
     if isinstance(ours, Attention) and isinstance(theirs, Attention):
         mean = means_of_heads(found, wanted, (theirs.heads, ours.heads))
         # What values add to every token may stand in their bias or in the writer's.
-        values, known = (read(b.norm, b.readers[0])[1].chunk(3)[2] for b in (theirs, ours))
+        values, known = (
+            read(b.norm, b.readers[0], compared)[1].chunk(3)[2] for b in (theirs, ours)
+        )
         shift = offset.mean() + wanted.mean(0) @ known - mean @ values
     else:
         sketch = torch.eye(width, dtype=torch.float64)
         if width > SKETCH:
             sketch = torch.randn(width, SKETCH, generator=rng, dtype=torch.float64)
         turned = basis @ sketch * math.copysign(1.0, scale)
-        there, here = ((_neurons(b) @ m).flatten(1) for b, m in ((theirs, turned), (ours, sketch)))
+        there, here = (
+            (_neurons(b, compared) @ m.to(compared)).flatten(1)
+            for b, m in ((theirs, turned), (ours, sketch))
+        )
         mean, shift = means_of_neurons((there, found), (here, wanted)), offset.mean()
-    return made | {"mean": mean, "shift": shift}
+    return made | {"mean": mean.double(), "shift": shift.double()}
 
 
-def _neurons(branch: Branch) -> Tensor:
+def _neurons(branch: Branch, kind: torch.dtype) -> Tensor:
     """Return what each hidden unit reads, (k, r, d), through r maps of the normalised stream."""
-    maps = [read(branch.norm, reader)[0] for reader in branch.readers]
+    maps = [read(branch.norm, reader, kind)[0] for reader in branch.readers]
     hidden = branch.writer.weight.shape[1]
     return torch.cat([m.reshape(-1, hidden, m.shape[1]) for m in maps]).movedim(0, 1)
 
