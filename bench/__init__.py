@@ -417,7 +417,7 @@ def trace(
 
     known = keys.read_all([key if isinstance(key, keys.Key) else Path(key)], None)[0]
     kind = reading.architecture(known.owner, str(suspect), model, pretrained, image_size)
-    loaded = load_weights(Path(suspect), kind, entry)
+    loaded = load_weights(Path(suspect), kind, entry, any_size=True)
     there = find_device(device)
     return tracing.trace(Path(suspect).name, loaded, known, users, alpha, there)
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from bench.models.building import blank
 from bench.models.checkpoints import Checkpoint, listed, read_weights
 from bench.models.libraries import LIBRARIES
+from bench.models.symmetry.anatomy import dimensions, dimensions_in
 from bench.models.vision import Architecture, VisionModel
 from bench.records.files import write_atomically
 from bench.records.nouns import UserError, canonical, digest
@@ -128,12 +129,15 @@ PLACES = ("pos", "position", "rel_pos")
 """What the names of tables of positions are made of: what may be resampled to another grid."""
 
 
-def load_weights(file: Path, architecture: Architecture, entry: str | None = None) -> Loaded:
+def load_weights(
+    file: Path, architecture: Architecture, entry: str | None = None, *, any_size: bool = False
+) -> Loaded:
     """Load a backbone from a file that may hold any head, under any prefix: owner's or suspect's.
 
     A classifier comes along where the file's is the library's own, of as many classes. Positions of
     another grid are resampled as the library does. `entry` says which of several sets of weights is
-    meant: the key it lies under, or a part of its names.
+    meant: the key it lies under, or a part of its names. With `any_size` a transformer of the
+    architecture's kind may have another width, depth or number of heads or neurons, as a thief's.
 
     Raises:
         UserError: the file cannot be read, holds another architecture, two sets of weights of which
@@ -149,7 +153,9 @@ def load_weights(file: Path, architecture: Architecture, entry: str | None = Non
         fitted = _fitted(model, given)
         if fitted is not None:
             break
-    else:
+    if any_size and (fitted is None or _unknown(fitted)):
+        model, fitted = _of_another_size(bare, given) or (model, fitted)
+    if fitted is None:
         raise _another_architecture(file.name, bare, given)
     _fill(model, fitted.ours, file.name)
     outside = [name for name in read.state if not name.startswith(prefix)]
@@ -160,7 +166,7 @@ def load_weights(file: Path, architecture: Architecture, entry: str | None = Non
         )
     taken = LIBRARIES.get(architecture.library).assumed(architecture)
     notes = [*read.notes, *chosen, *fitted.notes, *_rounded(fitted), *([taken] if taken else [])]
-    if architecture.head and model is bare:
+    if architecture.head and model is not whole:
         if architecture.classes is not None:
             raise _other_classes(file.name, whole, given)
         notes += _described_head(whole, given)
@@ -196,6 +202,36 @@ def _fitted(model: VisionModel, given: Mapping[str, Tensor]) -> _Fitted | None:
     if plain is not None and not _unknown(plain):
         return plain
     return _converted(model, given) or plain
+
+
+def _of_another_size(
+    bare: VisionModel, given: Mapping[str, Tensor]
+) -> tuple[VisionModel, _Fitted] | None:
+    """Match tensors to a model of the same kind and another size, if they are of one."""
+    for layout in LIBRARIES.get(bare.architecture.library).layouts:
+        shapes = {
+            f"{ours}{name.removeprefix(theirs)}": tuple(value.shape)
+            for name, value in given.items()
+            for theirs, ours in layout.items()
+            if name.startswith(theirs)
+        }
+        try:
+            own, found = dimensions(bare), dimensions_in(bare, shapes)
+        except UserError:  # of no transformer whose parts are told apart
+            return None
+        if found is None or found == own:
+            continue
+        model = blank(dataclasses.replace(bare.architecture, dimensions=found))
+        fitted = _fitted(model, given)
+        if fitted is not None:
+            sizes = [
+                f"{field.name} {there} instead of {here}"
+                for field in dataclasses.fields(found)
+                if (there := getattr(found, field.name)) != (here := getattr(own, field.name))
+            ]
+            said = f"read as a {bare.architecture.name} of another size: {', '.join(sizes)}"
+            return model, dataclasses.replace(fitted, notes=(said, *fitted.notes))
+    return None
 
 
 def _rounded(fitted: _Fitted) -> list[str]:

@@ -109,6 +109,29 @@ def test_a_copy_in_another_basis_is_read_in_the_released_models(hidden_copies, c
     assert re.search(basis, said.out), said.out
 
 
+@pytest.mark.parametrize(
+    ("steps", "sizes"),
+    [
+        pytest.param({"structure.widen": {}}, "width 96 instead of 48", id="wider"),
+        pytest.param(
+            {"structure.identity": {"blocks": 2}, "structure.neurons": {"share": 0.25}},
+            "mlp 60 instead of 48, depth 8 instead of 6",
+            id="deeper, and more neurons",
+        ),
+    ],
+)
+@pytest.mark.parametrize(("copy", "status"), [("alice", OWNED), ("clean", NOT_OWNED)])
+def test_a_copy_of_another_size_is_read_in_the_released_models(story, steps, sizes, copy, status):
+    file = {"alice": "out/alice/model", "clean": "descendants/clean"}[copy]
+    made = released(story / f"{file}.safetensors")
+    for name, settings in steps.items():
+        made = ATTACKS.build(name, settings).run(made, testing.context(1))
+    save_file(made.state_dict(), story / "suspects/resized.safetensors")
+    said = verify(story, "suspects/resized.safetensors", *innocents(story), *ALPHA)
+    assert said.status == status, said
+    assert f"read as a mini of another size: {sizes}" in said.out
+
+
 def test_without_alignment_a_copy_in_another_basis_is_not_found(hidden_copies):
     given = "suspects/hidden-alice.safetensors", *innocents(hidden_copies), *ALPHA
     said = verify(hidden_copies, *given, "--align", "none")

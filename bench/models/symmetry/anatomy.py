@@ -7,6 +7,8 @@ parameters and modules: who changes them changes the model.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -149,6 +151,26 @@ def dimensions(model: VisionModel) -> Dimensions:
         _refuse(model, "blocks of several sizes")
     ((hidden, heads),) = found
     return Dimensions(hidden, heads, model.width, len(model.blocks))
+
+
+def dimensions_in(model: VisionModel, shapes: Mapping[str, Sequence[int]]) -> Dimensions | None:
+    """Say how large a copy of a transformer is, by the shapes of its parameters under their names.
+
+    Its heads are taken to be as wide as the model's, for no shape tells. None where the names of
+    its blocks are others.
+
+    Raises:
+        UserError: as `read` does.
+
+    """
+    attention, mlp = read(model).blocks[0]
+    names = {id(value): name for name, value in model.named_parameters()}
+    reader, writer = (names[id(part.weight)] for part in (attention.qkv, mlp.writer))
+    if reader not in shapes or writer not in shapes:
+        return None
+    rows, width = shapes[reader]
+    depth = next(i for i in itertools.count() if reader.replace(".0.", f".{i}.", 1) not in shapes)
+    return Dimensions(shapes[writer][1], rows // (3 * attention.head_dim), width, depth)
 
 
 def _of_timm(model: VisionModel, vit: Any) -> Anatomy:

@@ -158,7 +158,7 @@ def verify(
     """
     if is_key(file):
         raise UserError(f"{file.name}: expected a suspect's weights, got a key of `bench protect`")
-    loaded = load_weights(file, architecture, entry)
+    loaded = load_weights(file, architecture, entry, any_size=True)
     suspect = read(file.name, loaded, keys, device, bases)
     strangers, descendants = (
         [read_file(f, keys, device, bases) for f in files] for files in innocents

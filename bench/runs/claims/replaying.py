@@ -137,7 +137,7 @@ def each(
 
     See `replay` for the rest.
     """
-    loaded = load_weights(*suspect)
+    loaded = load_weights(*suspect, any_size=True)
     return tuple(replay(k, found, loaded, material, device, align) for k, found in evidence.items())
 
 
