@@ -58,15 +58,13 @@ from bench.types import (
     UserError,
 )
 from methods import features
+from methods.patterns import patterns
 
 BATCH = 64
 """Images that are read together."""
 
 GRID = 32
 """Cells a side of a signature: larger images show larger cells, so that resizing leaves them."""
-
-COARSE, FINE = 4, 32
-"""Cells a side of the two random patterns that an abstract image is drawn from."""
 
 Kind = Literal["abstract", "content", "noise", "signed"]
 
@@ -131,9 +129,9 @@ class _TriggerSet:
             UserError: the owner has too few images to make them of.
 
         """
-        size = ctx.images.pixels.shape[-2:]
+        size = (ctx.images.pixels.shape[-2], ctx.images.pixels.shape[-1])
         if self.kind == "abstract":
-            return Drawn(_abstract(self.images, size, ctx.rng), torch.empty(0, dtype=torch.long))
+            return Drawn(patterns(self.images, size, ctx.rng), torch.empty(0, dtype=torch.long))
         if len(ctx.images) < self.images:
             raise UserError(
                 f"images: expected {self.images} images to make triggers of, the owner's pool has "
@@ -369,18 +367,6 @@ def _shifted(images: Images, chosen: Tensor, classes: int, rng: torch.Generator)
             'name such a data set as `owner_images`, or set assigned: "random"'
         )
     return (labels[chosen] + torch.randint(1, classes, (), generator=rng)) % classes
-
-
-def _abstract(count: int, size: tuple[int, ...], rng: torch.Generator) -> Tensor:
-    """Draw images that nobody's data hold, half colours and half grain: uint8 (n, 3, h, w).
-
-    Adi et al. took abstract art from the web; drawn ones need no licence, and no two owners' are
-    alike.
-    """
-    coarse = torch.rand(count, 3, COARSE, COARSE, generator=rng)
-    fine = torch.rand(count, 3, FINE, FINE, generator=rng)
-    colours = F.interpolate(coarse, size, mode="bicubic", align_corners=False).clamp(0, 1)
-    return _bytes((colours + F.interpolate(fine, size, mode="nearest")) / 2)
 
 
 def _with_patch(images: Tensor, side: float, rng: torch.Generator) -> Tensor:

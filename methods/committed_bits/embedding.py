@@ -18,9 +18,6 @@ from bench.training import MicroBatches, Schedule, schedule
 from bench.types import Context, Json
 from methods.committed_bits.reading import Whitener, with_tokens
 
-COARSE, FINE = 4, 32
-"""Cells a side of the two random patterns that make a trigger: its colours, and its grain."""
-
 PULL = 0.5
 """How far towards the clean owner a copy is pulled at most, where averaging is rehearsed."""
 
@@ -51,15 +48,6 @@ class Place(NamedTuple):
 
     whiten: Whitener
     sought: Tensor  # (N + m, r)
-
-
-def patterns(count: int, size: tuple[int, int], rng: torch.Generator) -> Tensor:
-    """Draw images that nobody's data holds, half colours and half grain: uint8 (n, 3, h, w)."""
-    coarse = torch.rand(count, 3, COARSE, COARSE, generator=rng)
-    fine = torch.rand(count, 3, FINE, FINE, generator=rng)
-    colours = F.interpolate(coarse, size, mode="bicubic", align_corners=False).clamp(0, 1)
-    grain = F.interpolate(fine, size, mode="nearest")
-    return ((colours + grain) / 2 * 255).round().to(torch.uint8)
 
 
 def shapes(count: int, size: tuple[int, int], rng: torch.Generator) -> Tensor:

@@ -70,14 +70,8 @@ from bench.types import (
 )
 from methods.commitment import AGREES, BITS, NONCE, nonce, owner_digest
 from methods.committed_bits import coins, reading
-from methods.committed_bits.embedding import (
-    Embedding,
-    Place,
-    displacements,
-    embed,
-    patterns,
-    shapes,
-)
+from methods.committed_bits.embedding import Embedding, Place, displacements, embed, shapes
+from methods.patterns import patterns
 
 TRACED = 1 << 15
 """Users whose bits are compared with a suspect at a time."""

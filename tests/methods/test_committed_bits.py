@@ -14,7 +14,8 @@ from bench.types import ExactNull, Protected, Sizes
 from bench.verdicts.exact.coins import log10_p
 from bench.verdicts.verdict import decide_exactly
 from methods.committed_bits import CommittedBits, HiddenCommittedBits, coins, reading
-from methods.committed_bits.embedding import displacements, patterns, shapes
+from methods.committed_bits.embedding import displacements, shapes
+from methods.patterns import patterns
 
 QUICK = {
     **{"images": 16, "bits": 8, "steps": 100, "batch": 16, "lr": 5e-3, "decoys": 64, "public": 192},
