@@ -322,6 +322,7 @@ def trace_suspect(arguments: argparse.Namespace) -> int:
     except bench.Incompatible as error:
         _print_lines([("trace", f"incompatible: {error}; this speaks for nobody")])
         return STATUSES["incompatible"]
+    _print_lines([("note", note) for note in found.notes])
     times = f"times {how_many(found.users, 'user')}"
     for one in found.named or found.closest[:1]:
         label = "named" if found.named else "nearest"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 import stat
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -93,7 +94,7 @@ def _class_folders(name: str, root: Path, sorted_labels: bool) -> Listing:
     names = [path.stem if sorted_labels else path.parts[0] for path in inner]
     classes = in_order(set(names)) if sorted_labels or flat == {False} else ()
     if flat == {False}:
-        _refuse_empty_classes(name, root, parted, {path.parts[0] for path in inner})
+        _refuse_empty_classes(name, root, parted, {file.parts[: 1 + parted] for file in files})
     number = {c: i for i, c in enumerate(classes)}
     items = tuple(
         Item(source, number.get(n), file.as_posix(), 0, part_of(file) if parted else "")
@@ -105,14 +106,18 @@ def _class_folders(name: str, root: Path, sorted_labels: bool) -> Listing:
 
 def in_order(names: Collection[str]) -> tuple[str, ...]:
     """Sort names of classes: as numbers where all of them are whole numbers, else as text."""
-    if all(name.isascii() and name.isdigit() for name in names):
+    if _are_whole(names):
         return tuple(sorted(names, key=lambda name: (int(name), name)))
     return tuple(sorted(names))
 
 
+def _are_whole(names: Collection[str]) -> bool:
+    return all(re.fullmatch("-?[0-9]+", name) for name in names)
+
+
 def _order(classes: tuple[str, ...]) -> Iterator[str]:
     """Say where the order of classes is not that of their names' letters, or of their numbers."""
-    if not classes or not all(name.isascii() and name.isdigit() for name in classes):
+    if not classes or not _are_whole(classes):
         return
     first, last = classes[0], classes[-1]
     counted = [int(name) for name in classes] == list(range(len(classes)))
@@ -339,11 +344,13 @@ def _folders(root: Path) -> list[str]:
     return sorted(p.name for p in root.iterdir() if p.is_dir() and not _is_hidden(p.name))
 
 
-def _refuse_empty_classes(name: str, root: Path, parted: bool, classes: Collection[str]) -> None:
+def _refuse_empty_classes(
+    name: str, root: Path, parted: bool, shown: Collection[tuple[str, ...]]
+) -> None:
     """Refuse folders that would be classes if there were an image in them."""
     for base in [root / part for part in _folders(root)] if parted else [root]:
         for folder in _folders(base):
-            if folder in classes:
+            if (base / folder).relative_to(root).parts in shown:
                 continue
             others = _endings(_walk(name, base / folder)) or "nothing"
             raise UserError(

@@ -149,12 +149,13 @@ def load_weights(
     bare = blank(dataclasses.replace(architecture, head=None, classes=None))
     prefix, chosen = _prefix(read, bare, file.name)
     given = {n.removeprefix(prefix): v for n, v in read.state.items() if n.startswith(prefix)}
-    for model in (whole, bare) if architecture.head else (bare,):
+    kinds = (whole, bare) if architecture.head else (bare,)
+    for model in kinds:
         fitted = _fitted(model, given)
         if fitted is not None:
             break
     if any_size and (fitted is None or _unknown(fitted)):
-        model, fitted = _of_another_size(bare, given) or (model, fitted)
+        model, fitted = _of_another_size(kinds, given) or (model, fitted)
     if fitted is None:
         raise _another_architecture(file.name, bare, given)
     _fill(model, fitted.ours, file.name)
@@ -166,7 +167,7 @@ def load_weights(
         )
     taken = LIBRARIES.get(architecture.library).assumed(architecture)
     notes = [*read.notes, *chosen, *fitted.notes, *_rounded(fitted), *([taken] if taken else [])]
-    if architecture.head and model is not whole:
+    if architecture.head and model.architecture.head is None:
         if architecture.classes is not None:
             raise _other_classes(file.name, whole, given)
         notes += _described_head(whole, given)
@@ -205,9 +206,13 @@ def _fitted(model: VisionModel, given: Mapping[str, Tensor]) -> _Fitted | None:
 
 
 def _of_another_size(
-    bare: VisionModel, given: Mapping[str, Tensor]
+    kinds: Sequence[VisionModel], given: Mapping[str, Tensor]
 ) -> tuple[VisionModel, _Fitted] | None:
-    """Match tensors to a model of the same kind and another size, if they are of one."""
+    """Match tensors to a model of one of these kinds and another size, if they are of one.
+
+    The last of them has no head.
+    """
+    bare = kinds[-1]
     for layout in LIBRARIES.get(bare.architecture.library).layouts:
         shapes = {
             f"{ours}{name.removeprefix(theirs)}": tuple(value.shape)
@@ -221,16 +226,17 @@ def _of_another_size(
             return None
         if found is None or found == own:
             continue
-        model = blank(dataclasses.replace(bare.architecture, dimensions=found))
-        fitted = _fitted(model, given)
-        if fitted is not None:
-            sizes = [
-                f"{field.name} {there} instead of {here}"
-                for field in dataclasses.fields(found)
-                if (there := getattr(found, field.name)) != (here := getattr(own, field.name))
-            ]
-            said = f"read as a {bare.architecture.name} of another size: {', '.join(sizes)}"
-            return model, dataclasses.replace(fitted, notes=(said, *fitted.notes))
+        sizes = [
+            f"{field.name} {there} instead of {here}"
+            for field in dataclasses.fields(found)
+            if (there := getattr(found, field.name)) != (here := getattr(own, field.name))
+        ]
+        said = f"read as a {bare.architecture.name} of another size: {', '.join(sizes)}"
+        for kind in kinds:
+            model = blank(dataclasses.replace(kind.architecture, dimensions=found))
+            fitted = _fitted(model, given)
+            if fitted is not None:
+                return model, dataclasses.replace(fitted, notes=(said, *fitted.notes))
     return None
 
 

@@ -11,6 +11,7 @@ import enum
 import gc
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -285,7 +286,7 @@ class Evidence:
     @cached_property
     def score(self) -> float:
         """Mean agreement in [0, 1], rounded: the fine score on which verdicts are calibrated."""
-        return round(sum(self.agreement) / len(self.agreement), SCORE_DECIMALS)
+        return round(math.fsum(self.agreement) / len(self.agreement), SCORE_DECIMALS)
 
     @cached_property
     def rate(self) -> float:

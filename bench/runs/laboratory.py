@@ -22,7 +22,7 @@ from bench.models.meter import Meter, aside, measuring, timed
 from bench.models.suspect import View
 from bench.models.symmetry import Alignment, align, rewritten
 from bench.models.vision import Architecture, VisionModel, compiling
-from bench.models.weights import load_state, secret_digest, sketch
+from bench.models.weights import load_state, refuse_infinite, secret_digest, sketch
 from bench.records.leases import Leases
 from bench.records.nouns import (
     ALIGN,
@@ -201,6 +201,7 @@ class Laboratory:
         if beside:
             ctx = dataclasses.replace(ctx, copies=lambda i: self._model(beside[i]).to(self.device))
         attacked = attack.run(victim, ctx)
+        refuse_infinite(attacked, f"attack {spec['name']}")
         made = Made.of(attacked.cpu(), dict(attacked.notes))
         if attacked.secret and made.tensors:
             kept = {f"secret.{k}": v for k, v in attacked.secret.items()}

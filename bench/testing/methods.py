@@ -57,7 +57,7 @@ def check_method(
 
 def method_leaves_its_input_untouched(method: Method) -> None:
     """Work on copies: the owner, the secret and the suspect stay as they were."""
-    protected, before, after = _protect_once(cast(Hashable, method))
+    protected, before, after = _once(method)
     _same(before, after, "protect() changed the owner it was given")
     secret = {name: value.clone() for name, value in protected.secret.items()}
     view = View(protected.model, method.needs)
@@ -258,12 +258,24 @@ class _Once(NamedTuple):
 
 
 def _protected(method: Method) -> Protected:
+    return _once(method).made
+
+
+def _once(method: Method) -> _Once:
     # Protecting is the slow part, and no check changes what it gets.
-    return _protect_once(cast(Hashable, method)).made
+    try:
+        hash(method)
+    except TypeError:  # a mapping or a list is among its settings
+        return _protect(method)
+    return _protect_once(cast(Hashable, method))
 
 
 @functools.cache
 def _protect_once(method: Any) -> _Once:
+    return _protect(method)
+
+
+def _protect(method: Method) -> _Once:
     given = _owner_for(method.needs)
     before = _snapshot(given)
     with _global_seed(1):

@@ -11,6 +11,7 @@ from torch.nn.utils import prune
 
 from attacks.finetune import FinetuneClassify
 from attacks.noise import WeightNoise
+from attacks.prepare import WeightShift
 from attacks.prune import L1Prune, StructuredPrune
 from attacks.quantize import Quantize
 from bench.models.building import build
@@ -102,7 +103,7 @@ def test_the_embedding_of_patches_is_spared_unless_the_entire_model_is_pruned():
 ON_WEIGHTS = (
     *(L1Prune(0.4, scope) for scope in ("global", "layer")),
     *(StructuredPrune(part) for part in ("mlp", "heads")),
-    *(Quantize("int4"), WeightNoise(0.5)),
+    *(Quantize("int4"), WeightNoise(0.5), WeightShift()),
 )
 
 

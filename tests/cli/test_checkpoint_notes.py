@@ -106,3 +106,14 @@ def test_verify_refuses_innocents_that_are_no_numbers(folder):
                  "--device", "cpu", "--strangers", folder / "strangers")  # fmt: skip
     assert (said.status, said.err.count("\n")) == (2, 1)
     assert "diverged.safetensors: expected finite weights, got NaN or infinity in" in said.err
+
+
+def test_verify_says_it_of_innocents_too(folder):
+    bench("protect", "mini", "--method", "activemark", "--set", *TINY, "--images", "photos",
+          "--device", "cpu", "-o", folder / "out")  # fmt: skip
+    (folder / "strangers").mkdir()
+    raw, mean = (testing.stranger(i).state_dict() for i in (0, 1))
+    torch.save({"state_dict": raw, "state_dict_ema": mean}, folder / "strangers" / "two.pth")
+    said = bench("verify", folder / "last.pth", "--key", folder / "out/key.safetensors",
+                 "--device", "cpu", "--strangers", folder / "strangers")  # fmt: skip
+    assert f"'two.pth': {CHOSEN}" in said.out

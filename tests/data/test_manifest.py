@@ -404,6 +404,13 @@ def test_a_class_folder_without_images_is_refused_instead_of_lost(names, got, pa
         read_folder(root)
 
 
+def test_a_class_that_one_part_shows_and_another_has_empty_is_refused(tmp_path):
+    root = folder(tmp_path, [name for name in PARTED if not name.startswith("test/shoe")])
+    (root / "test/shoe").mkdir()
+    with pytest.raises(UserError, match="in every class folder, got nothing in test/shoe/"):
+        read_folder(root)
+
+
 def test_classes_named_by_numbers_are_in_their_order(tmp_path):
     """As text, 10 would stand before 2: then 988 of 1000 labels are wrong."""
     found = read_folder(folder(tmp_path, [f"{c}/{c}-{i}.jpg" for c in range(1000) for i in (0, 1)]))
@@ -417,6 +424,7 @@ def test_classes_named_by_numbers_are_in_their_order(tmp_path):
     [
         (["2", "10", "1"], ["1", "2", "10"]),
         (["02", "10", "01"], ["01", "02", "10"]),
+        (["10", "9", "-1"], ["-1", "9", "10"]),
         (["10", "9", "a"], ["10", "9", "a"]),  # one name is no number: text
         (["1e3", "2", "10"], ["10", "1e3", "2"]),
         (["off", "no", "null", "01"], ["01", "no", "null", "off"]),

@@ -10,13 +10,14 @@ import open_clip
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 from bench.models.building import build
 from bench.models.libraries import LIBRARIES
+from bench.models.symmetry import dimensions
 from bench.models.vision import Architecture
-from bench.models.weights import load_weights
+from bench.models.weights import load_weights, release
 from bench.records.nouns import UserError
 from bench.runs.owners import load_owner
 from bench.suite.owners import OwnerSettings
@@ -600,3 +601,40 @@ def test_files_of_weights_end_as_training_scripts_have_them_end():
     for other in ("last.tar", "last.onnx", "last"):
         with pytest.raises(UserError, match="expected hub, random or a file ending in"):
             OwnerSettings("timm", "test_vit", weights=other)
+
+
+# A suspect of another size.
+
+
+def other_size(tmp_path, **sizes):
+    """A file of `test_vit` with its own head, of other dimensions."""
+    own = dimensions(build(WITH_HEAD))
+    made = build(dataclasses.replace(WITH_HEAD, dimensions=dataclasses.replace(own, **sizes)))
+    release(made, tmp_path / "other.safetensors")
+    return tmp_path / "other.safetensors"
+
+
+WITH_HEAD = Architecture("timm", "test_vit", head="own")
+
+
+@pytest.mark.parametrize("sizes", [{"mlp": 200}, {"depth": 8}, {"depth": 2}, {"heads": 3}])
+def test_a_suspect_of_another_size_keeps_its_head(sizes, tmp_path):
+    file = other_size(tmp_path, **sizes)
+    found = load_weights(file, WITH_HEAD, any_size=True)
+    assert (found.model.classes, dict(found.ignored)) == (1000, {})
+    ((name, size),) = sizes.items()
+    assert getattr(dimensions(found.model), name) == size
+    (note,) = found.notes
+    assert note.startswith(f"read as a test_vit of another size: {name} {size} instead of ")
+    with pytest.raises(UserError, match="expected"):
+        load_weights(file, WITH_HEAD)
+
+
+@pytest.mark.parametrize("shape", [(192, 64, 1, 1), (192 * 64,), (2, 6144), (1, 12288)])
+def test_what_is_no_matrix_of_heads_is_no_suspect_of_another_size(shape, tmp_path):
+    state = load_file(other_size(tmp_path))
+    name = "blocks.0.attn.qkv.weight"
+    state[name] = state[name].reshape(shape)
+    save_file(state, tmp_path / "odd.safetensors")
+    with pytest.raises(UserError, match="got another architecture's"):
+        load_weights(tmp_path / "odd.safetensors", WITH_HEAD, any_size=True)

@@ -2,6 +2,9 @@ import pytest
 import torch
 from made import suite
 
+from attacks.prune import L1Prune
+from bench.models import clone
+from bench.records.nouns import UserError
 from bench.records.store import Store
 from bench.runs import engines
 from bench.runs.laboratory import Laboratory, load_owners
@@ -39,3 +42,15 @@ def test_a_copy_that_is_made_again_and_comes_out_otherwise_is_told(laboratory):
     found.carry_out(found.plan.stages[copy.key])
     (told,) = notes
     assert f"attack {copy.key} came out with other weights than before" in told
+
+
+def test_a_copy_of_weights_that_are_no_numbers_is_refused(laboratory, monkeypatch):
+    def diverged(_attack, victim, _ctx):
+        made = clone(victim)
+        next(made.parameters()).data.fill_(torch.nan)
+        return made
+
+    found, _ = laboratory
+    monkeypatch.setattr(L1Prune, "run", diverged)
+    with pytest.raises(UserError, match=r"attack prune\.l1: expected finite weights"):
+        found.carry_out(found.plan.stages[pruned(found).key])

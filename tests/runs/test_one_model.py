@@ -1,5 +1,7 @@
 """Copies of one model among innocents count once, in whatever file and precision they come."""
 
+import dataclasses
+
 import pytest
 import torch
 from commands import bench
@@ -15,6 +17,7 @@ from bench.models.vision import Architecture, clone
 from bench.models.weights import load_weights, sketch, weights_digest
 from bench.records.nouns import how_many
 from bench.runs.claims.key import read
+from bench.runs.claims.reading import architecture
 from bench.verdicts.copies import NEAR, ROUNDED, cosine
 from bench.verdicts.innocents import WHOLE, innocents, trained_strangers, with_digests
 
@@ -125,6 +128,12 @@ def test_four_models_in_four_formats_are_four_innocents_and_stay_undecided(claim
     (finding,) = found.findings
     assert (finding.p_value, finding.outcome) == (0.2, "owned")
     assert finding.verdict.rank("strangers").n == 4
+
+
+def test_a_suspects_tag_stands_beside_its_file():
+    owner = Architecture("open_clip", "ViT-B-32")
+    found = architecture(owner, "suspect.pth", None, "openai", None)
+    assert found == dataclasses.replace(owner, tag="openai")
 
 
 def test_a_suspects_tag_is_refused_where_its_library_has_none(claimed):

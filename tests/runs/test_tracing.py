@@ -121,6 +121,12 @@ def test_the_command_names_users_and_refuses_what_cannot_be(copies, tmp_path):
         1,
         "named      nobody, at alpha = 0.01 of all users together",
     )
+    both = {"state_dict": owner().state_dict(), "state_dict_ema": averaged(models).state_dict()}
+    torch.save(both, tmp_path / "both.pth")
+    said = bench("trace", tmp_path / "both.pth", *more, 10)
+    assert (
+        "note       of state_dict and state_dict_ema it is state_dict_ema, the average" in said.out
+    )
     given = ("protect", "mini", "--images", "photos", "-o", tmp_path / "out", "--copy-of", key)
     said = bench(*given, "--users", "alice")
     assert said.status == 2

@@ -169,6 +169,15 @@ def test_wide_streams_come_back_in_single_precision(monkeypatch):
         assert set(kinds) == {kind}
 
 
+@pytest.mark.parametrize("wider", ["suspect", "reference"])
+def test_of_two_widths_one_may_be_wide(wider, monkeypatch):
+    monkeypatch.setattr(gauge, "WIDE", 64)
+    models = clone(owner()), map_stream(owner(), doubled(48)).float()
+    reference, suspect = models if wider == "suspect" else models[::-1]
+    alignment = found(suspect, reference)
+    assert (alignment.stage, alignment.residual < 1e-5) == ("static", True)
+
+
 def test_a_model_that_nobody_transformed_keeps_its_weights():
     for case in ("mini", "registers", "clip"):
         model = transformer(case)

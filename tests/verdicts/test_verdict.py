@@ -201,11 +201,21 @@ def test_a_mark_holds_its_error_rate_on_either_kind_of_innocent(innocent_as):
     assert owned / trials <= ALPHA + 3.3 * math.sqrt(ALPHA * (1 - ALPHA) / trials)
 
 
-def test_equal_totals_tie_in_whatever_order_they_were_summed():
-    rng, walks = random.Random(0), [k / 45 for k in (0, 7, 11, 13, 29, 31, 37, 41, 44, 45)]
-    orders = [tuple(rng.sample(walks, len(walks))) for _ in range(20)]
+@pytest.mark.parametrize(
+    "walks",
+    [
+        pytest.param([k / 45 for k in (0, 7, 11, 13, 29, 31, 37, 41, 44, 45)], id="10 walks"),
+        pytest.param(  # their mean lies half way between two roundings
+            [4 / 20, *[k / 20 for k in (3, 7, 9, 11, 13, 17, 19, 14) * 32][1:]], id="256 walks"
+        ),
+    ],
+)
+def test_equal_totals_tie_in_whatever_order_they_were_summed(walks):
+    rng = random.Random(0)
+    orders = [tuple(rng.sample(walks, len(walks))) for _ in range(40)]
     assert len({sum(order) for order in orders}) > 1  # in floating point they are not one number
     own, *others = (matches(*order).score for order in orders)
+    assert {own} == set(others)
     assert rank_p_value(own, others) == 1.0
 
 

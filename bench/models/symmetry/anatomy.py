@@ -157,7 +157,7 @@ def dimensions_in(model: VisionModel, shapes: Mapping[str, Sequence[int]]) -> Di
     """Say how large a copy of a transformer is, by the shapes of its parameters under their names.
 
     Its heads are taken to be as wide as the model's, for no shape tells. None where the names of
-    its blocks are others.
+    its blocks are others, or these are no matrices of whole heads.
 
     Raises:
         UserError: as `read` does.
@@ -166,11 +166,14 @@ def dimensions_in(model: VisionModel, shapes: Mapping[str, Sequence[int]]) -> Di
     attention, mlp = read(model).blocks[0]
     names = {id(value): name for name, value in model.named_parameters()}
     reader, writer = (names[id(part.weight)] for part in (attention.qkv, mlp.writer))
-    if reader not in shapes or writer not in shapes:
+    if any(len(shapes.get(name, ())) != 2 for name in (reader, writer)):
         return None
     rows, width = shapes[reader]
+    heads, rest = divmod(rows, 3 * attention.head_dim)
+    if rest or not heads:
+        return None
     depth = next(i for i in itertools.count() if reader.replace(".0.", f".{i}.", 1) not in shapes)
-    return Dimensions(shapes[writer][1], rows // (3 * attention.head_dim), width, depth)
+    return Dimensions(shapes[writer][1], heads, width, depth)
 
 
 def _of_timm(model: VisionModel, vit: Any) -> Anatomy:

@@ -83,10 +83,11 @@ def refined(
     blocks = kept, range(len(bodies[1].blocks))
     summed = len(blocks[0]) != len(blocks[1])  # no telling which stands for which
     inside = len(found) == len(wanted)  # a wider stream is read by shares of each channel
+    kind = gauge.compared_in(bodies[1].blocks[0][0], len(wanted))  # one for both
     there, here = (
-        _attentions(body, which, inside, fixed) for body, which in zip(bodies, blocks, strict=True)
+        _attentions(body, which, inside, fixed, kind)
+        for body, which in zip(bodies, blocks, strict=True)
     )
-    kind = here[0][0][0].dtype
     share = max(1, len(wanted) // ASKED)
     for turn in range(TURNS):
         part, seen = slice(turn % share, None, share), basis.to(kind)
@@ -105,7 +106,7 @@ def refined(
 
 
 def _attentions(
-    body: Anatomy, kept: Sequence[int], inside: bool, fixed: bool
+    body: Anatomy, kept: Sequence[int], inside: bool, fixed: bool, kind: torch.dtype
 ) -> list[list[tuple[Tensor, Tensor]]]:
     """List, for each kind of product, its two factors in every block that is kept.
 
@@ -114,9 +115,8 @@ def _attentions(
     """
     kinds = list[list[tuple[Tensor, Tensor]]]()
     for attention, _ in (body.blocks[i] for i in kept):
-        single = gauge.compared_in(attention, attention.qkv.weight.shape[1])
-        reader = gauge.read(attention.norm, attention.qkv, single)[0]
-        writer = gauge.written(attention, single)[0]
+        reader = gauge.read(attention.norm, attention.qkv, kind)[0]
+        writer = gauge.written(attention, kind)[0]
         if fixed:
             reader, writer = reader - reader.mean(1, keepdim=True), frames.centred(writer)
         queries, keys, values = reader.chunk(3)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from bench.models.checkpoints import listed
 from bench.models.vision import Architecture
 from bench.models.weights import load_weights
 from bench.records.nouns import Evidence, UserError
@@ -169,9 +170,25 @@ def verify(
         _said_of_copies(keys, suspect, strangers, descendants),
     )
     return Verification(
-        *(file.name, name, loaded.ignored, alpha, tuple(findings), (*loaded.notes, *said)),
+        *(
+            file.name,
+            name,
+            loaded.ignored,
+            alpha,
+            tuple(findings),
+            (*loaded.notes, *_said_of_files([*strangers, *descendants]), *said),
+        ),
         bases=said_of_bases(keys, bases, suspect),
     )
+
+
+def _said_of_files(innocents: Sequence[Reading]) -> list[str]:
+    """Say what was understood of innocents' files, once where it is said of several."""
+    files = dict[str, list[str]]()
+    for reading in innocents:
+        for note in reading.notes:
+            files.setdefault(note, []).append(reading.name)
+    return [f"{listed(names)}: {note}" for note, names in files.items()]
 
 
 def judge(

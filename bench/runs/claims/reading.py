@@ -41,6 +41,7 @@ class Reading:
     found: Mapping[Key, Evidence | str]
     sketch: tuple[float, ...]  # of its weights, to know it again where it was rounded
     aligned: Mapping[Key, Alignment] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()  # what was understood of its file
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -160,7 +161,7 @@ def read(
             found[key] = extract(key.reader, key.secret, model, device)
         except Incompatible as error:
             found[key] = str(error)
-    return Reading(name, loaded.digest, found, taken, aligned)
+    return Reading(name, loaded.digest, found, taken, aligned, loaded.notes)
 
 
 def extract(

@@ -44,6 +44,7 @@ class Trace:
     users: int
     alpha: float
     closest: tuple[Traced, ...]
+    notes: tuple[str, ...] = ()  # what was understood of the suspect's file
 
     @property
     def named(self) -> tuple[Traced, ...]:
@@ -131,6 +132,7 @@ def trace(
             Traced(user, evidence, min(0.0, log10_p(evidence) + math.log10(users)))
             for user, evidence in found.items()
         ),
+        loaded.notes,
     )
 
 
