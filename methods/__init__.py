@@ -19,7 +19,7 @@ A setting that only reading depends on is marked: `tau: Reading[PositiveShare] =
 Methods that differ in such settings alone share the protected model and its secret.
 
 Whether that proves ownership is not the method's to say.
-The shortest to read is [akh.py](akh.py); [activemark](#activemark) has both variants, and every
+A short one to read is [akh.py](akh.py); [activemark](#activemark) has both variants, and every
 reading of its paper, as settings.
 
 ## Optional members
