@@ -246,3 +246,9 @@ def registered(folder: str, decorator: str) -> dict[str, str]:
 def test_every_built_in_plug_in_comes_in_by_an_entry_point(folder, decorator):
     announced = PYPROJECT["project"]["entry-points"][f"bench.{folder}"]
     assert announced == registered(folder, decorator)
+
+
+def test_every_suite_and_its_parts_are_installed():
+    patterns = PYPROJECT["tool"]["setuptools"]["package-data"]["suites"]
+    installed = {file for pattern in patterns for file in (ROOT / "suites").glob(pattern)}
+    assert installed == set((ROOT / "suites").rglob("*.yaml"))

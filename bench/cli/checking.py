@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.cli.parser import OK, USERS_MISTAKE, Command, a_suite
-from bench.records.nouns import Sizes, UserError, how_many, shown
+from bench.records.nouns import Sizes, UserError, canonical, how_many, shown
 from bench.records.table import wide_console
 
 if TYPE_CHECKING:
@@ -94,9 +94,9 @@ def check_suite(arguments: argparse.Namespace) -> int:
     lines, notes = _laid_out(loaded, arguments.data)
     for each in lines:
         line(*each)
-    for warning in (*_twice(loaded, arguments.data), *notes):
+    for warning in (*_repeated(arguments.suite), *_twice(loaded, arguments.data), *notes):
         if warning not in said:
-            console.print(f"note     {warning}", markup=False, highlight=False)
+            console.print(f"note     {warning}", markup=False, highlight=False, soft_wrap=True)
     return USERS_MISTAKE if missing else OK
 
 
@@ -259,6 +259,19 @@ def _unread(made: Plan) -> Iterator[str]:
         if all(question.skip for question in questions):
             who = f"{first.cell.owner.name}: {first.cell.method.name}"
             yield f"{who}: nothing can be read, every cell will be skipped: {first.skip}"
+
+
+def _repeated(file: Path) -> Iterator[str]:
+    """Say what a file lists twice: it is asked once. What it includes may list it, too."""
+    from bench.suite import reader
+
+    written = reader.plain(reader.own(file))
+    for name in ("owners", "methods", "attacks", "seeds"):
+        listed = written.get(name)
+        counts = Counter(canonical(item) for item in listed) if isinstance(listed, list) else {}
+        for item, count in counts.items():
+            if count > 1:
+                yield f"{name}: {item} stands there {count} times, and is asked once"
 
 
 def _twice(suite: Suite, data_dir: Path | None) -> Iterator[str]:

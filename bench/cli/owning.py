@@ -264,7 +264,10 @@ def verify_suspect(arguments: argparse.Namespace) -> int:
     replays = {replay.key: replay for replay in found.replays}
     for finding in found.findings:
         _print_lines(sentences(finding, found.alpha, replays.get(finding.key)))
-    if len(found.findings) > 1:
+    if found.copy_of is not None:
+        who = found.copy_of.user or found.copy_of.commitment
+        _print_lines([("named", f"{who}, whose copy it is bit for bit, whatever the verdict")])
+    elif len(found.findings) > 1:
         best = found.named
         who = "nobody" if best is None else best.key.user or best.key.commitment
         _print_lines([("named", who)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import io
 import os
@@ -28,12 +29,33 @@ COMMANDS: tuple[Command, ...] = (
 """Every command, in the order of `bench --help`."""
 
 
+PLAIN = {
+    **dict.fromkeys("\u2014\u2013\u2212\u2500", "-"),
+    **dict.fromkeys("\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588", "#"),
+    **{"\u00b7": ".", "\u2026": ".", "\u2022": "*", "\u00d7": "x", "\u2502": "|"},
+    **{"\u2192": ">", "\u2265": ">", "\u2264": "<", "\u2248": "~"},
+}
+"""What stands for a sign on a terminal that has no other than letters, as wide as it was."""
+
+
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    """Write what a stream's code has no sign for: by one that looks alike, else by its number."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    signs = error.object[error.start : error.end]
+    written = (PLAIN.get(s) or s.encode("ascii", "backslashreplace").decode() for s in signs)
+    return "".join(written), error.end
+
+
+codecs.register_error("bench.plain", _plain)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status; a user's mistake is one line on stderr."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         # Names of files need be no text, and a terminal's code need not have our signs.
         with contextlib.suppress(OSError):  # a stream that already stands somewhere stays as it is
-            sys.stdout.reconfigure(errors="backslashreplace")
+            sys.stdout.reconfigure(errors="bench.plain")
     arguments = parser(COMMANDS).parse_args(argv)
     try:
         status: int = arguments.carry_out(arguments)

@@ -1,4 +1,4 @@
-"""Show a run as it goes: a live table on a terminal, one plain line per cell otherwise.
+"""Show a run as it goes: a live table on a terminal, plain lines otherwise.
 
 For machines every event is a line of JSON: the start, each cell, the end.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 SHOWN = 12
 """Rows of the live table: the latest cells."""
+
+PIPED = 100
+"""Lines of cells that a pipe gets, about, and the failed ones."""
 
 STYLE = {"ok": "green", "skipped": "dim", "incompatible": "yellow", "failed": "bold red"}
 
@@ -110,12 +114,17 @@ def show(
     describe: Describe,
     console: Console,
     seen: Seen | None = None,
+    verbose: bool = False,
 ) -> Iterator[Record]:
-    """Yield the records unchanged while showing each as it comes, and what is `seen` meanwhile."""
+    """Yield the records unchanged while showing each as it comes, and what is `seen` meanwhile.
+
+    A pipe gets a line a cell where there are few, or if it is to be `verbose`.
+    """
     if console.is_terminal:
         yield from _live(records, total, describe, console, seen or Seen())
     else:
-        yield from _lines(records, total, describe, console)
+        every = 1 if verbose else math.ceil(total / PIPED)
+        yield from _lines(records, total, describe, console, every)
 
 
 def logged(records: Iterable[Record], total: int, write: Callable[[str], None]) -> Iterator[Record]:
@@ -196,10 +205,13 @@ def names(cells: Sequence[Cell]) -> Describe:
 
 
 def _lines(
-    records: Iterable[Record], total: int, describe: Describe, console: Console
+    records: Iterable[Record], total: int, describe: Describe, console: Console, every: int
 ) -> Iterator[Record]:
     start = time.monotonic()
     for number, record in enumerate(records, start=1):
+        if number % every and number != total and record.status != "failed":
+            yield record
+            continue
         elapsed = time.monotonic() - start
         line = f"[{number}/{total}] {elapsed:6.1f}s {record.status:12} {describe(record.cell)}"
         console.print(f"{line}: {_result(record)}", markup=False, highlight=False, soft_wrap=True)

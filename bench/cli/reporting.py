@@ -172,9 +172,10 @@ def _home(arguments: argparse.Namespace) -> Path:
         return named if not given.exists() and named.is_dir() else given
     from bench.suite import reader
 
+    tree = reader.tree(given)
     try:
-        name = dict(reader.plain(reader.tree(given)))["name"]
-    except (UserError, KeyError, TypeError, ValueError):
+        name = dict(reader.plain(tree))["name"]
+    except (KeyError, TypeError, ValueError):
         raise UserError(f"expected a suite file with a name, got {given}") from None
     return Path(arguments.results) / str(name)
 

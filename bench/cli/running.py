@@ -56,7 +56,7 @@ def _run_arguments(command: argparse.ArgumentParser) -> None:
     )
 
     command.add_argument(
-        "--verbose", action="store_true", help="print all tables before the answer, too"
+        "--verbose", action="store_true", help="print every cell, and all tables before the answer"
     )
 
 
@@ -171,7 +171,8 @@ def _how(
             return progress.logged(records, start.todo, write)
         cells = f"{start.suite}: {start.todo} of {start.cells} cells to answer"
         console.print(f"{cells} on {start.where}", highlight=False)
-        shown = progress.show(records, start.todo, progress.names(start.asked), console, seen)
+        names, verbose = progress.names(start.asked), getattr(arguments, "verbose", False)
+        shown = progress.show(records, start.todo, names, console, seen, verbose)
         return shown if home is None else answered(shown, home, console)
 
     named = ("device", "engine", "address", "workers", "threads", "compile")

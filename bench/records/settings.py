@@ -175,6 +175,8 @@ def _complaint(errors: Sequence[ErrorDetails], known: Iterable[str]) -> str:
 def _expected(error: ErrorDetails) -> str:
     if error["type"].startswith(("greater_than", "less_than")):
         return error["msg"].replace("Input should be", "a number")
+    if error["type"] == "string_too_long":
+        return f"{error['ctx']['max_length']} letters at most"
     return _EXPECTED.get(error["type"], error["msg"].removeprefix("Input should be "))
 
 

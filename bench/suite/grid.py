@@ -26,6 +26,9 @@ from bench.suite.innocents import (
 from bench.suite.owners import Owner, mapping_of
 from bench.verdicts.verdict import innocents_needed
 
+SuiteName = Annotated[str, Field(pattern=r"^\w[\w.-]*$", max_length=60)]
+"""The name of a suite, of its folder too: letters of four bytes still fit into a file's name."""
+
 
 def _named_loaders(value: Json) -> Json:
     return {
@@ -87,7 +90,7 @@ class Suite:
     own grid; its other fields then hold what those of the parts come to.
     """
 
-    name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
+    name: SuiteName
     owners: Annotated[tuple[Owner, ...], NotEmpty]
     methods: Methods
     attacks: Annotated[tuple[Chain, ...], NotEmpty]
@@ -212,7 +215,7 @@ def _said(entry: Json, align: Json) -> Json:
 class Composed:
     """What a suite of parts says of itself; everything else is theirs."""
 
-    name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
+    name: SuiteName
     parts: Annotated[tuple[str, ...], NotEmpty]
     title: str = ""
     reductions: tuple[str, ...] = ()

@@ -235,6 +235,15 @@ def _as_written(node: Node, text: bool, named: frozenset[str]) -> Node:
 
 def _read(path: Path, stack: tuple[Path, ...]) -> MappingNode:
     """Parse a file and put what it includes beneath it, lines remembered."""
+    node = own(path)
+    included = [value for key, value in node.value if key.value == "include"]
+    base = [_include(item, path, (*stack, path)) for value in included for item in _items(value)]
+    node.value = [(key, value) for key, value in node.value if key.value != "include"]
+    return cast(MappingNode, functools.reduce(_merge, [*base, node]))
+
+
+def own(path: Path) -> MappingNode:
+    """Parse a file alone: what it includes is named under `include`."""
     try:
         text = _text(path)
     except OSError as error:
@@ -255,11 +264,7 @@ def _read(path: Path, stack: tuple[Path, ...]) -> MappingNode:
         if key.value not in known:
             hint = suggestion(key.value, known)
             raise UserError(f"{_at(key.start_mark)}: no setting '{key.value}'{hint}")
-    own = MappingNode(node.tag, [], node.start_mark)
-    own.value = [(key, value) for key, value in node.value if key.value != "include"]
-    included = [value for key, value in node.value if key.value == "include"]
-    base = [_include(item, path, (*stack, path)) for value in included for item in _items(value)]
-    return cast(MappingNode, functools.reduce(_merge, [*base, own]))
+    return MappingNode(node.tag, [*node.value], node.start_mark)
 
 
 def _text(path: Path) -> str:

@@ -291,6 +291,11 @@ def test_a_check_finds_what_a_run_would_stumble_over(edits, status, words, tmp_p
     assert said.err.count("\n") == (words == TOO_MANY)
 
 
+def test_a_check_says_what_a_file_lists_twice(tmp_path):
+    said = bench("check", write(tmp_path, ("probe: digits", "probe: digits\nseeds: [0, 3, 0]")))
+    assert "note     seeds: 0 stands there 2 times, and is asked once\n" in said.out
+
+
 def test_a_check_lays_no_large_suite_out_and_asks_no_model_twice(tmp_path, monkeypatch):
     shutil.copy(ROOT / "bench/data/weights/mini.safetensors", tmp_path / "a.safetensors")
     shutil.copy(ROOT / "bench/data/weights/mini.safetensors", tmp_path / "b.safetensors")
@@ -662,9 +667,26 @@ def test_a_suite_renamed_in_its_file_reports_under_its_own_name(tmp_path):
     assert str(tmp_path / "results" / "other") in said.err
 
 
-@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"name: [", b"3", b"title: x"])
-def test_a_report_on_what_is_no_suite_is_one_line(tmp_path, content):
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"\xff\xfe\x00", "this is not text in UTF-8"),
+        (b"name: [", "this is not YAML"),
+        (b"3", "expected a mapping that begins like 'name: demo'"),
+        (b"title: x", "expected a suite file with a name"),
+    ],
+)
+def test_a_report_on_what_is_no_suite_is_one_line(tmp_path, content, words):
     (tmp_path / "odd.yaml").write_bytes(content)
     said = bench("report", tmp_path / "odd.yaml")
     assert (said.status, said.err.count("\n")) == (2, 1)
-    assert "expected a suite file with a name" in said.err
+    assert words in said.err
+
+
+def test_a_report_on_a_mistyped_suite_leads_back(folder):
+    said = bench("report", folder / "siute.yaml")
+    assert (said.status, "did you mean 'suite.yaml'?" in said.err) == (2, True)
+
+
+def test_signs_that_a_terminal_lacks_are_written_by_those_that_look_alike():
+    assert "0.5 \u2014 \u2264 3 \u00fc".encode("ascii", "bench.plain") == b"0.5 - < 3 \\xfc"

@@ -58,6 +58,17 @@ def test_a_pipe_gets_one_plain_line_a_cell():
     assert lines[1].endswith("RuntimeError: [/red] broke")
 
 
+@pytest.mark.parametrize(("verbose", "lines"), [(False, 100 + 1), (True, 1000)])
+def test_of_many_cells_a_pipe_gets_some_and_those_that_failed(verbose, lines):
+    many = [RECORDS[0]] * 500 + [RECORDS[1]] + [RECORDS[0]] * 499
+    console = Console(file=io.StringIO(), force_terminal=False, width=160)
+    assert list(show(iter(many), len(many), NAMES, console, None, verbose)) == many
+    found = console.file.getvalue().splitlines()
+    assert len(found) == lines
+    assert any("broke" in line for line in found)
+    assert found[-1].startswith("[1000/1000]")
+
+
 def test_a_terminal_gets_one_table_with_counts():
     text = shown(terminal=True)[1]
     assert "4 of 4 cells" in text

@@ -198,6 +198,14 @@ def test_the_key_finds_its_own_model_and_no_other(story, suspect, status, outcom
     assert "among 3 strangers" in said.out
 
 
+def test_a_released_copy_is_named_for_what_it_is_though_no_verdict_is_reached(story):
+    said = verify(story, "out/alice/model.safetensors", users=("bob", "alice"))
+    assert said.status == UNDECIDED
+    assert said.out.endswith(
+        "named      alice, whose copy it is bit for bit, whatever the verdict\n"
+    )
+
+
 def test_a_stolen_copys_new_head_is_ignored_and_said_so(story):
     said = verify(story, "suspects/stolen.pth")
     assert "ignored, as no part of the backbone: head (4 tensors)" in said.out

@@ -271,6 +271,7 @@ IN_PLACE_OF = [
     # what it says instead of what
     ("name: demo\n", "", 1, "expected a value for 'name', got none"),
     ("name: demo", "name: de/mo", 1, "name: expected letters, digits"),
+    ("name: demo", f"name: {'d' * 61}", 1, "name: expected 60 letters at most, got 'ddd"),
     (OWNER, "  - embeded: mini", 3, "no setting 'embeded'; did you mean 'embedded'"),
     (OWNER, "  - weights: random", 3, "expected one of embedded, timm, open_clip"),
     (OWNER, "  - {embedded: a, timm: b}", 3, "got embedded and timm"),

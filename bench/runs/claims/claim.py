@@ -91,6 +91,7 @@ class Verification:
     notes: tuple[str, ...] = ()  # what was understood of the suspect's file
     bases: tuple[str, ...] = ()  # in what basis it was read with the keys, and innocents with it
     replays: tuple[Replay, ...] = ()  # one a key, in their order, where any were asked for
+    copy_of: Key | None = None  # whose released copy it is, bit for bit
 
     @property
     def evidence(self) -> Mapping[Key, Evidence | str]:
@@ -164,21 +165,16 @@ def verify(
     strangers, descendants = (
         [read_file(f, keys, device, bases) for f in files] for files in innocents
     )
-    findings = judge(keys, suspect, strangers, descendants, alpha)
-    name, said = (
-        loaded.model.architecture.name,
-        _said_of_copies(keys, suspect, strangers, descendants),
-    )
+    said = _said_of_copies(keys, suspect, strangers, descendants)
     return Verification(
-        *(
-            file.name,
-            name,
-            loaded.ignored,
-            alpha,
-            tuple(findings),
-            (*loaded.notes, *_said_of_files([*strangers, *descendants]), *said),
-        ),
+        file.name,
+        loaded.model.architecture.name,
+        loaded.ignored,
+        alpha,
+        tuple(judge(keys, suspect, strangers, descendants, alpha)),
+        (*loaded.notes, *_said_of_files([*strangers, *descendants]), *said),
         bases=said_of_bases(keys, bases, suspect),
+        copy_of=next((k for k in keys if k.clean != k.released == suspect.digest), None),
     )
 
 
