@@ -180,6 +180,10 @@ class AdvTra:
             chance=None,  # not 1 / k: a walk starts at a real image, which a stranger may know too
         )
 
+    def unfit(self, sizes: Sizes) -> str:
+        """Say that there are too few images."""
+        return self._few(sizes.images)
+
     def protect_passes(self, sizes: Sizes) -> Passes:
         """Count walks that all arrive, each hop as soon as it may."""
         epochs = self.max_iterations // 4 + 2 if self.mode == "official" else 1
@@ -203,12 +207,17 @@ class AdvTra:
         walks = pixels.view(self.trajectories, -1, *pixels.shape[1:])  # (n, p, 3, h, w)
         return {"pixels": walks, "labels": labels.view(self.trajectories, -1)}
 
+    def _few(self, pool: int) -> str:
+        if pool >= self.trajectories:
+            return ""
+        return (
+            f"trajectories: expected {self.trajectories} base images, the owner's pool has {pool}; "
+            "ask for fewer or give the data set more"
+        )
+
     def _draw(self, ctx: Context) -> Images:
-        if len(ctx.images) < self.trajectories:
-            raise UserError(
-                f"trajectories: expected {self.trajectories} base images, the owner's pool has "
-                f"{len(ctx.images)}; ask for fewer or give the data set more"
-            )
+        if few := self._few(len(ctx.images)):
+            raise UserError(few)
         order = torch.randperm(len(ctx.images), generator=ctx.rng)
         return ctx.images.subset(order[: 2 * self.trajectories].tolist())
 

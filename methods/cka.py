@@ -101,6 +101,10 @@ class Cka:
         found = answers(suspect.features, secret["images"], self.batch, ctx.device)
         return _evidence(cka(found, secret["features"], self.estimator), self.threshold)
 
+    def unfit(self, sizes: Sizes) -> str:
+        """Say that there are too few images."""
+        return _few(sizes.held_out, self.source)
+
     def protect_passes(self, sizes: Sizes) -> Passes:
         """Count one pass of every image asked about."""
         return Passes(_count(self.images, self.source, sizes))
@@ -163,6 +167,10 @@ class HiddenCka:
         found = self._states(suspect.network, secret["images"], ctx)
         return _evidence(cka(found, secret["features"], self.estimator), self.threshold)
 
+    def unfit(self, sizes: Sizes) -> str:
+        """Say that there are too few images."""
+        return _few(sizes.held_out, self.source)
+
     def protect_passes(self, sizes: Sizes) -> Passes:
         """Count the blocks that every image asked about goes through."""
         count = _count(self.images, self.source, sizes)
@@ -191,16 +199,22 @@ class HiddenCka:
         return ceil(round(self.depth * blocks, 6))  # 0.7 times 10 is a little more than 7
 
 
+def _few(pool: int, source: Source) -> str:
+    if pool >= 4 or source == "noise":
+        return ""
+    return (
+        f"images: expected 4 held-out images or more, the owner has {pool}; give the data set "
+        "more, or set source: noise"
+    )
+
+
 def _drawn(owner: VisionModel, ctx: Context, images: int, source: Source) -> Tensor:
     """Return the images to ask about as bytes (n, 3, h, w)."""
     if source == "noise":
         shape = (images, 3, *owner.preprocess.size)
         return torch.randint(256, shape, generator=ctx.rng, dtype=torch.uint8)
-    if len(ctx.held_out) < 4:
-        raise UserError(
-            f"images: expected 4 held-out images or more, the owner has {len(ctx.held_out)}; "
-            "give the data set more, or set source: noise"
-        )
+    if few := _few(len(ctx.held_out), source):
+        raise UserError(few)
     chosen = torch.randperm(len(ctx.held_out), generator=ctx.rng)[:images]
     return ctx.held_out.pixels[chosen]
 

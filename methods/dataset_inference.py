@@ -103,11 +103,8 @@ class DatasetInference:
 
         """
         fitted, members, others = self._counts(len(ctx.images), len(ctx.held_out))
-        if min(fitted, members, others) < 2:
-            raise UserError(
-                f"expected 4 images and 2 held out or more, the owner has {len(ctx.images)} and "
-                f"{len(ctx.held_out)}; give the data set more"
-            )
+        if few := self._few(len(ctx.images), len(ctx.held_out)):
+            raise UserError(few)
         mine = torch.randperm(len(ctx.images), generator=ctx.rng)
         theirs = torch.randperm(len(ctx.held_out), generator=ctx.rng)[:others]
         secret = {
@@ -134,6 +131,18 @@ class DatasetInference:
             unit="model",
             chance=0.5,
             notes={"effect_size": found.effect},
+        )
+
+    def unfit(self, sizes: Sizes) -> str:
+        """Say that there are too few images to compare."""
+        return self._few(sizes.images, sizes.held_out)
+
+    def _few(self, images: int, held_out: int) -> str:
+        if min(self._counts(images, held_out)) >= 2:
+            return ""
+        return (
+            f"expected 4 images and 2 held out or more, the owner has {images} and {held_out}; "
+            "give the data set more"
         )
 
     def protect_passes(self, sizes: Sizes) -> Passes:

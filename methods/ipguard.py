@@ -138,6 +138,10 @@ class IPGuard:
         found = answers(suspect.labels, secret["points"], self.batch, ctx.device)
         return matches(found, secret["labels"], "point")
 
+    def unfit(self, sizes: Sizes) -> str:
+        """Say that there are too few images."""
+        return self._few(sizes.images)
+
     def protect_passes(self, sizes: Sizes) -> Passes:
         """Count all iterations: a point whose loss is zero sooner takes fewer."""
         seen = self.points * self.iterations
@@ -177,13 +181,18 @@ class IPGuard:
         points, steps, ideal = zip(*parts, strict=True)
         return Descent(torch.cat(points), torch.cat(steps), sum(ideal))
 
+    def _few(self, pool: int) -> str:
+        if pool >= self.points:
+            return ""
+        return (
+            f"points: expected at least as many images, the owner has {pool} for {self.points} "
+            "points; ask for fewer or give the data set more"
+        )
+
     def _images(self, ctx: Context) -> Tensor:
         """Draw as many of the owner's images as there are points, as floats (n, 3, h, w)."""
-        if len(ctx.images) < self.points:
-            raise UserError(
-                f"points: expected at least as many images, the owner has {len(ctx.images)} for "
-                f"{self.points} points; ask for fewer or give the data set more"
-            )
+        if few := self._few(len(ctx.images)):
+            raise UserError(few)
         chosen = torch.randperm(len(ctx.images), generator=ctx.rng)[: self.points]
         return ctx.images.batch(chosen, torch.device("cpu"))
 

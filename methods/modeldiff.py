@@ -88,11 +88,8 @@ class _DecisionDistances:
             UserError: the owner has too few images, or lacks a classifier.
 
         """
-        if len(ctx.images) < 3:
-            raise UserError(
-                f"pairs: expected 3 images or more, the owner has {len(ctx.images)}; give the data "
-                "set more"
-            )
+        if few := self._few(len(ctx.images)):
+            raise UserError(few)
         model = self._copied(owner, ctx.device)
         ask = self._ask(model)
         seeds = ctx.images.pixels[torch.randperm(len(ctx.images), generator=ctx.rng)[: self.pairs]]
@@ -126,6 +123,15 @@ class _DecisionDistances:
         alike = similarity(found, own, self.centred)
         rule = Rule("DDV similarity", ">=", self.threshold)
         return Evidence((min(1.0, max(0.0, alike)),), (alike,), rule, "model", chance=None)
+
+    def unfit(self, sizes: Sizes) -> str:
+        """Say that there are too few images."""
+        return self._few(sizes.images)
+
+    def _few(self, pool: int) -> str:
+        if pool >= 3:
+            return ""
+        return f"pairs: expected 3 images or more, the owner has {pool}; give the data set more"
 
     def protect_passes(self, sizes: Sizes) -> Passes:
         """Count both images of each pair, and every step there and back."""

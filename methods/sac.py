@@ -111,6 +111,18 @@ class _SampleCorrelation:
         agreement = tuple((1 - apart).tolist())
         return Evidence(agreement, tuple(apart.tolist()), rule, "image", chance=None)
 
+    def unfit(self, sizes: Sizes) -> str:
+        """Say that there are too few images to mix."""
+        return self._few(sizes.held_out)
+
+    def _few(self, pool: int) -> str:
+        if pool >= 2:
+            return ""
+        return (
+            f"expected 2 held-out images or more to mix, the owner has {pool}; give the data set "
+            "more"
+        )
+
     def protect_passes(self, sizes: Sizes) -> Passes:
         """Count the mixed images."""
         return Passes(self.queries)
@@ -122,11 +134,8 @@ class _SampleCorrelation:
     def _mixed(self, ctx: Context) -> Tensor:
         """Mix as many pairs of held-out images as there are queries; bytes (n, 3, h, w)."""
         known = len(ctx.held_out)
-        if known < 2:
-            raise UserError(
-                f"expected 2 held-out images or more to mix, the owner has {known}; give the data "
-                "set more"
-            )
+        if few := self._few(known):
+            raise UserError(few)
         one = torch.randint(known, (self.queries,), generator=ctx.rng)
         other = (one + torch.randint(1, known, (self.queries,), generator=ctx.rng)) % known
         pixels, area = ctx.held_out.pixels, torch.full((self.queries,), self.cut**2)

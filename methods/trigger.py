@@ -106,6 +106,10 @@ class _TriggerSet:
     weight_decay: NotNegative = 5e-4
     precision: Precision = "float32"
 
+    def unfit(self, sizes: Sizes) -> str:
+        """Say that there are too few images to make triggers of."""
+        return self._few(sizes.images)
+
     def protect_passes(self, sizes: Sizes) -> Passes:
         """Count the clean features, every step there and back, and the triggers at the end."""
         whole, rest = divmod(sizes.images, self.batch)
@@ -122,6 +126,14 @@ class _TriggerSet:
         """Return how many triggers a step sees beside so many images."""
         return max(1, round(images * self.share / (1 - self.share)))
 
+    def _few(self, pool: int) -> str:
+        if pool >= self.images or self.kind == "abstract":
+            return ""
+        return (
+            f"images: expected {self.images} images to make triggers of, the owner's pool has "
+            f'{pool}; ask for fewer, give the data set more, or set kind: "abstract"'
+        )
+
     def _draw(self, ctx: Context) -> Drawn:
         """Draw the triggers, and of which of the owner's images each was made.
 
@@ -132,11 +144,8 @@ class _TriggerSet:
         size = (ctx.images.pixels.shape[-2], ctx.images.pixels.shape[-1])
         if self.kind == "abstract":
             return Drawn(patterns(self.images, size, ctx.rng), torch.empty(0, dtype=torch.long))
-        if len(ctx.images) < self.images:
-            raise UserError(
-                f"images: expected {self.images} images to make triggers of, the owner's pool has "
-                f'{len(ctx.images)}; ask for fewer, give the data set more, or set kind: "abstract"'
-            )
+        if few := self._few(len(ctx.images)):
+            raise UserError(few)
         chosen = torch.randperm(len(ctx.images), generator=ctx.rng)[: self.images]
         plain = ctx.images.pixels[chosen].float() / 255  # (n, 3, h, w)
         if self.kind == "noise":

@@ -272,6 +272,8 @@ def test_a_check_says_line_by_line_what_is_there(folder):
 MARK = "name: activemark,"
 """Where a mark's settings begin in a small suite."""
 
+TRIGGERS = "wrong method trigger.directions for mini: images: expected 9999 images to make"
+
 TOO_MANY = "expected at most 5,000,000 cells, it asks for "
 
 
@@ -281,6 +283,7 @@ TOO_MANY = "expected at most 5,000,000 cells, it asks for "
         ([(MARK, f"{MARK} block: 99,")], 2, "wrong method activemark for mini: block: expected"),
         ([("images: 4", "images: 99999")], 2, "images: expected 99999 trigger images, the owner's"),
         ([(QUICK, "{name: ipguard}")], 0, "note mini: ipguard: nothing can be read, every cell"),
+        ([(QUICK, "{name: trigger.directions, kind: noise, images: 9999}")], 2, TRIGGERS),
         ([("probe: digits", f"probe: digits\nseeds: {[*range(3000)]}")], 2, TOO_MANY),
     ],
 )
