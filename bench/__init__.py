@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from bench.runs.session import Watch
     from bench.runs.tuning.choice import Tuned as Tuned
     from bench.suite.graph import Plan as Plan
-    from bench.suite.owners import OwnerSettings
 
 NOUNS = {
     "Claim": "bench.runs.claims.making",
@@ -56,7 +55,10 @@ NOUNS = {
 }
 """What the functions here take, return and raise, and how tables are written; loaded when asked."""
 
-__all__ = ["copies", "plan", "protect", "read", "report", "run", "trace", "tune", "verify", *NOUNS]
+__all__ = [
+    *("copies", "descendants", "plan", "protect", "read", "report", "run", "trace", "tune"),
+    *("verify", *NOUNS),
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -276,7 +278,7 @@ def protect(
     spec, there = key.with_rule(METHODS.spec(method, settings or {})), find_device(device)
     named = owner_of(model, weights, pretrained, image_size, entry)
     homes = key.homes(Path(output), [users] if isinstance(users, str) else users)
-    given = _material(named, images, labels, data, note)
+    given = making.material(named, images, labels, _root(data), note)
     registrar = None
     if registry is not None:
         registrar = making.Registrar(Path(registry), holder, alpha, given.images)
@@ -313,16 +315,48 @@ def copies(
 
     """
     from bench.runs.claims import key as keys
-    from bench.runs.claims import tracing
+    from bench.runs.claims import making, tracing
     from bench.runs.machine import find_device
     from bench.suite.owners import owner_of
 
     first = keys.read_all([key if isinstance(key, keys.Key) else Path(key)], None)[0]
     named = owner_of(model, weights, pretrained, image_size, entry)
     homes = keys.homes(Path(output), [users] if isinstance(users, str) else users)
-    given = _material(named, images, labels, data, note)
+    given = making.material(named, images, labels, _root(data), note)
     there = find_device(device)
     return tracing.copy_for_users(given.owner, first, given.pools, homes, there, watch)
+
+
+def descendants(
+    model: str,
+    output: str | Path,
+    *,
+    images: str = "digits",
+    labels: Literal["none", "sorted"] = "none",
+    max_images: int = 256,
+    seed: int = 0,
+    weights: str = "hub",
+    pretrained: str | None = None,
+    entry: str | None = None,
+    image_size: int | None = None,
+    data: str | Path | None = None,
+    device: str = "auto",
+    watch: Callable[[Path], object] = lambda path: None,
+) -> tuple[Path, ...]:
+    """Write what honest users make of a clean model: innocents for `verify`; see `protect`.
+
+    Raises:
+        UserError: there is no such model, or the images have no labels.
+
+    """
+    from bench.runs.claims import making
+    from bench.runs.claims.descending import descend
+    from bench.runs.machine import find_device
+    from bench.suite.owners import owner_of
+
+    named = owner_of(model, weights, pretrained, image_size, entry)
+    owner, pools, _ = making.material(named, images, labels, _root(data), print, max_images)
+    return descend(owner, pools, Path(output), seed, find_device(device), watch)
 
 
 def verify(
@@ -422,39 +456,15 @@ def trace(
     return tracing.trace(Path(suspect).name, loaded, known, users, alpha, there)
 
 
-def _material(
-    named: OwnerSettings,
-    images: str,
-    labels: Literal["none", "sorted"],
-    data: str | Path | None,
-    note: Callable[[str], object],
-) -> Material:
-    """Load an owner's model and images, those to work with and those held out."""
-    from bench.data import manifest
-    from bench.data.settings import described
-    from bench.runs.claims import making
-    from bench.runs.owners import load_owner
-    from bench.suite.owners import weights_file
-
-    root = _root(data) or Path()
-    owner = load_owner(named, weights_file(named, root) if named.from_file else None)
-    for told in owner.notes.get("weights", []):
-        note(f"{named.name}: {told}")
-    listed = manifest.read("images", described(images, labels, root), root)
-    for told in listed.notes:
-        note(f"images: {told}")
-    return making.Material(owner, making.owners_images(listed, owner.preprocess), listed.digest)
-
-
 def _made_of(origin: Origin, keys: Sequence[Key], device: torch.device) -> Material:
     """Load what keys are said to have been made of, refuse other, and say what a replay takes."""
-    from bench.runs.claims import replaying
+    from bench.runs.claims import making, replaying
     from bench.suite.owners import owner_of
 
     owner = keys[0].owner
     name, size = f"{owner.library}:{owner.name}", owner.image_size
     named = owner_of(name, str(origin.clean), owner.tag, size, origin.entry)
-    made_of = _material(named, origin.images, origin.labels, origin.data, origin.note)
+    made_of = making.material(named, origin.images, origin.labels, _root(origin.data), origin.note)
     replaying.refuse_others(keys, made_of)
     origin.note(replaying.price(keys, made_of, device))
     return made_of

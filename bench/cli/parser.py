@@ -161,3 +161,27 @@ def positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"expected at least 1, got {number}")
     return number
+
+
+def owners_labels(parser: argparse.ArgumentParser) -> None:
+    """Take how a flat folder of the owner's images shows its labels."""
+    parser.add_argument(
+        "--labels",
+        choices=("none", "sorted"),
+        default="none",
+        help="sorted: the files of a flat folder show one class each, in the order of their names",
+    )
+
+
+def pin(arguments: argparse.Namespace) -> None:
+    """Work with so many threads, where a number was given."""
+    if arguments.threads is not None:
+        from bench.runs.machine import pin_threads
+
+        pin_threads(arguments.threads)
+
+
+def print_lines(lines: Iterable[tuple[str, str]]) -> None:
+    """Print lines of a label and a text."""
+    for label, text in lines:
+        print(f"{label:10} {text}")

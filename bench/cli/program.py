@@ -10,8 +10,9 @@ import sys
 from collections.abc import Sequence
 
 from bench.cli.checking import CHECK
+from bench.cli.claims.protecting import DESCENDANTS, PROTECT
+from bench.cli.claims.verifying import TRACE, VERIFY
 from bench.cli.looking import EXPLAIN, LIST, PERF, PROFILE
-from bench.cli.owning import PROTECT, TRACE, VERIFY
 from bench.cli.parser import INTERRUPTED, OK, USERS_MISTAKE, Command, parser
 from bench.cli.reporting import COMPARE, LEADERBOARD, REPORT, VERIFY_RESULTS
 from bench.cli.running import PLAN, RUN, STORE, TUNE
@@ -23,7 +24,7 @@ from bench.records.nouns import Incompatible, UserError, shown
 
 COMMANDS: tuple[Command, ...] = (
     *(RUN, PLAN, REPORT, LEADERBOARD, COMPARE, VERIFY_RESULTS, PERF, LIST, CHECK),
-    *(PROFILE, PROTECT, VERIFY, TRACE, STORE, SAMPLE, TUNE),
+    *(PROFILE, PROTECT, DESCENDANTS, VERIFY, TRACE, STORE, SAMPLE, TUNE),
     *(EXPLAIN, INIT, SCHEMA, COMPLETION),
 )
 """Every command, in the order of `bench --help`."""

@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file, safe_open, save_file
 
 from bench import testing
-from bench.cli.owning import advice
+from bench.cli.claims.protecting import advice
 from bench.models.building import build, randomised
 from bench.models.symmetry import map_stream
 from bench.models.vision import Architecture, clone

@@ -6,7 +6,8 @@ import re
 import pytest
 import torch
 
-from bench.cli.owning import advice, sentences
+from bench.cli.claims.protecting import advice
+from bench.cli.claims.verifying import sentences
 from bench.models.weights import Loaded, headless, weights_digest
 from bench.records.nouns import UserError
 from bench.registry import METHODS

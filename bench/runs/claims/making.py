@@ -14,12 +14,14 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 
+from bench.data import manifest
 from bench.data.images import Images, Preprocess, load
 from bench.data.manifest import Manifest
+from bench.data.settings import described
 from bench.models.symmetry import rewritten
 from bench.models.vision import VisionModel
 from bench.models.weights import headless, load_weights, release, sketch, weights_digest
@@ -29,6 +31,8 @@ from bench.registry import METHODS
 from bench.runs.claims import commitment
 from bench.runs.claims.key import KEY, RELEASED, Key, aligning, write
 from bench.runs.claims.reading import AS_THEY_ARE, Bases, extract, fitted, read_file
+from bench.runs.owners import load_owner
+from bench.suite.owners import OwnerSettings, weights_file
 from bench.types import Context
 
 HELD_OUT = 0.3
@@ -71,8 +75,35 @@ class Claim:
     model_file: Path | None
 
 
-def owners_images(listed: Manifest, preprocess: Preprocess) -> tuple[Images, Images]:
-    """Decode all images of a data set, in those to work with and those held out, by source."""
+def material(
+    named: OwnerSettings,
+    images: str,
+    labels: Literal["none", "sorted"],
+    root: Path | None,
+    note: Callable[[str], object],
+    most: int | None = None,
+) -> Material:
+    """Load an owner's model and images, and tell `note` what was understood of both.
+
+    Relative paths start at `root`. Images are all there are, or at most so many of each pool.
+    """
+    root = root or Path()
+    owner = load_owner(named, weights_file(named, root) if named.from_file else None)
+    for told in owner.notes.get("weights", []):
+        note(f"{named.name}: {told}")
+    listed = manifest.read("images", described(images, labels, root), root)
+    for told in listed.notes:
+        note(f"images: {told}")
+    return Material(owner, owners_images(listed, owner.preprocess, most), listed.digest)
+
+
+def owners_images(
+    listed: Manifest, preprocess: Preprocess, most: int | None = None
+) -> tuple[Images, Images]:
+    """Decode images of a data set, in those to work with and those held out, by source.
+
+    They are all, or so many of each kind as the order of their sources' digests draws.
+    """
     sources = sorted({item.source for item in listed.items}, key=nouns.digest)
     first = round((1 - HELD_OUT) * len(sources))
     if not 0 < first < len(sources):
@@ -81,6 +112,11 @@ def owners_images(listed: Manifest, preprocess: Preprocess) -> tuple[Images, Ima
     pools: tuple[list[int], list[int]] = ([], [])
     for position, item in enumerate(listed.items):
         pools[item.source not in kept].append(position)
+    if most is not None:
+        place = {source: i for i, source in enumerate(sources)}
+        for pool in pools:
+            pool.sort(key=lambda position: place[listed.items[position].source])
+            del pool[most:]
     images, held_out = (load(listed, pool, preprocess) for pool in pools)
     return images, held_out
 

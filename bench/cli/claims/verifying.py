@@ -1,12 +1,11 @@
-"""Carry out what serves an owner: `bench protect` makes a key, `bench verify` reads a suspect."""
+"""Carry out `bench verify`, which reads a suspect, and `bench trace`, which names a user."""
 
 from __future__ import annotations
 
 import argparse
-import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, get_args
 
 import bench
 from bench.cli import progress
@@ -14,148 +13,27 @@ from bench.cli.parser import (
     OK,
     Command,
     a_device,
-    a_model,
     data_root,
+    owners_labels,
+    pin,
     positive,
+    print_lines,
     threads,
     which_weights,
 )
-from bench.models.libraries import LIBRARIES
-from bench.records.nouns import Align, Evidence, UserError, how_many
+from bench.records.nouns import Align, Evidence, how_many
 from bench.records.table import wide_console
-from bench.verdicts.exact.coins import least_log10_p, log10_p, p_text
+from bench.verdicts.exact.coins import least_log10_p, p_text
 from bench.verdicts.verdict import innocents_needed
 
 if TYPE_CHECKING:
-    from bench.records.nouns import Json
     from bench.runs.claims.claim import Finding, Verification
     from bench.runs.claims.key import Key
-    from bench.runs.claims.making import Claim
     from bench.runs.claims.replaying import Replay
     from bench.verdicts.verdict import Kind, Rank, Verdict
 
 STATUSES = {"owned": 0, "undecided": 3, "not owned": 1, "incompatible": 4}
 """Exit statuses of `verify`, by the verdict of all keys together."""
-
-
-def _protect_arguments(command: argparse.ArgumentParser) -> None:
-    a_model(command)
-    command.add_argument("--method", help="see `bench list methods`")
-    command.add_argument(
-        "--copy-of",
-        type=Path,
-        metavar="KEY",
-        help="make copies of this key's claim instead, for --users that are numbers",
-    )
-    command.add_argument(
-        "--set",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="NAME=VALUE",
-        help="settings of the method",
-    )
-    command.add_argument(
-        "--images", required=True, help="your images: a folder, or the embedded photos or digits"
-    )
-    _owners_labels(command)
-    command.add_argument(
-        "--users",
-        type=lambda text: text.split(","),
-        default=[""],
-        metavar="A,B",
-        help="a copy and a key for each",
-    )
-    command.add_argument(
-        "--seed",
-        type=int,
-        help="to repeat a trial; a secret is no safer than its seed (default: unpredictable)",
-    )
-    command.add_argument(
-        "--registry",
-        type=Path,
-        metavar="FILE",
-        help="register an intent before the key is drawn, from its nonce, and the key after",
-    )
-    command.add_argument("--holder", default="", help="with --registry: in whose name")
-    command.add_argument(
-        "--alpha",
-        type=float,
-        default=0.05,
-        help="with --registry: the level that the key is bound to (0.05)",
-    )
-    command.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
-    data_root(command)
-    a_device(command)
-    threads(command)
-
-
-def _owners_labels(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--labels",
-        choices=("none", "sorted"),
-        default="none",
-        help="sorted: the files of a flat folder show one class each, in the order of their names",
-    )
-
-
-def protect_model(arguments: argparse.Namespace) -> int:
-    """Protect a copy for every user, write each with its key, and say what to publish."""
-    _pin(arguments)
-    given: dict[str, Any] = {
-        "users": arguments.users,
-        "labels": arguments.labels,
-        "weights": arguments.weights,
-        "pretrained": arguments.pretrained,
-        "entry": arguments.entry,
-        "image_size": arguments.image_size,
-        "data": arguments.data,
-        "device": arguments.device,
-        "watch": lambda made: _print_lines(advice(made)),
-    }
-    model, images, output = arguments.model, arguments.images, arguments.output
-    named = {name: getattr(arguments, name) for name in ("seed", "registry", "holder", "alpha")}
-    settings = _settings(arguments.set)
-    if arguments.copy_of is None:
-        if arguments.method is None:
-            raise UserError("expected --method NAME, or --copy-of KEY, got neither")
-        how = {**given, **named, "settings": settings}
-        make = functools.partial(bench.protect, model, arguments.method, images, output, **how)
-    else:
-        if arguments.method or settings or arguments.seed is not None or arguments.registry:
-            raise UserError("--copy-of: expected no --method, --set, --seed or --registry with it")
-        make = functools.partial(bench.copies, model, arguments.copy_of, images, output, **given)
-    with progress.working(f"protecting {model}", wide_console()):
-        claims = make()
-    for made in claims:
-        kept = f"{made.key_file}: keep it, and keep it secret"
-        _print_lines([("key", kept), ("commitment", made.key.commitment)])
-    print(
-        "Publish the commitment where somebody else vouches for the date, before the model goes "
-        "out: a key made later can be fitted to anybody's model, and proves nothing."
-    )
-    return OK
-
-
-def _settings(texts: Sequence[str]) -> dict[str, Json]:
-    """Read NAME=VALUE: a value is JSON where it can be, else the text itself."""
-    import json
-
-    found: dict[str, Json] = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not equals:
-            raise UserError(f"--set: expected NAME=VALUE, got '{text}'")
-        try:
-            found[name] = json.loads(value)
-        except json.JSONDecodeError:
-            found[name] = value
-    return found
-
-
-def _print_lines(lines: Sequence[tuple[str, str]]) -> None:
-    for label, text in lines:
-        print(f"{label:10} {text}")
 
 
 def _verify_arguments(command: argparse.ArgumentParser) -> None:
@@ -222,21 +100,13 @@ def _replay_arguments(command: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="with --replay: the owner's unmarked weights (default: the library's)",
     )
-    _owners_labels(command)
+    owners_labels(command)
     data_root(command)
-
-
-def _pin(arguments: argparse.Namespace) -> None:
-    """Work with so many threads, where a number was given."""
-    if arguments.threads is not None:
-        from bench.runs.machine import pin_threads
-
-        pin_threads(arguments.threads)
 
 
 def verify_suspect(arguments: argparse.Namespace) -> int:
     """Read a suspect and the innocents given with every key; the status is the verdict."""
-    _pin(arguments)
+    pin(arguments)
     replaying = "" if arguments.replay is None else " and making secrets again"
     with progress.working(f"reading {arguments.suspect}{replaying}", wide_console()):
         found = bench.verify(
@@ -256,21 +126,21 @@ def verify_suspect(arguments: argparse.Namespace) -> int:
             replay=_origin(arguments),
             device=arguments.device,
         )
-    _print_lines([("suspect", description(found)), *(("basis", said) for said in found.bases)])
-    _print_lines([("note", note) for note in found.notes])
+    print_lines([("suspect", description(found)), *(("basis", said) for said in found.bases)])
+    print_lines([("note", note) for note in found.notes])
     if arguments.commitment is None:
         late = "without --commitment nothing shows that a key is older than the suspect"
-        _print_lines([("note", late)])
+        print_lines([("note", late)])
     replays = {replay.key: replay for replay in found.replays}
     for finding in found.findings:
-        _print_lines(sentences(finding, found.alpha, replays.get(finding.key)))
+        print_lines(sentences(finding, found.alpha, replays.get(finding.key)))
     if found.copy_of is not None:
         who = found.copy_of.user or found.copy_of.commitment
-        _print_lines([("named", f"{who}, whose copy it is bit for bit, whatever the verdict")])
+        print_lines([("named", f"{who}, whose copy it is bit for bit, whatever the verdict")])
     elif len(found.findings) > 1:
         best = found.named
         who = "nobody" if best is None else best.key.user or best.key.commitment
-        _print_lines([("named", who)])
+        print_lines([("named", who)])
     return STATUSES[found.outcome]
 
 
@@ -283,7 +153,7 @@ def _origin(arguments: argparse.Namespace) -> bench.Origin | None:
         labels=arguments.labels,
         clean=arguments.clean,
         data=arguments.data,
-        note=lambda told: _print_lines([("replay", told)]),
+        note=lambda told: print_lines([("replay", told)]),
     )
 
 
@@ -323,16 +193,16 @@ def trace_suspect(arguments: argparse.Namespace) -> int:
             device=arguments.device,
         )
     except bench.Incompatible as error:
-        _print_lines([("trace", f"incompatible: {error}; this speaks for nobody")])
+        print_lines([("trace", f"incompatible: {error}; this speaks for nobody")])
         return STATUSES["incompatible"]
-    _print_lines([("note", note) for note in found.notes])
+    print_lines([("note", note) for note in found.notes])
     times = f"times {how_many(found.users, 'user')}"
     for one in found.named or found.closest[:1]:
         label = "named" if found.named else "nearest"
         rate = f"{one.evidence.rate:.3f} of {len(one.evidence.agreement)} bits agree"
-        _print_lines([(label, f"user {one.user}: {rate}, p = {p_text(one.log10_p)} ({times})")])
+        print_lines([(label, f"user {one.user}: {rate}, p = {p_text(one.log10_p)} ({times})")])
     if not found.named:
-        _print_lines([("named", f"nobody, at alpha = {found.alpha:g} of all users together")])
+        print_lines([("named", f"nobody, at alpha = {found.alpha:g} of all users together")])
     return OK if found.named else STATUSES["not owned"]
 
 
@@ -343,33 +213,6 @@ def description(found: Verification) -> str:
     )
     left_out = f"; ignored, as no part of the backbone: {parts}" if parts else ""
     return f"{found.suspect}, read as {found.architecture}{left_out}"
-
-
-def advice(made: Claim) -> list[tuple[str, str]]:
-    """Say what was made and what the key reads, off the released model and off the clean one."""
-    key, lines = made.key, []
-    marks = made.model_file is not None
-    if key.user:
-        lines.append(("user", key.user))
-    if marks:
-        line = LIBRARIES.get(key.owner.library).in_python(key.owner)
-        how = f" (load_state_dict of {line})" if line else ""
-        lines.append(("model", f"{made.model_file}: to be released{how}"))
-    else:
-        lines.append(("model", f"{key.method.name} is a fingerprint: the model stays as it is"))
-    rule = f"by the paper's own rule, {made.released.rule.text}"
-    clean = f"; off the clean owner {made.clean.rate:.3f}" if marks else ""
-    lines.append(("rate", f"{made.released.rate:.3f} of the secret read back {rule}{clean}"))
-    if made.released.null is not None:
-        both = p_text(log10_p(made.released)), p_text(log10_p(made.clean))
-        text = "{} of the released copy, {} of the clean owner: exact, no innocents needed"
-        lines.append(("p-value", text.format(*both)))
-    if made.released.rate <= 0.5:
-        lines.append(("note", "the rule fails on most of the secret: give it more steps"))
-    if marks and made.clean.rate > 0.5:
-        fits = "this key also fits the unmarked model: it shows which base a suspect comes from "
-        lines.append(("note", f"{fits}rather than that the released copy was taken"))
-    return lines
 
 
 def sentences(found: Finding, alpha: float, replay: Replay | None = None) -> list[tuple[str, str]]:
@@ -460,12 +303,6 @@ WHO: Mapping[Kind, tuple[str, str]] = {
 }
 """The innocents that are given as files, one and many; a key remembers other users' copies."""
 
-PROTECT = Command(
-    "protect",
-    "mark or fingerprint a model of yours and keep the key",
-    _protect_arguments,
-    protect_model,
-)
 VERIFY = Command(
     "verify",
     "say whether a suspect is the model a key was made for",

@@ -1,0 +1,1 @@
+"""What serves one owner: a key is made, innocents are, a suspect is read, a user is named."""
