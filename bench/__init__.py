@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import torch
+    from pandas import DataFrame
 
     from bench.records.ledger import Results as Results
     from bench.records.nouns import Align, Json
@@ -56,8 +57,8 @@ NOUNS = {
 """What the functions here take, return and raise, and how tables are written; loaded when asked."""
 
 __all__ = [
-    *("copies", "descendants", "plan", "protect", "read", "report", "run", "trace", "tune"),
-    *("verify", *NOUNS),
+    *("copies", "descendants", "frame", "plan", "protect", "read", "report", "run", "trace"),
+    *("tune", "verify", *NOUNS),
 ]
 
 
@@ -187,6 +188,13 @@ def report(
         *(tables.calibration(results.outline, by_method(*found)) if calibration else ()),
         *((equal.equal_price(*found),) if equal_price else ()),
     )
+
+
+def frame(results: Results) -> DataFrame:
+    """Return results as a pandas frame: a row a cell, typed columns, in the order of tables."""
+    from bench.reports import tidy
+
+    return tidy.frame(tidy.rows(results.outline, results.records))
 
 
 def tune(

@@ -22,8 +22,8 @@ DOORS = ("types", "registry", "workload")
 
 PUBLIC = {
     "bench": (
-        *("copies", "descendants", "plan", "protect", "read", "report", "run", "trace", "tune"),
-        "verify",
+        *("copies", "descendants", "frame", "plan", "protect", "read", "report", "run", "trace"),
+        *("tune", "verify"),
         *("Claim", "Finding", "Incompatible", "Key", "Plan", "Record", "Results", "Table"),
         *("Trace", "Tuned", "UserError", "Verification"),
     ),

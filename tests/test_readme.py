@@ -73,7 +73,7 @@ def test_the_readmes_python_does_what_it_says(tmp_path, monkeypatch):
     [text] = [text for text in blocks(ROOT / "README.md", "python") if "bench.run(" in text]
     made = {}
     exec(text.replace('"lr": 1e-3', '"steps": 2'), made)
-    assert len(made["rates"]) == len(made["results"].outline.cells)
+    assert len(made["cells"]) == len(made["results"].outline.cells)
     assert {type(frame) for frame in made["frames"]} == {DataFrame}
     assert made["claim"].model_file.is_file()
     assert made["found"].outcome == "undecided"

@@ -119,6 +119,13 @@ def test_every_suite_of_ours_is_as_the_schema_has_it_and_a_misspelt_setting_is_n
         {"methods": [{"name": "activemark", "precision": "auot"}]},
         {"acused": 2},
         {"accused": "2"},
+        {"owners": [{"embedded": "mini", "wieghts": "random"}]},
+        {"owners": [{"weights": "random"}]},
+        {"owners": [{"embedded": "mini", "timm": "vit"}]},
+        {"data": {"digits": {"crop": 3}}},
+        {"data": {"mine": {"loader": "fodler"}}},
+        {"innocents": {"stranger": 3}},
+        {"innocents": {"descendants": [{"name": "prune.l2"}]}},
     ):
         assert not validator.is_valid(small | wrong), wrong
 

@@ -12,10 +12,13 @@ import json
 from typing import Any
 
 from bench.cli.parser import OK, Command
+from bench.data.settings import LOADERS, DataSettings
+from bench.models.libraries import LIBRARIES
 from bench.records.explained import schema_of
 from bench.records.nouns import Json
 from bench.registry import ACCUSERS, ATTACKS, METHODS, Registry
-from bench.suite.innocents import AUTO
+from bench.suite.innocents import AUTO, InnocentSettings
+from bench.suite.owners import OwnerSettings
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -34,18 +37,19 @@ def suite_schema() -> dict[str, Json]:
             shared |= _shared(registry, name)
             shared[f"{entry}.{name}"] = _entry(registry, name)
         shared[entry] = {"oneOf": [{"$ref": f"#/$defs/{entry}.{n}"} for n in registry.names()]}
+    shared |= schema_of(OwnerSettings).get("$defs", {}) | {"owner": _owner(), "data": _data()}
     step = {"$ref": "#/$defs/attack"}
     chain = {"anyOf": [step, {"type": "array", "items": step, "minItems": 1}]}
     files = {"type": "array", "items": {"type": "string"}}
     properties |= {
         "include": files,
         "parts": files,
-        "owners": {"type": "array", "items": {"type": "object"}, "minItems": 1},
+        "owners": {"type": "array", "items": {"$ref": "#/$defs/owner"}, "minItems": 1},
         "methods": {"type": "array", "items": {"$ref": "#/$defs/method"}, "minItems": 1},
         "attacks": {"type": "array", "items": chain, "minItems": 1},
         "accusers": {"type": "array", "items": {"$ref": "#/$defs/accuser"}},
-        "data": {"type": "object", "additionalProperties": {"type": "object"}},
-        "innocents": {"type": "object"},
+        "data": {"type": "object", "additionalProperties": {"$ref": "#/$defs/data"}},
+        "innocents": _innocents(chain),
     }
     return {
         "$schema": DRAFT,
@@ -56,6 +60,30 @@ def suite_schema() -> dict[str, Json]:
         "additionalProperties": False,
         "$defs": shared,
     }
+
+
+def _owner() -> dict[str, Json]:
+    """Return the schema of an owner: one of the libraries names it."""
+    found = schema_of(OwnerSettings)
+    own = {k: v for k, v in found["properties"].items() if k not in ("library", "name")}
+    libraries: dict[str, Json] = {name: {"type": "string"} for name in LIBRARIES.names()}
+    one = [{"required": [name]} for name in libraries]
+    return {**found, "properties": {**libraries, **own}, "required": [], "oneOf": one}
+
+
+def _data() -> dict[str, Json]:
+    """Return the schema of a data set, whose loader may go without saying."""
+    found = schema_of(DataSettings)
+    loader = {"enum": [*LOADERS.names()]}
+    return {**found, "properties": {**found["properties"], "loader": loader}, "required": []}
+
+
+def _innocents(chain: Json) -> dict[str, Json]:
+    """Return the schema of the innocents: whose models, and which attacks on the clean owner."""
+    found = schema_of(InnocentSettings)
+    lists = {"models": {"$ref": "#/$defs/owner"}, "descendants": chain}
+    made = {name: {"type": "array", "items": items} for name, items in lists.items()}
+    return {**found, "properties": {**found["properties"], **made}}
 
 
 def _shared(registry: Registry[Any], name: str) -> dict[str, Json]:
