@@ -5,7 +5,8 @@ import tempfile
 from pathlib import Path
 
 from PIL import Image, PngImagePlugin
-from test_page_browser import DEMO, MAP, Tab
+from tab import Tab
+from test_page_browser import DEMO, MAP
 
 from bench.records import ledger
 from bench.reports import page, tables
