@@ -59,7 +59,8 @@ class Track:
     """Rows that compare: one owner, one list of attacks, one alpha."""
 
     owner: str
-    attacks: str
+    attacks: str  # digest of the list
+    titles: str  # of the results that it is of
     lines: Sequence[Line]
     drawing: str
     said: str
@@ -123,7 +124,8 @@ def _tracks(entries: Sequence[Entry]) -> Iterator[Track]:
     for entry in entries:
         for standing in entry.standings:
             found.setdefault((standing.owner, entry.attacks), []).append((entry, standing))
-    for (owner, attacks), rows in sorted(found.items(), key=lambda one: one[0][0]):
+    # Of an owner, the most methods first.
+    for (owner, attacks), rows in sorted(found.items(), key=lambda one: (one[0][0], -len(one[1]))):
         yield _track(owner, attacks, rows)
 
 
@@ -141,7 +143,8 @@ def _track(owner: str, attacks: str, rows: Sequence[tuple[Entry, Standing]]) -> 
     ]
     numbers = {name: number for number, name in enumerate(ordered, start=1)}
     drawing = _drawing(found, numbers) if found.difference is not None else ""
-    return Track(owner, attacks, lines, drawing, _said(found, len(names) - len(scored)))
+    titles = "; ".join(distinct(entry.title or entry.name for entry, _ in rows))
+    return Track(owner, attacks, titles, lines, drawing, _said(found, len(names) - len(scored)))
 
 
 def _place(name: str, standing: Standing, found: Order) -> tuple[float, float]:
