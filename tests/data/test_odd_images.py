@@ -239,7 +239,7 @@ def test_a_check_prints_classes_whose_names_are_no_text(tmp_path):
     (root / "b").rename(os.fsdecode(os.fsencode(str(root)) + b"/b\xff\n"))
     suite = tmp_path / "s.yaml"
     suite.write_text(
-        "name: s\nowners: [{embedded: mini}]\nmethods: [{name: cka, images: 4}]\n"
+        "name: s\nowners: [{embedded: mini}]\nmethods: [{name: cka, source: noise}]\n"
         "attacks: [{name: control.identity}]\n"
         f"data: {{set: {{loader: folder, path: {root}}}, digits: {{}}}}\n"
         "owner_images: set\nprobe: digits\ninnocents: {strangers: 1, twin_seeds: 0}\n"
