@@ -163,6 +163,11 @@ def positive(text: str) -> int:
     return number
 
 
+def taken(arguments: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """Return what a line says under these names, as a function takes it."""
+    return {name: getattr(arguments, name) for name in names}
+
+
 def owners_labels(parser: argparse.ArgumentParser) -> None:
     """Take how a flat folder of the owner's images shows its labels."""
     parser.add_argument(

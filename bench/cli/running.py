@@ -24,6 +24,7 @@ from bench.cli.parser import (
     a_suite,
     data_root,
     positive,
+    taken,
 )
 from bench.records.nouns import how_many
 from bench.records.table import print_table, wide_console, write_tables
@@ -178,7 +179,7 @@ def _how(
     named = ("device", "engine", "address", "workers", "threads", "compile")
     note = {"note": lambda text: print(text, file=sys.stderr)} if arguments.log_json else {}
     shown = {"watch": watch, "look": seen.look, **note}
-    return {name: getattr(arguments, name) for name in named} | shown
+    return taken(arguments, *named) | shown
 
 
 def answered(records: Iterable[Record], home: Path, console: Console) -> Iterator[Record]:

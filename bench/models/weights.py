@@ -231,7 +231,8 @@ def _of_another_size(
             for field in dataclasses.fields(found)
             if (there := getattr(found, field.name)) != (here := getattr(own, field.name))
         ]
-        said = f"read as a {bare.architecture.name} of another size: {', '.join(sizes)}"
+        name = bare.architecture.name
+        said = f"read as a {name} of another size, heads as wide as its own: {', '.join(sizes)}"
         for kind in kinds:
             model = blank(dataclasses.replace(kind.architecture, dimensions=found))
             fitted = _fitted(model, given)

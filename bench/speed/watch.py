@@ -168,35 +168,29 @@ def against(
     What is found slower is timed again, by two new processes: where the memory of a process lies
     can make it a fifth slower for as long as it lives.
     """
+
+    def raced(names: Iterable[str]) -> Iterator[Row]:
+        with revisions.revisions(base, files, str(device)) as (old, new):
+            for name in names:
+                known, what = baseline.workloads.get(name), f"ratio to {base}"
+                limit = 1 + (known.tolerance if known else TOLERANCE)
+                try:
+                    for ask in (old, new):
+                        ask(name)
+                    ratio = settled(functools.partial(_turns, new, old), limit)
+                except revisions.Unmeasured as error:
+                    yield _unmeasured(name, what, str(error))
+                else:
+                    yield _ratio_row(name, what, 1.0, ratio, limit)
+
     slower = list[str]()
-    for row in _raced(base, files, workloads, baseline, device):
+    for row in raced(workloads):
         if row.outcome == "worse":
             slower.append(row.workload)
         else:
             yield row
     if slower:
-        yield from _raced(base, files, slower, baseline, device)
-
-
-def _raced(
-    base: str,
-    files: Sequence[Path],
-    workloads: Iterable[str],
-    baseline: Baseline,
-    device: torch.device,
-) -> Iterator[Row]:
-    with revisions.revisions(base, files, str(device)) as (old, new):
-        for name in workloads:
-            known, what = baseline.workloads.get(name), f"ratio to {base}"
-            limit = 1 + (known.tolerance if known else TOLERANCE)
-            try:
-                for ask in (old, new):
-                    ask(name)
-                ratio = settled(functools.partial(_turns, new, old), limit)
-            except revisions.Unmeasured as error:
-                yield _unmeasured(name, what, str(error))
-            else:
-                yield _ratio_row(name, what, 1.0, ratio, limit)
+        yield from raced(slower)
 
 
 def _turns(new: revisions.Ask, old: revisions.Ask, new_first: bool) -> float:

@@ -625,7 +625,9 @@ def test_a_suspect_of_another_size_keeps_its_head(sizes, tmp_path):
     ((name, size),) = sizes.items()
     assert getattr(dimensions(found.model), name) == size
     (note,) = found.notes
-    assert note.startswith(f"read as a test_vit of another size: {name} {size} instead of ")
+    assert note.startswith(
+        f"read as a test_vit of another size, heads as wide as its own: {name} {size} instead of "
+    )
     with pytest.raises(UserError, match="expected"):
         load_weights(file, WITH_HEAD)
 

@@ -129,7 +129,7 @@ def test_a_copy_of_another_size_is_read_in_the_released_models(story, steps, siz
     save_file(made.state_dict(), story / "suspects/resized.safetensors")
     said = verify(story, "suspects/resized.safetensors", *innocents(story), *ALPHA)
     assert said.status == status, said
-    assert f"read as a mini of another size: {sizes}" in said.out
+    assert f"read as a mini of another size, heads as wide as its own: {sizes}" in said.out
 
 
 def test_without_alignment_a_copy_in_another_basis_is_not_found(hidden_copies):

@@ -6,7 +6,7 @@ import argparse
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import bench
 from bench.cli import progress
@@ -20,6 +20,7 @@ from bench.cli.parser import (
     pin,
     positive,
     print_lines,
+    taken,
     threads,
 )
 from bench.models.libraries import LIBRARIES
@@ -30,6 +31,10 @@ from bench.verdicts.exact.coins import log10_p, p_text
 if TYPE_CHECKING:
     from bench.records.nouns import Json
     from bench.runs.claims.making import Claim
+
+
+OF_A_MODEL = ("weights", "pretrained", "entry", "image_size", "labels", "data", "device")
+"""What a line says of an owner's model and images, beside which these are."""
 
 
 def _protect_arguments(command: argparse.ArgumentParser) -> None:
@@ -87,19 +92,10 @@ def _protect_arguments(command: argparse.ArgumentParser) -> None:
 def protect_model(arguments: argparse.Namespace) -> int:
     """Protect a copy for every user, write each with its key, and say what to publish."""
     pin(arguments)
-    given: dict[str, Any] = {
-        "users": arguments.users,
-        "labels": arguments.labels,
-        "weights": arguments.weights,
-        "pretrained": arguments.pretrained,
-        "entry": arguments.entry,
-        "image_size": arguments.image_size,
-        "data": arguments.data,
-        "device": arguments.device,
-        "watch": lambda made: print_lines(advice(made)),
-    }
+    given = taken(arguments, "users", *OF_A_MODEL)
+    given["watch"] = lambda made: print_lines(advice(made))
     model, images, output = arguments.model, arguments.images, arguments.output
-    named = {name: getattr(arguments, name) for name in ("seed", "registry", "holder", "alpha")}
+    named = taken(arguments, "seed", "registry", "holder", "alpha")
     settings = _settings(arguments.set)
     if arguments.copy_of is None:
         if arguments.method is None:
@@ -198,16 +194,7 @@ def make_descendants(arguments: argparse.Namespace) -> int:
         made = bench.descendants(
             arguments.model,
             arguments.output,
-            images=arguments.images,
-            labels=arguments.labels,
-            max_images=arguments.max_images,
-            seed=arguments.seed,
-            weights=arguments.weights,
-            pretrained=arguments.pretrained,
-            entry=arguments.entry,
-            image_size=arguments.image_size,
-            data=arguments.data,
-            device=arguments.device,
+            **taken(arguments, "images", "max_images", "seed", *OF_A_MODEL),
             watch=lambda path: print_lines([("innocent", str(path))]),
         )
     print(f"{how_many(len(made), 'innocent')}: bench verify ... --descendants {arguments.output}")

@@ -18,6 +18,7 @@ from bench.cli.parser import (
     pin,
     positive,
     print_lines,
+    taken,
     threads,
     which_weights,
 )
@@ -34,6 +35,10 @@ if TYPE_CHECKING:
 
 STATUSES = {"owned": 0, "undecided": 3, "not owned": 1, "incompatible": 4}
 """Exit statuses of `verify`, by the verdict of all keys together."""
+
+
+OF_BOTH = ("model", "pretrained", "entry", "image_size", "alpha", "device")
+"""What a line of `verify`, and of `trace`, says of a suspect and of how it is judged."""
 
 
 def _verify_arguments(command: argparse.ArgumentParser) -> None:
@@ -113,18 +118,8 @@ def verify_suspect(arguments: argparse.Namespace) -> int:
             arguments.suspect,
             arguments.key,
             commitments=arguments.commitment,
-            strangers=arguments.strangers,
-            descendants=arguments.descendants,
-            model=arguments.model,
-            pretrained=arguments.pretrained,
-            entry=arguments.entry,
-            image_size=arguments.image_size,
-            alpha=arguments.alpha,
-            align=arguments.align,
-            seen=arguments.seen,
-            reference=arguments.reference,
             replay=_origin(arguments),
-            device=arguments.device,
+            **taken(arguments, "strangers", "descendants", "align", "seen", "reference", *OF_BOTH),
         )
     print_lines([("suspect", description(found)), *(("basis", said) for said in found.bases)])
     print_lines([("note", note) for note in found.notes])
@@ -150,9 +145,7 @@ def _origin(arguments: argparse.Namespace) -> bench.Origin | None:
         return None
     return bench.Origin(
         images=arguments.replay,
-        labels=arguments.labels,
-        clean=arguments.clean,
-        data=arguments.data,
+        **taken(arguments, "labels", "clean", "data"),
         note=lambda told: print_lines([("replay", told)]),
     )
 
@@ -184,13 +177,7 @@ def trace_suspect(arguments: argparse.Namespace) -> int:
         found = bench.trace(
             arguments.suspect,
             arguments.key,
-            users=arguments.users,
-            alpha=arguments.alpha,
-            model=arguments.model,
-            pretrained=arguments.pretrained,
-            entry=arguments.entry,
-            image_size=arguments.image_size,
-            device=arguments.device,
+            **taken(arguments, "users", *OF_BOTH),
         )
     except bench.Incompatible as error:
         print_lines([("trace", f"incompatible: {error}; this speaks for nobody")])

@@ -46,10 +46,11 @@ def descend(
     device: torch.device,
     watch: Callable[[Path], object],
 ) -> tuple[Path, ...]:
-    """Write what every recipe makes of the clean model, without heads; a file that is there stays.
+    """Write what every recipe makes of the clean model, without heads; `watch` is told each file.
 
     Raises:
-        UserError: images to finetune on have no labels, or a recipe's model is not finite.
+        UserError: images to finetune on have no labels, the folder holds something already, for it
+            could be another model's, or a recipe's model is not finite.
 
     """
     if pools[0].labels is None:
@@ -58,20 +59,19 @@ def descend(
             "folder a class, or digits"
         )
     folder.mkdir(parents=True, exist_ok=True)
+    if there := next(folder.iterdir(), None):
+        raise UserError(f"expected an empty folder, got {there} in it; name another")
     made = list[Path]()
     for number, chain in enumerate(RECIPES):
         name = "-".join(step.replace(".", "_") for step, _ in chain) or "clean"
-        path = folder / f"{number:02}-{name}.safetensors"
-        if not path.exists():
-            model = clone(owner)
-            for place, (step, settings) in enumerate(chain):
-                rng = torch.Generator().manual_seed(
-                    int(digest("descendant", seed, number, place), 16) >> 1
-                )
-                attack = ATTACKS.build(step, settings)
-                model = attack.run(model.to(device), Context(device, rng, *pools)).cpu()
-            refuse_infinite(model, path.name)
-            release(model, path)
+        path, model = folder / f"{number:02}-{name}.safetensors", clone(owner)
+        for place, (step, settings) in enumerate(chain):
+            drawn = int(digest("descendant", seed, number, place), 16) >> 1
+            rng = torch.Generator().manual_seed(drawn)
+            attack = ATTACKS.build(step, settings)
+            model = attack.run(model.to(device), Context(device, rng, *pools)).cpu()
+        refuse_infinite(model, path.name)
+        release(model, path)
         made.append(path)
         watch(path)
     return tuple(made)
